@@ -1,0 +1,5 @@
+"""`python -m ingest` is the same as `iov-ingest`."""
+
+from ingest.cli import main
+
+main()

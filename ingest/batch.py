@@ -1,0 +1,134 @@
+"""Rows and dead letters of many messages that are committed, and then acknowledged, together.
+
+A batch owns its deliveries: whatever is in it is settled with it and nothing else is. Pure and
+passive: a loop adds, asks and takes; the clock is an argument.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from ingest.model import Checked, Delivery, Reason, Rejected, Row
+
+_DETAIL_CHARACTERS = 300
+
+
+class DeadLetter(NamedTuple):
+    """One row of `iov.dead_letter`, in the order of its columns."""
+
+    received_at: datetime
+    topic: str
+    device: str | None
+    stream: str | None
+    reason: str
+    detail: str
+    payload: bytes
+
+
+class Limits(NamedTuple):
+    """When a batch closes."""
+
+    rows: int = 5_000
+    """Samples, accepted or rejected."""
+    size_bytes: int = 16 * 1024 * 1024
+    """Inflated payloads, a measure of memory."""
+    wait_s: float = 0.0
+    """How long the first message may wait for company while the writer is idle."""
+
+
+def dead_letter(delivery: Delivery, rejected: Rejected) -> DeadLetter:
+    """What the store keeps of a rejection."""
+    return DeadLetter(
+        delivery.arrival.at,
+        _storable(delivery.topic),
+        rejected.device,
+        None if rejected.stream is None else _storable(rejected.stream),
+        rejected.reason.value,
+        # A pointer may hold names a vehicle made up, however long.
+        _storable(rejected.detail[:_DETAIL_CHARACTERS]),
+        rejected.payload,
+    )
+
+
+def _storable(text: str) -> str:
+    """`text` without U+0000, which PostgreSQL stores nowhere."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+@dataclass(slots=True)
+class Batch:
+    """What is committed in one transaction."""
+
+    opened_s: float
+    """Monotonic time of its first message."""
+    deliveries: list[Delivery] = field(default_factory=list)
+    """In the order of arrival, which is the order of acknowledgement (MQTT 5, 4.6)."""
+    rows: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)
+    """Row values by stream, first come first."""
+    origins: dict[str, list[tuple[Delivery, int]]] = field(default_factory=dict)
+    """For each of `rows` the delivery it came in and its position there."""
+    dead_letters: list[DeadLetter] = field(default_factory=list)
+    rejected: Counter[tuple[str, Reason]] = field(default_factory=Counter)
+    """Rejected samples by metric label and reason."""
+    unknown_fields: Counter[str] = field(default_factory=Counter)
+    """Fields no schema names, by stream."""
+    samples: int = 0
+    size_bytes: int = 0
+
+    def add(self, delivery: Delivery, checked: Checked) -> None:
+        """Take in a message and all of its outcomes."""
+        self.deliveries.append(delivery)
+        self.samples += len(checked.outcomes)
+        self.size_bytes += checked.size_bytes
+        for outcome in checked.outcomes:
+            if type(outcome) is Row:
+                stream = outcome.stream
+                if stream not in self.rows:
+                    self.rows[stream], self.origins[stream] = [], []
+                self.rows[stream].append(outcome.values)
+                self.origins[stream].append((delivery, outcome.index))
+                if outcome.unknown_fields:
+                    self.unknown_fields[stream] += outcome.unknown_fields
+            else:
+                assert isinstance(outcome, Rejected)
+                self.dead_letters.append(dead_letter(delivery, outcome))
+                self.rejected[checked.stream, outcome.reason] += 1
+
+
+class Batcher:
+    """The batch that is filling, and whether it is time to take it."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._open: Batch | None = None
+        self.waits = limits.wait_s > 0
+        """Whether an idle writer lets the first message wait."""
+        self.full = False
+        """Nothing more goes in until it is taken."""
+
+    def add(self, delivery: Delivery, checked: Checked, now: float) -> None:
+        """Put a message into the open batch; a message is never divided."""
+        if self._open is None:
+            # The wait runs from the first message, not from the last batch.
+            self._open = Batch(now)
+        self._open.add(delivery, checked)
+        limits = self._limits
+        self.full = self._open.samples >= limits.rows or self._open.size_bytes >= limits.size_bytes
+
+    def due_in(self, now: float) -> float | None:
+        """Seconds until an idle writer should take the batch; None while it is empty."""
+        if self._open is None:
+            return None
+        if self.full:
+            return 0.0
+        return max(0.0, self._open.opened_s + self._limits.wait_s - now)
+
+    def take(self) -> Batch | None:
+        """Close the open batch and return it; None if it holds nothing."""
+        taken, self._open = self._open, None
+        self.full = False
+        return taken
+

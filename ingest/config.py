@@ -1,0 +1,264 @@
+"""One frozen settings object, built once from `IOV_*` variables and a TOML file.
+
+Every problem is found before anything starts and all of them are reported together. The
+environment wins over the file; an unknown `IOV_` name is an error in both; no secret and no URL
+that may hold one is ever printed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import socket
+import ssl
+import tomllib
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+from urllib.parse import SplitResult, urlsplit
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from ingest.errors import ConfigError
+
+PREFIX = "IOV_"
+_DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
+_APPLICATION_NAME_BYTES = 63
+"""PostgreSQL cuts `application_name` at NAMEDATALEN - 1."""
+
+
+def _host_client_id() -> str:
+    return "iov-ingest-" + re.sub(r"[^A-Za-z0-9_.-]", "-", socket.gethostname())
+
+
+class Settings(BaseModel):
+    """Everything that can be set. The environment name of a field is `IOV_` and its name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    mqtt_url: str | None = Field(None, description="Broker: mqtt, mqtts, ws or wss://host[:port]")
+    mqtt_username: str | None = Field(None, description="User name at the broker")
+    mqtt_password: SecretStr | None = Field(None, description="Password at the broker")
+    mqtt_password_file: Path | None = Field(None, description="File that holds the password")
+    mqtt_ca_file: Path | None = Field(None, description="CA certificates (PEM) for mqtts and wss")
+    mqtt_cert_file: Path | None = Field(None, description="Client certificate (PEM), mutual TLS")
+    mqtt_key_file: Path | None = Field(None, description="Key of the client certificate (PEM)")
+    mqtt_client_id: str = Field(
+        default_factory=_host_client_id,
+        min_length=1,
+        max_length=128,
+        description="Stable name of this worker at the broker; default from the host name",
+    )
+    mqtt_group: str = Field("ingest", description="Shared subscription; empty = plain")
+    mqtt_topic: str = Field("iov/v1/+/+", description="Topic filter to subscribe to")
+    mqtt_client: Literal["auto", "mqtt5", "aiomqtt"] = Field(
+        "auto", description="How MQTT is read; auto: mqtt5, and aiomqtt where that cannot"
+    )
+    mqtt_receive_maximum: int = Field(
+        10_000, ge=1, le=65_535, description="Messages in flight the broker is asked to keep to"
+    )
+    mqtt_session_expiry_s: int = Field(
+        86_400, ge=0, le=0xFFFF_FFFF, description="How long the broker keeps the session, seconds"
+    )
+    database_url: SecretStr | None = Field(
+        None, description="Whatever asyncpg accepts, Unix sockets included"
+    )
+    store: Literal["auto", "postgres", "timescaledb"] = Field(
+        "auto", description="auto: hypertables where the timescaledb extension is installed"
+    )
+    batch_rows: int = Field(5_000, ge=1, le=100_000, description="Samples that close a batch")
+    batch_wait_ms: int = Field(
+        0, ge=0, le=60_000, description="0: an idle writer takes what is there; else it waits"
+    )
+    max_payload_bytes: int = Field(
+        262_144, ge=1, le=16_777_216, description="Largest payload, before inflating"
+    )
+    max_inflated_bytes: int = Field(
+        4_194_304, ge=1, le=67_108_864, description="Largest payload, after inflating"
+    )
+    max_samples: int = Field(1_000, ge=1, le=100_000, description="Samples in one message")
+    max_age_days: float = Field(30, gt=0, le=36_500, description="Older samples are `too_old`")
+    max_ahead_s: float = Field(300, ge=0, le=86_400, description="Later ones are `clock_ahead`")
+    schema_dir: Path | None = Field(None, description="Schemas; default: those of the product")
+    http_host: str = Field("0.0.0.0", description="Where /metrics, /livez, /readyz listen")  # noqa: S104  a scraper comes from outside
+    http_port: int = Field(9464, ge=0, le=65_535, description="0: any free port")
+    http_token: SecretStr | None = Field(None, description="Opens details to other hosts")
+    log_format: Literal["logfmt", "json"] = Field("logfmt", description="Form of a log line")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least")
+
+    @field_validator("mqtt_url")
+    @classmethod
+    def _mqtt_url(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        try:
+            parts = urlsplit(url)
+            host, _ = parts.hostname, parts.port
+        except ValueError:
+            raise ValueError("is not a URL like mqtt://host:1883") from None
+        if parts.scheme not in _DEFAULT_PORTS:
+            raise ValueError("must begin with mqtt://, mqtts://, ws:// or wss://")
+        if not host:
+            raise ValueError("names no host")
+        if parts.username or parts.password:
+            raise ValueError("must hold no user or password: use IOV_MQTT_USERNAME and _PASSWORD")
+        return url
+
+    @field_validator("mqtt_group")
+    @classmethod
+    def _mqtt_group(cls, group: str) -> str:
+        if set(group) & set("/+#"):
+            raise ValueError("must not hold / + or # (MQTT 5, 4.8.2)")
+        return group
+
+    @field_validator("mqtt_topic")
+    @classmethod
+    def _mqtt_topic(cls, topic: str) -> str:
+        levels = topic.split("/")
+        wrong = not topic or "\0" in topic or topic.startswith("$share/")
+        wrong = wrong or any("#" in level for level in levels[:-1])
+        wrong = wrong or any(set(level) & set("+#") and len(level) > 1 for level in levels)
+        if wrong:
+            raise ValueError("is not a topic filter (MQTT 5, 4.7); the group has its own setting")
+        return topic
+
+    @field_validator("mqtt_password_file", "mqtt_ca_file", "mqtt_cert_file", "mqtt_key_file")
+    @classmethod
+    def _readable(cls, path: Path | None) -> Path | None:
+        if path is not None and not os.access(path, os.R_OK):
+            raise ValueError(f"{path} cannot be read")
+        return path
+
+    @model_validator(mode="after")
+    def _between_fields(self) -> Self:
+        wrong = []
+        if self.mqtt_password and self.mqtt_password_file:
+            wrong.append("IOV_MQTT_PASSWORD and IOV_MQTT_PASSWORD_FILE exclude each other")
+        if bool(self.mqtt_cert_file) != bool(self.mqtt_key_file):
+            wrong.append("IOV_MQTT_CERT_FILE and IOV_MQTT_KEY_FILE need each other")
+        if self.mqtt_url:
+            scheme = self.broker.scheme
+            if scheme in {"mqtt", "ws"} and (self.mqtt_ca_file or self.mqtt_cert_file):
+                wrong.append("IOV_MQTT_CA_FILE and _CERT_FILE need mqtts:// or wss://")
+            if scheme in {"ws", "wss"} and self.mqtt_client == "mqtt5":
+                wrong.append("IOV_MQTT_CLIENT=mqtt5 reads mqtt:// and mqtts:// only")
+        if self.max_inflated_bytes < self.max_payload_bytes:
+            wrong.append("IOV_MAX_INFLATED_BYTES must not be below IOV_MAX_PAYLOAD_BYTES")
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
+
+    @property
+    def broker(self) -> SplitResult:
+        """The broker's URL in its parts; it holds no secret."""
+        assert self.mqtt_url is not None
+        return urlsplit(self.mqtt_url)
+
+    @property
+    def broker_port(self) -> int:
+        """Port of the broker, the scheme's own where the URL names none."""
+        return self.broker.port or _DEFAULT_PORTS[self.broker.scheme]
+
+    @property
+    def subscription(self) -> str:
+        """The filter sent in SUBSCRIBE: shared where there is a group."""
+        return f"$share/{self.mqtt_group}/{self.mqtt_topic}" if self.mqtt_group else self.mqtt_topic
+
+    @property
+    def application_name(self) -> str:
+        """This worker's name at PostgreSQL: its client id, kept apart from longer ones like it."""
+        name = f"iov-ingest {self.mqtt_client_id}"
+        if len(name.encode()) <= _APPLICATION_NAME_BYTES:
+            return name
+        return "iov-ingest " + hashlib.sha256(name.encode()).hexdigest()[:32]
+
+    def mqtt_secret(self) -> str | None:
+        """The broker's password, from the setting or its file (its last line feed dropped)."""
+        if self.mqtt_password_file:
+            return self.mqtt_password_file.read_text().rstrip("\r\n")
+        return self.mqtt_password.get_secret_value() if self.mqtt_password else None
+
+    def tls(self) -> ssl.SSLContext | None:
+        """TLS 1.2 or later with the host name checked, or None for a plain connection."""
+        if self.broker.scheme not in {"mqtts", "wss"}:
+            return None
+        context = ssl.create_default_context(cafile=self.mqtt_ca_file)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if self.mqtt_cert_file:
+            context.load_cert_chain(self.mqtt_cert_file, self.mqtt_key_file)
+        return context
+
+    def dsn(self) -> str:
+        """The database URL in clear, for the driver alone."""
+        assert self.database_url is not None
+        return self.database_url.get_secret_value()
+
+
+def load(
+    file: Path | None = None,
+    *,
+    needs: Collection[str] = (),
+    environ: Mapping[str, str] | None = None,
+) -> Settings:
+    """Settings from the environment and `file`; raises ConfigError with every problem found.
+
+    `needs` are the `IOV_` names without which the command at hand cannot work.
+    """
+    names = {PREFIX + field.upper(): field for field in Settings.model_fields}
+    environ = os.environ if environ is None else environ
+    problems: list[str] = []
+    from_file = _read(file, problems) if file else {}
+    given = from_file | {n: v for n, v in environ.items() if n.startswith(PREFIX)}
+    for name in sorted(given.keys() - names.keys()):
+        problems.append(f"{name} is not a setting{_nearest(name, names)}")
+    values = {names[n]: v for n, v in given.items() if n in names}
+    try:
+        settings = Settings(**values)
+        if settings.mqtt_url and not problems:
+            settings.tls()
+    except ValidationError as exc:
+        problems += _sentences(exc)
+    except (ssl.SSLError, OSError) as exc:
+        problems.append(f"the TLS files cannot be used: {exc}")
+    problems += [f"{name} is not set" for name in sorted(needs) if not given.get(name)]
+    if problems:
+        raise ConfigError(problems)
+    return settings
+
+
+def _read(file: Path, problems: list[str]) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text())
+    except OSError as exc:
+        problems.append(f"{file} cannot be read: {exc.strerror}")
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
+        problems.append(f"{file} is not TOML")
+    return {}
+
+
+def _nearest(name: str, names: Collection[str]) -> str:
+    from difflib import get_close_matches  # noqa: PLC0415  only on the way to an error
+
+    near = get_close_matches(name, names, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _sentences(exc: ValidationError) -> list[str]:
+    """One sentence per problem, by environment name, without the value that was given."""
+    sentences = []
+    for error in exc.errors(include_url=False, include_input=False, include_context=False):
+        text = error["msg"].removeprefix("Value error, ")
+        if error["loc"]:
+            sentences.append(f"{PREFIX}{str(error['loc'][0]).upper()}: {text}")
+        else:
+            sentences += text.split("\n")
+    return sentences

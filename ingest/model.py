@@ -1,0 +1,105 @@
+"""The values that walk through the service: delivery, outcome, reason.
+
+Nothing here does anything; every floor above may know these names.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple, Protocol
+
+OTHER = "other"
+"""Metric label of every stream name that no schema describes."""
+
+
+class Reason(enum.StrEnum):
+    """Why something was rejected: the closed list of `iov.dead_letter.reason`."""
+
+    TOO_LARGE = "too_large"
+    BAD_TOPIC = "bad_topic"
+    UNKNOWN_STREAM = "unknown_stream"
+    BAD_ENCODING = "bad_encoding"
+    BAD_JSON = "bad_json"
+    BAD_ENVELOPE = "bad_envelope"
+    BAD_TIMESTAMP = "bad_timestamp"
+    TOO_OLD = "too_old"
+    CLOCK_AHEAD = "clock_ahead"
+    SCHEMA = "schema"
+    REFUSED_BY_STORE = "refused_by_store"
+    INTERNAL_ERROR = "internal_error"
+
+
+class Acknowledger(Protocol):
+    """One connection to the broker, as far as an acknowledgement needs to know it."""
+
+    def acknowledge(self, packet_ids: Sequence[int]) -> None:
+        """Send PUBACK for these, in this order; do nothing once this connection has ended.
+
+        Packet identifiers belong to the connection they came by (MQTT 5, 2.2.1): after a
+        reconnect the same number names another message.
+        """
+
+
+class Arrival(NamedTuple):
+    """When one read from the socket happened; shared by every delivery in it."""
+
+    at: datetime
+    """Wall clock, aware UTC: the `received_at` of the rows."""
+    monotonic_s: float
+    """Monotonic clock, for latencies."""
+
+
+@dataclass(slots=True, eq=False)
+class Delivery:
+    """One PUBLISH as it came, and what is needed to acknowledge it."""
+
+    topic: str
+    payload: bytes
+    encoding: str | None
+    """MQTT 5 user property `content-encoding`; None where absent."""
+    packet_id: int | None
+    """None for QoS 0: nothing to acknowledge."""
+    arrival: Arrival
+    connection: Acknowledger
+
+
+class Row(NamedTuple):
+    """One accepted sample, ready for the store."""
+
+    stream: str
+    values: tuple[Any, ...]
+    """In the order of the stream's columns: device (text, the store replaces it by `device_id`),
+    ts, seq, received_at, resend, fields …, quality, extra."""
+    index: int
+    """Position of the sample in its message, to find its JSON again."""
+    unknown_fields: int
+    """How many fields the schema does not know; they are kept in `extra`."""
+
+
+class Rejected(NamedTuple):
+    """One sample, or one message that cannot be split, that will not be stored."""
+
+    stream: str | None
+    """As named by the topic, known or not; None where the topic cannot be read."""
+    device: str | None
+    reason: Reason
+    detail: str
+    """What is wrong and where; never quotes a value of the sample."""
+    payload: bytes
+    """The sample's own JSON, or the raw message where it cannot be split."""
+
+
+Outcome = Row | Rejected
+
+
+class Checked(NamedTuple):
+    """What became of one message: one outcome per sample, and what it weighs."""
+
+    stream: str
+    """Metric label: a stream of the catalogue, or `other`."""
+    outcomes: list[Outcome]
+    size_bytes: int
+    """The payload after inflating, a measure of the memory its outcomes take."""

@@ -1,0 +1,145 @@
+"""The way of the data: bytes → delivery → samples → rows → batch → commit → acknowledge.
+
+One reader and one writer: while a batch is being committed the next one fills. Whatever is in a
+batch is settled together, after its commit, in the order it arrived. Nothing here keeps more than
+the batch that fills and the batch that is written; behind them the source's window closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from datetime import datetime
+from itertools import groupby
+from typing import Any, Protocol
+
+import structlog
+
+from ingest.batch import Batch, Batcher
+from ingest.check import Checker
+from ingest.metrics import Metrics, Trigger
+from ingest.model import Checked, Delivery, Reason
+from ingest.source import Inbox
+from ingest.store import Written
+
+_LOG_INTERNAL_EVERY_S = 10.0
+_TS, _RECEIVED_AT = 1, 3
+"""Where the two stand in a row's values."""
+
+log = structlog.get_logger("pipeline")
+
+
+class Store(Protocol):
+    """Where batches go."""
+
+    async def write(self, batch: Batch) -> Written:
+        """Commit the batch, for ever if need be; what came of it."""
+
+
+class Pipeline:
+    """Reads the inbox, fills batches, has them written, and settles what they hold."""
+
+    def __init__(
+        self, inbox: Inbox, checker: Checker, batcher: Batcher, store: Store, metrics: Metrics
+    ) -> None:
+        self._inbox = inbox
+        self._checker = checker
+        self._batcher = batcher
+        self._store = store
+        self._metrics = metrics
+        self._filled = asyncio.Event()
+        self._taken = asyncio.Event()
+        self._no_more = False
+        self._logged_internal_s = -_LOG_INTERNAL_EVERY_S
+
+    async def run(self) -> None:
+        """Work until the inbox is closed and everything in it is settled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._read(), name="read")
+            tasks.create_task(self._write(), name="write")
+
+    async def _read(self) -> None:
+        async for deliveries in self._inbox:
+            messages: Counter[str] = Counter()
+            samples: Counter[str] = Counter()
+            for delivery in deliveries:
+                while self._batcher.full:
+                    self._filled.set()
+                    self._taken.clear()
+                    await self._taken.wait()
+                checked = self._check(delivery)
+                messages[checked.stream] += 1
+                samples[checked.stream] += len(checked.outcomes)
+                self._batcher.add(delivery, checked, time.monotonic())
+            self._metrics.count(self._metrics.messages_received, messages)
+            self._metrics.count(self._metrics.samples_received, samples)
+            self._filled.set()
+        self._no_more = True
+        self._filled.set()
+
+    def _check(self, delivery: Delivery) -> Checked:
+        try:
+            return self._checker.check(delivery)
+        except Exception:  # the promise is one dead letter, whatever a message sets off
+            now = time.monotonic()
+            if now - self._logged_internal_s >= _LOG_INTERNAL_EVERY_S:
+                self._logged_internal_s = now
+                log.exception("internal error on one message", topic=delivery.topic)
+            return self._checker.internal_error(delivery)
+
+    async def _write(self) -> None:
+        while (batch := await self._next()) is not None:
+            closed_s = time.monotonic()
+            written = await self._store.write(batch)
+            self._inbox.settle(batch.deliveries)
+            self._count(batch, written, closed_s)
+
+    async def _next(self) -> Batch | None:
+        """The next batch, as soon as it is full or has waited; None after the last one."""
+        while True:
+            trigger = self._trigger()
+            if trigger and (batch := self._batcher.take()):
+                self._metrics.flushes.labels(trigger).inc()
+                self._taken.set()
+                return batch
+            if self._no_more:
+                return None
+            self._filled.clear()
+            try:
+                async with asyncio.timeout(self._batcher.due_in(time.monotonic())):
+                    await self._filled.wait()
+            except TimeoutError:
+                continue
+
+    def _trigger(self) -> Trigger | None:
+        """Why the open batch closes now; None while it does not."""
+        if self._batcher.full:
+            return "full"
+        if self._no_more:
+            return "drain"
+        if self._batcher.due_in(time.monotonic()) == 0.0:
+            return "wait" if self._batcher.waits else "idle"
+        return None
+
+    def _count(self, batch: Batch, written: Written, closed_s: float) -> None:
+        metrics, now = self._metrics, time.monotonic()
+        metrics.count(metrics.samples_stored, written.stored)
+        metrics.count(metrics.samples_duplicate, written.duplicate)
+        for (stream, reason), number in batch.rejected.items():
+            metrics.samples_rejected.labels(stream, reason).inc(number)
+        for stream, number in written.refused.items():
+            metrics.samples_rejected.labels(stream, Reason.REFUSED_BY_STORE).inc(number)
+        metrics.count(metrics.unknown_fields, batch.unknown_fields)
+        metrics.batch_rows.observe(batch.samples)
+        metrics.commit_seconds.observe(now - closed_s)
+        for arrival, group in groupby(batch.deliveries, key=lambda d: d.arrival):
+            metrics.ack_latency.observe(now - arrival.monotonic_s, sum(1 for _ in group))
+        for stream, rows in batch.rows.items():
+            metrics.event_lag.observe_all(map(_lag_s, rows), stream)
+
+
+def _lag_s(values: tuple[Any, ...]) -> float:
+    received_at: datetime = values[_RECEIVED_AT]
+    ts: datetime = values[_TS]
+    return (received_at - ts).total_seconds()

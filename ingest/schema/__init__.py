@@ -1,0 +1,14 @@
+"""A schema file becomes a validator, a row extractor, a table and a page of documentation."""
+
+from ingest.schema.catalogue import Catalogue, default_directory, load_catalogue
+from ingest.schema.rfc3339 import rfc3339
+from ingest.schema.stream import Stream, pointer
+
+__all__ = [
+    "Catalogue",
+    "Stream",
+    "default_directory",
+    "load_catalogue",
+    "pointer",
+    "rfc3339",
+]

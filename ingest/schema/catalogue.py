@@ -1,0 +1,90 @@
+"""The streams there are: one `<stream>.schema.json` each, found in one directory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from ingest.errors import SchemaError
+from ingest.schema.stream import Stream, stream
+
+Catalogue = Mapping[str, Stream]
+"""Streams by name, in alphabetical order."""
+
+_SUFFIX = ".schema.json"
+_SHARED = "envelope"
+"""The file of definitions that streams refer to; it is no stream itself."""
+_STREAM_NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
+
+
+def default_directory() -> Path:
+    """The product's own schemas: inside an installed package, beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    installed = package / "schemas"
+    return installed if installed.is_dir() else package.parent / "schemas"
+
+
+def load_catalogue(directory: Path | None = None) -> Catalogue:
+    """Read every schema; raises SchemaError with the first file that is wrong and why."""
+    directory = directory or default_directory()
+    files = sorted(directory.glob(f"*{_SUFFIX}"))
+    names = {file.name.removesuffix(_SUFFIX): file for file in files}
+    names.pop(_SHARED, None)
+    if not names:
+        raise SchemaError(f"{directory}: no *{_SUFFIX} there")
+    for name in names:
+        if not _STREAM_NAME.fullmatch(name):
+            raise SchemaError(f"{names[name]}: {name!r} is not a stream name")
+    return {name: stream(name, load_schema(file)) for name, file in names.items()}
+
+
+def load_schema(file: Path) -> dict[str, Any]:
+    """One schema file with every `$ref` replaced by what it points to."""
+    documents: dict[Path, Any] = {}
+    schema = _resolved(_read(file, documents), file, documents)
+    if not isinstance(schema, dict) or schema.get("type") != "object":
+        raise SchemaError(f'{file}: the schema of a stream has "type": "object"')
+    return schema
+
+
+def _read(file: Path, documents: dict[Path, Any]) -> Any:
+    if file not in documents:
+        try:
+            documents[file] = orjson.loads(file.read_bytes())
+        except OSError as exc:
+            raise SchemaError(f"{file}: {exc.strerror}") from exc
+        except orjson.JSONDecodeError as exc:
+            raise SchemaError(f"{file}: not JSON: {exc}") from exc
+    return documents[file]
+
+
+def _resolved(node: Any, file: Path, documents: dict[Path, Any]) -> Any:
+    """`node` with references inlined; what stands beside a `$ref` overrides the target's."""
+    if isinstance(node, list):
+        return [_resolved(item, file, documents) for item in node]
+    if not isinstance(node, dict):
+        return node
+    if isinstance(node.get("$ref"), str):
+        name, _, fragment = node["$ref"].partition("#")
+        target_file = file.parent / name if name else file
+        target = _at(_read(target_file, documents), fragment, f"{file}: {node['$ref']}")
+        beside = {k: v for k, v in node.items() if k != "$ref"}
+        return {
+            **_resolved(target, target_file, documents),
+            **_resolved(beside, file, documents),
+        }
+    return {key: _resolved(value, file, documents) for key, value in node.items()}
+
+
+def _at(document: Any, fragment: str, where: str) -> dict[str, Any]:
+    for step in fragment.split("/")[1:]:
+        if not isinstance(document, dict) or step not in document:
+            raise SchemaError(f"{where} points nowhere")
+        document = document[step]
+    if not isinstance(document, dict):
+        raise SchemaError(f"{where} is no schema")
+    return document

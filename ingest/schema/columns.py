@@ -1,0 +1,135 @@
+"""From a schema's properties to the columns of its table.
+
+Objects are flattened with `_`; arrays of numbers and strings become SQL arrays; arrays of objects,
+and objects that name no properties, become `jsonb`. An integer needs a range, so that its column
+can hold whatever the validator lets through.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ingest.errors import SchemaError
+
+ENVELOPE = ("ts", "seq", "resend", "quality")
+"""Sample fields that every table has anyway, in columns of their own."""
+
+Convert = Literal["none", "int", "int[]", "time", "json", "sha256"]
+"""What the extractor does to a value that is not null before the driver gets it."""
+
+_COLUMN_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
+_INTEGERS = (
+    ("smallint", -(2**15), 2**15 - 1),
+    ("integer", -(2**31), 2**31 - 1),
+    ("bigint", -(2**63), 2**63 - 1),
+)
+RESERVED = {"device_id", "received_at", "extra", *ENVELOPE}
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a stream's table that holds one schema field."""
+
+    name: str
+    path: tuple[str, ...]
+    """Where the value stands in the sample, outermost name first."""
+    sql_type: str
+    convert: Convert
+    comment: str
+    """Title, unit and description, for COMMENT ON COLUMN."""
+
+
+def columns(schema: dict[str, Any], where: str) -> list[Column]:
+    """The columns of one schema, in the order of its properties.
+
+    Raises SchemaError for a property that no column can hold, or two that want the same name.
+    """
+    found = list(_walk(schema, (), where))
+    seen: dict[str, Column] = {}
+    for column in found:
+        if column.name in RESERVED or column.name in seen:
+            raise SchemaError(f"{where}: /{'/'.join(column.path)}: column {column.name} is taken")
+        if not _COLUMN_NAME.fullmatch(column.name):
+            raise SchemaError(f"{where}: {column.name!r} is not a column name (snake_case, 63)")
+        seen[column.name] = column
+    return found
+
+
+def json_types(field: dict[str, Any]) -> set[str]:
+    """The JSON types a field may have, `null` apart, which is an absent value."""
+    declared = field.get("type", [])
+    return {declared} if isinstance(declared, str) else set(declared) - {"null"}
+
+
+def _walk(schema: dict[str, Any], path: tuple[str, ...], where: str) -> Iterator[Column]:
+    for name, field in schema.get("properties", {}).items():
+        if not path and name in ENVELOPE:
+            continue
+        if _is_nested(field):
+            yield from _walk(field, (*path, name), where)
+        else:
+            yield _column(field, (*path, name), f"{where}: /{'/'.join((*path, name))}")
+
+
+def _is_nested(field: dict[str, Any]) -> bool:
+    return json_types(field) == {"object"} and "properties" in field
+
+
+def _column(field: dict[str, Any], path: tuple[str, ...], where: str) -> Column:
+    sql_type, convert = _storage(field, where)
+    return Column("_".join(path), path, sql_type, convert, comment(field))
+
+
+def _storage(field: dict[str, Any], where: str) -> tuple[str, Convert]:
+    match sorted(json_types(field)):
+        case ["number"]:
+            return "double precision", "none"
+        case ["integer"]:
+            return _integer(field, where), "int"
+        case ["boolean"]:
+            return "boolean", "none"
+        case ["string"] if field.get("format") == "date-time":
+            return "timestamptz", "time"
+        case ["string"]:
+            return "text", "sha256" if field.get("x-hash") == "sha256" else "none"
+        case ["object"]:
+            return "jsonb", "json"
+        case ["array"]:
+            return _array(field.get("items", {}), where)
+    raise SchemaError(f"{where}: needs one type besides null")
+
+
+def _array(items: dict[str, Any], where: str) -> tuple[str, Convert]:
+    match sorted(json_types(items)):
+        case ["number"]:
+            return "double precision[]", "none"
+        case ["integer"]:
+            return f"{_integer(items, where)}[]", "int[]"
+        case ["string"] if items.get("format") != "date-time":
+            return "text[]", "none"
+    return "jsonb", "json"
+
+
+def _integer(field: dict[str, Any], where: str) -> str:
+    low, high = field.get("minimum"), field.get("maximum")
+    if low is None or high is None:
+        raise SchemaError(f"{where}: an integer needs minimum and maximum")
+    for name, least, most in _INTEGERS:
+        if least <= low and high <= most:
+            return name
+    raise SchemaError(f"{where}: no integer column holds {low} … {high}")
+
+
+def comment(field: dict[str, Any]) -> str:
+    """Title, unit, description and source of a field in one line."""
+    title = field.get("title", "")
+    unit = f" [{field['x-unit']}]" if field.get("x-unit") else ""
+    text = f"{title}{unit}"
+    if field.get("description"):
+        text += f": {field['description']}"
+    if field.get("x-hash"):
+        text += f" Stored as {field['x-hash'].upper()} in hexadecimal."
+    return text

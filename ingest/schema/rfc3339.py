@@ -1,0 +1,32 @@
+"""RFC 3339 date-times, the only text form of an instant that a sample may carry."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+
+_FORM = re.compile(
+    r"(\d{4}-\d\d-\d\d)[Tt ](?:[01]\d|2[0-3]):[0-5]\d:(?:[0-5]\d|60)(?:\.\d+)?"
+    r"(?:[Zz]|[+-](?:[01]\d|2[0-3]):[0-5]\d)",
+    re.ASCII,
+)
+_LEAP_SECOND = slice(17, 19)
+
+
+def rfc3339(text: str) -> datetime:
+    """The instant in UTC; fractions beyond a microsecond are cut off.
+
+    A leap second (`:60`) is the first instant of the next minute, as in PostgreSQL. Raises
+    ValueError for everything that RFC 3339, 5.6 does not allow, a missing zone first of all.
+    """
+    if not _FORM.fullmatch(text):
+        raise ValueError("not an RFC 3339 date-time with zone")
+    if text[_LEAP_SECOND] == "60":
+        zone = text[-1] if text[-1] in "Zz" else text[-6:]
+        return rfc3339(f"{text[:17]}59{zone}") + timedelta(seconds=1)
+    try:
+        return datetime.fromisoformat(text.upper()).astimezone(UTC)
+    except (ValueError, OverflowError):
+        # The text of the standard library's error would quote the value.
+        raise ValueError("no date of the calendar") from None
+

@@ -1,0 +1,112 @@
+"""One stream: its schema file and all that follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import jsonschema_rs
+
+from ingest.errors import SchemaError
+from ingest.schema.columns import Column, columns
+from ingest.schema.extract import LEADING, TRAILING, Extract, extractor
+from ingest.schema.rfc3339 import rfc3339
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Validator, row extractor and table of one stream, all from its schema."""
+
+    name: str
+    schema: dict[str, Any]
+    """The schema with every reference resolved."""
+    columns: list[Column]
+    validator: jsonschema_rs.Draft202012Validator
+    extract: Extract
+    never_stored: frozenset[str]
+    """Names removed wherever they stand in a sample, before anything is stored."""
+
+    @property
+    def table(self) -> str:
+        """Name of the table in schema `iov`."""
+        return self.name.replace("-", "_")
+
+    @property
+    def column_names(self) -> list[str]:
+        """Every column of the table, in the order of the extractor's values."""
+        return [*LEADING, *(column.name for column in self.columns), *TRAILING]
+
+    def fault(self, sample: dict[str, Any]) -> str | None:
+        """What the schema has against `sample`, or None.
+
+        Begins with the JSON pointer of the field and quotes no value of the sample.
+        """
+        if self.validator.is_valid(sample):
+            return None
+        error = next(iter(self.validator.iter_errors(sample)))
+        return _describe(error)
+
+
+def stream(name: str, schema: dict[str, Any]) -> Stream:
+    """Build a stream from its resolved schema; raises SchemaError where that cannot be."""
+    found = columns(schema, name)
+    try:
+        validator = jsonschema_rs.Draft202012Validator(
+            schema, validate_formats=True, formats={"date-time": _is_date_time}
+        )
+    except (jsonschema_rs.ValidationError, ValueError) as exc:
+        raise SchemaError(f"{name}: not a JSON Schema 2020-12: {exc}") from exc
+    never = frozenset(schema.get("x-never-stored", ()))
+    return Stream(name, schema, found, validator, extractor(found), never)
+
+
+def _is_date_time(text: str) -> bool:
+    try:
+        rfc3339(text)
+    except ValueError:
+        return False
+    return True
+
+
+def pointer(path: Iterable[str | int]) -> str:
+    """JSON pointer (RFC 6901) of a path."""
+    return "".join(f"/{str(p).replace('~', '~0').replace('/', '~1')}" for p in path)
+
+
+_LIMITS = {
+    "minimum": "is below the minimum {limit}",
+    "maximum": "is above the maximum {limit}",
+    "exclusiveMinimum": "is not above {limit}",
+    "exclusiveMaximum": "is not below {limit}",
+    "minLength": "is shorter than {limit} characters",
+    "maxLength": "is longer than {limit} characters",
+    "minItems": "has fewer than {limit} items",
+    "maxItems": "has more than {limit} items",
+    "minProperties": "has fewer than {limit} members",
+    "maxProperties": "has more than {limit} members",
+    "pattern": "does not match the pattern {pattern}",
+    "format": "is not of the format {format}",
+    "enum": "is not one of the values allowed",
+    "const": "is not the value allowed",
+    "required": "is required",
+}
+
+
+def _describe(error: jsonschema_rs.ValidationError) -> str:
+    kind = error.kind
+    told = kind.as_dict()
+    path = list(error.instance_path)
+    if kind.name == "required":
+        path.append(told["property"])
+    if kind.name == "type":
+        wanted = " or ".join(sorted(set(_listed(told.get("types", told.get("type", ""))))))
+        return f"{pointer(path)} is not of type {wanted}"
+    words = _LIMITS.get(kind.name)
+    # Only what the schema itself says goes into the words: limits, patterns, formats.
+    text = words.format(**told) if words else f"fails {kind.name}"
+    return f"{pointer(path)} {text}"
+
+
+def _listed(types: Any) -> list[str]:
+    return [types] if isinstance(types, str) else [str(t) for t in types]

@@ -1,0 +1,251 @@
+"""MQTT through aiomqtt: MQTT 3.1.1 brokers, WebSockets, or when asked for.
+
+The same promises as the fast way, with paho's manual acknowledgement below. aiomqtt itself would
+acknowledge a message on receipt; `_Paho` is the one place that reaches into its `_client`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import aiomqtt
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from ingest.config import Settings
+from ingest.errors import Unavailable
+from ingest.model import Arrival, Delivery
+from ingest.source.client import (
+    HANDSHAKE_TIMEOUT_S,
+    KEEP_ALIVE_S,
+    PACKET_PER_PAYLOAD,
+    Subscribed,
+    TakenOver,
+)
+from ingest.source.inbox import Inbox
+
+_UNSUPPORTED_VERSION = {1, 0x84}
+"""CONNACK reasons: MQTT 3.1.1, 3.2.2.3 and MQTT 5, 3.2.2.2."""
+_SESSION_TAKEN_OVER = 0x8E
+_PAUSE_CHECK_S = 1.0
+
+
+class _Paho:
+    """What aiomqtt does not offer of the paho client below it."""
+
+    def __init__(self, client: aiomqtt.Client) -> None:
+        self._paho = client._client  # noqa: SLF001
+        self._disconnected = client._disconnected  # noqa: SLF001
+        self._paho.manual_ack_set(on=True)
+        self.session_present = False
+        self.disconnect_reason: ReasonCode | None = None
+        on_connect, on_disconnect = self._paho.on_connect, self._paho.on_disconnect
+
+        def connected(paho: Any, data: Any, flags: Any, reason: Any, properties: Any) -> None:
+            self.session_present = bool(flags.session_present)
+            on_connect(paho, data, flags, reason, properties)  # type: ignore[misc]  # set by aiomqtt
+
+        def disconnected(paho: Any, data: Any, flags: Any, reason: Any, properties: Any) -> None:
+            self.disconnect_reason = reason
+            on_disconnect(paho, data, flags, reason, properties)  # type: ignore[misc]  # likewise
+
+        self._paho.on_connect, self._paho.on_disconnect = connected, disconnected
+
+    def acknowledge(self, packet_id: int) -> None:
+        self._paho.ack(packet_id, 1)
+
+    def stop_reading(self) -> None:
+        """Leave the socket alone, so that the broker's window fills."""
+        socket = self._paho.socket()
+        if socket is not None:
+            asyncio.get_running_loop().remove_reader(socket.fileno())
+
+    def start_reading(self) -> None:
+        """Read on after `stop_reading`, beginning with what TLS may have decoded already."""
+        socket = self._paho.socket()
+        if socket is not None:
+            loop = asyncio.get_running_loop()
+            loop.add_reader(socket.fileno(), self._read)
+            loop.call_soon(self._read)
+
+    def _read(self) -> None:
+        try:
+            while True:
+                self._paho.loop_read()
+                socket: Any = self._paho.socket()
+                if socket is None or not (hasattr(socket, "pending") and socket.pending()):
+                    return
+        except OSError as exc:
+            if not self._disconnected.done():
+                self._disconnected.set_exception(exc)
+
+    def forgive_ping(self) -> None:
+        """Do not time the answer to the last PINGREQ: it cannot be read while paused."""
+        self._paho._ping_t = 0.0  # noqa: SLF001
+
+
+class _Connection:
+    """One connection as deliveries know it."""
+
+    def __init__(self, inbox: Inbox) -> None:
+        self._inbox = inbox
+        self._fresh: list[aiomqtt.Message] = []
+        self._loop = asyncio.get_running_loop()
+        self._paho: _Paho | None = None
+        self._paused = False
+        self.open = True
+
+    def attach(self, paho: _Paho) -> None:
+        self._paho = paho
+
+    def take(self, message: aiomqtt.Message) -> None:
+        """Called by aiomqtt for each message; handed over once per turn of the event loop."""
+        if not self._fresh:
+            self._loop.call_soon(self._hand_over)
+        self._fresh.append(message)
+
+    def _hand_over(self) -> None:
+        arrival = Arrival(datetime.now(UTC), time.monotonic())
+        deliveries = [
+            Delivery(
+                m.topic.value, _payload(m), _encoding(m), m.mid if m.qos else None, arrival, self
+            )
+            for m in self._fresh
+        ]
+        self._fresh = []
+        if not self.open:
+            return
+        self._inbox.put(deliveries, self._resume)
+        if self._inbox.full and not self._paused and self._paho:
+            self._paused = True
+            self._paho.stop_reading()
+            self._keep_alive()
+
+    def _resume(self) -> None:
+        if self.open and self._paused and self._paho:
+            self._paused = False
+            self._paho.start_reading()
+
+    def acknowledge(self, packet_ids: Sequence[int]) -> None:
+        """PUBACK through paho, on this connection only."""
+        if self.open and self._paho:
+            for packet_id in packet_ids:
+                self._paho.acknowledge(packet_id)
+
+    def _keep_alive(self) -> None:
+        """While paused, paho's PINGREQ goes on and its answer is not timed."""
+        if self.open and self._paused and self._paho:
+            self._paho.forgive_ping()
+            self._loop.call_later(_PAUSE_CHECK_S, self._keep_alive)
+
+
+def _payload(message: aiomqtt.Message) -> bytes:
+    return message.payload if isinstance(message.payload, bytes) else b""
+
+
+def _encoding(message: aiomqtt.Message) -> str | None:
+    pairs = getattr(message.properties, "UserProperty", None) if message.properties else None
+    return dict(pairs).get("content-encoding") if pairs else None
+
+
+class AiomqttClient:
+    """Holds one connection at a time for the source; see `Client`."""
+
+    name = "aiomqtt"
+
+    def __init__(self, settings: Settings, inbox: Inbox, *, version_5: bool = True) -> None:
+        self._settings = settings
+        self._inbox = inbox
+        self._version_5 = version_5
+
+    async def session(self, subscribed: Subscribed) -> None:
+        """One connection from CONNECT to its end; always raises."""
+        connection = _Connection(self._inbox)
+        client = self._client(connection)
+        paho = _Paho(client)
+        connection.attach(paho)
+        try:
+            async with client:
+                await self._subscribe(client)
+                subscribed(paho.session_present)
+                async for _ in client.messages:
+                    raise AssertionError("the queue gives nothing to its consumer")
+        except aiomqtt.MqttError as exc:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                # The broker did not answer our goodbye in time; we leave all the same.
+                raise asyncio.CancelledError from exc
+            raise self._reason(exc, paho) from exc
+        finally:
+            connection.open = False
+
+    def _reason(self, exc: aiomqtt.MqttError, paho: _Paho) -> Unavailable:
+        code = getattr(getattr(exc, "rc", None), "value", None)
+        if isinstance(exc, aiomqtt.MqttConnectError):
+            if code in _UNSUPPORTED_VERSION and self._version_5:
+                # The next attempt speaks MQTT 3.1.1; this one waits no longer than any other.
+                self._version_5 = False
+            return Unavailable(f"the broker refused us: {exc}")
+        reason = paho.disconnect_reason
+        if reason is not None and reason.value == _SESSION_TAKEN_OVER:
+            return TakenOver("the broker disconnected us: session taken over (0x8E)")
+        return Unavailable(f"connection lost: {reason or exc}")
+
+    async def _subscribe(self, client: aiomqtt.Client) -> None:
+        filter_ = self._settings.subscription
+        granted = await client.subscribe(filter_, qos=1)
+        code = granted[0]
+        value = code if isinstance(code, int) else code.value
+        if value != 1:
+            raise Unavailable(f"subscription to {filter_}: {code} instead of QoS 1")
+
+    def _client(self, connection: _Connection) -> aiomqtt.Client:
+        settings = self._settings
+        web = settings.broker.scheme in {"ws", "wss"}
+        transport: Literal["tcp", "websockets"] = "websockets" if web else "tcp"
+        return aiomqtt.Client(
+            settings.broker.hostname or "",
+            settings.broker_port,
+            username=settings.mqtt_username,
+            password=settings.mqtt_secret(),
+            identifier=settings.mqtt_client_id,
+            queue_type=_queue_into(connection),
+            protocol=(
+                aiomqtt.ProtocolVersion.V5 if self._version_5 else aiomqtt.ProtocolVersion.V311
+            ),
+            clean_session=None if self._version_5 else False,
+            clean_start=False,
+            properties=self._properties() if self._version_5 else None,
+            transport=transport,
+            websocket_path=settings.broker.path or "/mqtt" if web else None,
+            timeout=HANDSHAKE_TIMEOUT_S,
+            keepalive=KEEP_ALIVE_S,
+            tls_context=settings.tls(),
+        )
+
+    def _properties(self) -> Properties:
+        settings = self._settings
+        properties = Properties(PacketTypes.CONNECT)
+        properties.SessionExpiryInterval = settings.mqtt_session_expiry_s
+        properties.ReceiveMaximum = settings.mqtt_receive_maximum
+        properties.MaximumPacketSize = settings.max_payload_bytes * PACKET_PER_PAYLOAD
+        return properties
+
+
+def _queue_into(connection: _Connection) -> type[asyncio.Queue[aiomqtt.Message]]:
+    """A queue type that passes every message on and gives nothing back.
+
+    So aiomqtt's message iterator, which costs a task per message, only waits for the end of the
+    connection.
+    """
+
+    class Queue(asyncio.Queue[aiomqtt.Message]):
+        def put_nowait(self, item: aiomqtt.Message) -> None:
+            connection.take(item)
+
+    return Queue

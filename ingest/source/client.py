@@ -1,0 +1,48 @@
+"""What the two ways to read MQTT have in common: a small Protocol and its errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from ingest.errors import Unavailable
+
+KEEP_ALIVE_S = 30
+HANDSHAKE_TIMEOUT_S = 20.0
+"""From the first byte sent to SUBACK."""
+FLUSH_TIMEOUT_S = 5.0
+"""How long a leaving client waits for its last acknowledgements to go out."""
+
+PACKET_PER_PAYLOAD = 4
+"""Maximum Packet Size asked of the broker, in payload limits.
+
+What is above the payload limit and still comes through becomes a dead letter `too_large`; beyond
+this the broker discards it itself (MQTT 5, 3.1.2.11.4), which bounds what one packet may take.
+"""
+
+
+class UnsupportedVersion(Unavailable):
+    """The broker does not speak MQTT 5."""
+
+
+class TakenOver(Unavailable):
+    """Another client connected with our client id (MQTT 5, 3.14.2.1, 0x8E)."""
+
+
+Subscribed = Callable[[bool], None]
+"""Called once per connection when SUBACK has come; the argument is Session Present."""
+
+
+class Client(Protocol):
+    """One way to hold a connection to the broker."""
+
+    name: str
+    """As in the setting `IOV_MQTT_CLIENT`."""
+
+    async def session(self, subscribed: Subscribed) -> None:
+        """Connect, subscribe, receive into the inbox until the connection ends.
+
+        Always ends with an exception: Unavailable with the reason in words, or one of the two
+        above; cancelling it leaves the broker with DISCONNECT and the session kept, what was
+        acknowledged before sent first.
+        """

@@ -1,0 +1,89 @@
+"""Deliveries on their way from a connection to the pipeline, and how many are unsettled.
+
+The only queue of the service. It is bounded by the connection's pause: above the window the
+socket is not read, whatever Receive Maximum the broker honours, until half of it is settled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from operator import attrgetter
+
+from ingest.model import Delivery
+
+WINDOW_BYTES = 64 * 1024 * 1024
+"""Unsettled payloads together; above it the socket is paused as well."""
+
+
+class Inbox:
+    """Lists of deliveries, in the order they came, for one consumer."""
+
+    def __init__(self, window: int, window_bytes: int = WINDOW_BYTES) -> None:
+        self._window, self._window_bytes = window, window_bytes
+        self._waiting: list[Delivery] = []
+        self._arrived = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._closed = False
+        self._resume: Callable[[], None] | None = None
+        self.in_flight = 0
+        """Messages received and not yet settled."""
+        self.in_flight_bytes = 0
+
+    @property
+    def full(self) -> bool:
+        """True above the window, until half of it is settled: do not read."""
+        return not self._room.is_set()
+
+    def put(self, deliveries: Sequence[Delivery], resume: Callable[[], None]) -> None:
+        """Take in what one read brought; `resume` is called once if it is `full` now.
+
+        After `close` it takes nothing: unacknowledged, the broker keeps it for the next worker.
+        """
+        if self._closed:
+            return
+        self._waiting.extend(deliveries)
+        self.in_flight += len(deliveries)
+        self.in_flight_bytes += sum(len(d.payload) for d in deliveries)
+        self._arrived.set()
+        if self.in_flight >= self._window or self.in_flight_bytes >= self._window_bytes:
+            self._room.clear()
+        if self.full:
+            self._resume = resume
+
+    def settle(self, deliveries: Sequence[Delivery]) -> None:
+        """Acknowledge what is committed, in order, each on the connection it came by."""
+        for connection, group in groupby(deliveries, key=attrgetter("connection")):
+            connection.acknowledge([d.packet_id for d in group if d.packet_id is not None])
+        self.in_flight -= len(deliveries)
+        self.in_flight_bytes -= sum(len(d.payload) for d in deliveries)
+        few = self.in_flight <= self._window // 2
+        if few and self.in_flight_bytes <= self._window_bytes // 2:
+            self._room.set()
+            resume, self._resume = self._resume, None
+            if resume:
+                resume()
+
+    async def room(self) -> None:
+        """Return once it is not full."""
+        await self._room.wait()
+
+    def close(self) -> None:
+        """Nothing more will come; the consumer's loop ends after what is waiting."""
+        self._closed = True
+        self._arrived.set()
+
+    def __aiter__(self) -> Inbox:
+        return self
+
+    async def __anext__(self) -> list[Delivery]:
+        """Everything that is waiting, at least one; ends when closed and empty."""
+        while not self._waiting:
+            if self._closed:
+                raise StopAsyncIteration
+            self._arrived.clear()
+            await self._arrived.wait()
+        waiting, self._waiting = self._waiting, []
+        return waiting

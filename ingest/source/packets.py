@@ -1,0 +1,72 @@
+"""Bytes from the broker become MQTT 5 packets. Pure: the caller owns the socket.
+
+One buffer is filled by the transport and read in place; a packet that is not complete yet is
+moved to the front and waits for its rest.
+"""
+
+from __future__ import annotations
+
+import mqtt5
+
+from ingest.errors import Unavailable
+
+_READ_BYTES = 256 * 1024
+
+
+class Malformed(Unavailable):
+    """What came is no MQTT 5 packet; the connection cannot be used any more."""
+
+
+class PacketReader:
+    """Packets out of a stream of bytes, none larger than `packet_bytes`."""
+
+    def __init__(self, packet_bytes: int) -> None:
+        self._buffer = memoryview(bytearray(packet_bytes + _READ_BYTES))
+        self._packet_bytes = packet_bytes
+        self._end = 0
+
+    def free(self) -> memoryview:
+        """Where the next bytes go; never empty."""
+        return self._buffer[self._end : self._end + _READ_BYTES]
+
+    def filled(self, count: int) -> list[mqtt5.Packet]:
+        """The packets that are complete now that `count` bytes more have come.
+
+        Raises Malformed; what came before the malformed packet is lost with the connection and
+        comes again, for nothing of it was acknowledged.
+        """
+        end = self._end + count
+        buffer, read, start = self._buffer[:end], mqtt5.read, 0
+        packets: list[mqtt5.Packet] = []
+        try:
+            while start < end:
+                packet, size = read(buffer[start:])
+                packets.append(packet)
+                start += size
+        except IndexError:
+            self._expect_rest(buffer[start:])
+        except ValueError as exc:
+            raise Malformed(f"malformed packet: {exc}") from exc
+        rest = end - start
+        if start and rest:
+            self._buffer[:rest] = bytes(buffer[start:])
+        self._end = rest
+        return packets
+
+    def _expect_rest(self, begun: memoryview) -> None:
+        """Raise unless more bytes can complete the packet that has begun."""
+        size = packet_size(begun)
+        if size is not None and size <= len(begun):
+            raise Malformed("malformed packet: shorter than its contents")
+        if size is not None and size > self._packet_bytes:
+            raise Malformed(f"packet of {size} bytes, above the Maximum Packet Size we sent")
+
+
+def packet_size(begun: memoryview) -> int | None:
+    """Size of a packet by its fixed header (MQTT 5, 2.1.4); None while that is not complete."""
+    remaining = 0
+    for index, byte in enumerate(begun[1:5]):
+        remaining |= (byte & 0x7F) << (7 * index)
+        if byte < 0x80:  # noqa: PLR2004  the continuation bit
+            return 2 + index + remaining
+    return None

@@ -1,0 +1,118 @@
+"""Keeps a connection to the broker for ever, and hands its deliveries to the pipeline.
+
+After every end: wait with jittered backoff, wait for room in the window, connect again, subscribe
+again. One log line per change of state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from random import Random
+
+import structlog
+
+from ingest.backoff import Backoff
+from ingest.config import Settings
+from ingest.errors import Unavailable
+from ingest.metrics import Metrics
+from ingest.source.aiomqtt import AiomqttClient
+from ingest.source.client import Client, TakenOver, UnsupportedVersion
+from ingest.source.inbox import Inbox
+from ingest.source.mqtt5 import Mqtt5Client
+
+_FIRST_DELAY_S, _MOST_DELAY_S = 0.2, 30.0
+_TAKEN_OVER_DELAY_S = 60.0
+"""Two workers with one client id would throw each other out without end; so each waits long."""
+_LOG_EVERY = 20
+"""Of the same failure over and over, one attempt in so many is logged."""
+
+log = structlog.get_logger("source")
+
+
+class Source:
+    """The one reader of a worker. Iterating over `inbox` yields lists of deliveries."""
+
+    def __init__(self, settings: Settings, metrics: Metrics, random: Random) -> None:
+        self.inbox = Inbox(settings.mqtt_receive_maximum)
+        self.problem: str | None = "not connected to the broker yet"
+        """Why nothing is being received; None while subscribed."""
+        self._settings = settings
+        self._metrics = metrics
+        self._client = self._first_client()
+        self._backoff = Backoff(_FIRST_DELAY_S, _MOST_DELAY_S, random)
+        self._connections = 0
+        self._failures = 0
+        metrics.watch_in_flight(lambda: self.inbox.in_flight)
+
+    async def run(self) -> None:
+        """Connect again and again until cancelled; cancelling ends the connection in order."""
+        try:
+            while True:
+                # Unacknowledged messages come again on the next connection while the last ones
+                # still wait for the store: without this the broker's restarts would add up.
+                await self.inbox.room()
+                delay_s = await self._one_session()
+                self._metrics.mqtt_connected.set(0)
+                await asyncio.sleep(delay_s)
+        finally:
+            self._metrics.mqtt_connected.set(0)
+            self.problem = "disconnected from the broker"
+
+    async def _one_session(self) -> float:
+        """One connection to its end; the seconds to wait before the next."""
+        try:
+            await self._client.session(self._subscribed)
+        except UnsupportedVersion as exc:
+            return self._without_version_5(str(exc))
+        except TakenOver as exc:
+            self.problem = str(exc)
+            log.error("session taken over", why=str(exc), hint="is the client id used twice?",
+                      client_id=self._settings.mqtt_client_id, wait_s=_TAKEN_OVER_DELAY_S)
+            return _TAKEN_OVER_DELAY_S
+        except Unavailable as exc:
+            self._lost(str(exc))
+        return self._backoff.delay_s()
+
+    def _lost(self, why: str) -> None:
+        repeated = why == self.problem
+        self.problem = why
+        self._failures = self._failures + 1 if repeated else 1
+        if self._failures % _LOG_EVERY == 1:
+            log.warning("not connected", why=why, broker=self._broker, attempts=self._failures)
+
+    def _without_version_5(self, why: str) -> float:
+        self.problem = why
+        if self._settings.mqtt_client == "auto" and self._client.name == "mqtt5":
+            log.warning("falling back to MQTT 3.1.1", why=why)
+            self._client = AiomqttClient(self._settings, self.inbox, version_5=False)
+            return 0.0
+        log.error("MQTT 5 refused", why=why, hint="set IOV_MQTT_CLIENT to auto or aiomqtt")
+        return self._backoff.delay_s()
+
+    def _subscribed(self, session_present: bool) -> None:  # noqa: FBT001  a callback
+        self._backoff.reset()
+        self.problem = None
+        self._failures = 0
+        self._metrics.mqtt_connected.set(1)
+        if self._connections:
+            self._metrics.reconnects.labels("broker").inc()
+            if not session_present:
+                self._metrics.sessions_lost.inc()
+                log.error("session lost", hint="the broker had forgotten our session; what it had "
+                          "queued for us is gone: check its persistence and session expiry")
+        self._connections += 1
+        log.info("subscribed", broker=self._broker, filter=self._settings.subscription,
+                 client=self._client.name, client_id=self._settings.mqtt_client_id,
+                 session_present=session_present)
+
+    @property
+    def _broker(self) -> str:
+        return f"{self._settings.broker.hostname}:{self._settings.broker_port}"
+
+    def _first_client(self) -> Client:
+        settings = self._settings
+        web = settings.broker.scheme in {"ws", "wss"}
+        if settings.mqtt_client == "aiomqtt" or web:
+            return AiomqttClient(settings, self.inbox)
+        return Mqtt5Client(settings, self.inbox)
+

@@ -1,0 +1,18 @@
+"""The only place that knows asyncpg: batches, dead letters, devices, partitions, migrations."""
+
+from ingest.store.connect import connect, durability_problem, expect_migrated
+from ingest.store.failures import meaning
+from ingest.store.migrate import migrate
+from ingest.store.watch import Watch
+from ingest.store.writer import Writer, Written
+
+__all__ = [
+    "Watch",
+    "Writer",
+    "Written",
+    "connect",
+    "durability_problem",
+    "expect_migrated",
+    "meaning",
+    "migrate",
+]

@@ -1,0 +1,90 @@
+"""One way to open a connection: named, with time limits, and checked for what the work needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import asyncpg
+import orjson
+
+from ingest.config import Settings
+from ingest.errors import NotReady
+from ingest.schema import Catalogue
+
+CONNECT_TIMEOUT_S = 10.0
+STATEMENT_TIMEOUT_S = 60.0
+"""Longest a statement may take, on the server and on our side."""
+
+_MIGRATE = "run iov-ingest migrate"
+_COLUMNS = """
+SELECT c.relname AS table, array_agg(a.attname::text) AS columns
+FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+WHERE c.relnamespace = to_regnamespace('iov') AND c.relkind IN ('r', 'p')
+  AND c.relname = ANY($1::text[])
+GROUP BY c.relname
+"""
+_NO_RIGHT = """
+SELECT t FROM unnest($1::text[]) AS t
+WHERE NOT has_table_privilege(format('iov.%I', t), 'INSERT')
+"""
+
+
+async def connect(settings: Settings, name: str, **server_settings: str) -> asyncpg.Connection:
+    """A connection under `name`; raises what asyncpg raises, see `failures.meaning`."""
+    limit_ms = str(int(STATEMENT_TIMEOUT_S * 1000))
+    connection = await asyncpg.connect(
+        settings.dsn(),
+        timeout=CONNECT_TIMEOUT_S,
+        command_timeout=STATEMENT_TIMEOUT_S,
+        server_settings={
+            "application_name": name,
+            "timezone": "UTC",
+            "statement_timeout": limit_ms,
+            "idle_in_transaction_session_timeout": limit_ms,
+            "lock_timeout": "20000",
+            **server_settings,
+        },
+    )
+    # jsonb travels as a version byte and the text, which the extractor has made already.
+    await connection.set_type_codec(
+        "jsonb", schema="pg_catalog", format="binary", encoder=_jsonb, decoder=_from_jsonb
+    )
+    return connection
+
+
+def _jsonb(text: bytes) -> bytes:
+    return b"\x01" + text
+
+
+def _from_jsonb(wire: bytes) -> Any:
+    return orjson.loads(wire[1:])
+
+
+async def expect_migrated(connection: asyncpg.Connection, catalogue: Catalogue) -> None:
+    """Raise NotReady unless every table has the columns the schemas ask for and may be written."""
+    wanted = {stream.table: set(stream.column_names) for stream in catalogue.values()}
+    wanted["dead_letter"] = {"payload"}
+    wanted["device"] = {"device_id"}
+    present = {
+        row["table"]: set(row["columns"])
+        for row in await connection.fetch(_COLUMNS, list(wanted))
+    }
+    for table, columns in wanted.items():
+        if table not in present:
+            raise NotReady(f"table iov.{table} is missing or out of reach: {_MIGRATE}")
+        if missing := columns - present[table]:
+            raise NotReady(f"iov.{table} has no column {min(missing)}: {_MIGRATE}")
+    if refused := await connection.fetchval(_NO_RIGHT, list(wanted)):
+        raise NotReady(f"no right to insert into iov.{refused}: grant iov_worker to this user")
+
+
+async def durability_problem(connection: asyncpg.Connection) -> str | None:
+    """Why a commit on this connection would not be worth an acknowledgement; None if it is."""
+    read_only, synchronous = await connection.fetchrow(
+        "SELECT current_setting('transaction_read_only'), current_setting('synchronous_commit')"
+    )
+    if read_only == "on":
+        return "the database is read-only"
+    if synchronous == "off":
+        return "synchronous_commit is off: a commit may be lost after it was acknowledged"
+    return None

@@ -1,0 +1,57 @@
+"""Device names become `device_id`s: a bounded cache, misses resolved once per batch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from itertools import islice
+
+import asyncpg
+
+CACHE_DEVICES = 250_000
+"""About 45 MB of names and numbers when full."""
+
+_FIND = "SELECT device, device_id FROM iov.device WHERE device = ANY($1::text[])"
+_ADD = """
+INSERT INTO iov.device (device, first_seen_at)
+SELECT device, now() FROM unnest($1::text[]) AS device ORDER BY device
+ON CONFLICT (device) DO NOTHING
+"""
+
+
+class DeviceIds:
+    """The ids of the devices seen on this connection; begin a new one with a new connection.
+
+    A database that was restored or replaced may number its devices anew, so nothing learned on
+    one connection is carried to the next.
+    """
+
+    def __init__(self, connection: asyncpg.Connection, most: int = CACHE_DEVICES) -> None:
+        self._connection = connection
+        self._most = most
+        self._ids: dict[str, int] = {}
+
+    async def resolve(self, devices: Collection[str]) -> dict[str, int]:
+        """Id of each device; unknown ones are added and committed before this returns."""
+        known = self._ids
+        missing = [device for device in devices if device not in known]
+        found = {device: known[device] for device in devices if device in known}
+        if missing:
+            found |= await self._look_up(missing)
+            self._keep(found)
+        return found
+
+    async def _look_up(self, devices: list[str]) -> dict[str, int]:
+        found: dict[str, int] = dict(await self._connection.fetch(_FIND, devices))
+        new = [device for device in devices if device not in found]
+        if new:
+            # Looked for first, so that a conflict, which uses up a number, is the rare case; and
+            # in order, so that two workers adding the same devices do not deadlock.
+            await self._connection.execute(_ADD, new)
+            found |= dict(await self._connection.fetch(_FIND, new))
+        return found
+
+    def _keep(self, found: dict[str, int]) -> None:
+        self._ids |= found
+        excess = len(self._ids) - self._most
+        for device in list(islice(self._ids, max(0, excess))):
+            del self._ids[device]

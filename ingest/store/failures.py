@@ -1,0 +1,56 @@
+"""What a database error means to the one who holds a batch, by SQLSTATE and never by text.
+
+Source: PostgreSQL documentation, appendix A, and what asyncpg raises without an SQLSTATE.
+"""
+
+from __future__ import annotations
+
+import asyncpg
+
+from ingest.errors import IngestError, NotReady, Refused, Unavailable
+
+
+class DuplicateKey(IngestError):
+    """A key is there already (23505): merge through staging."""
+
+
+class NoPartition(IngestError):
+    """No partition takes the row (23514 without a constraint's name): make it."""
+
+
+_AWAY_CLASSES = {"08", "40", "53", "58"}
+_AWAY = {"25006", "55P03", "57014"}
+"""Read-only, lock timeout, statement timeout."""
+_REFUSED_CLASSES = {"22", "23", "54"}
+_DRIVER_REFUSES = (OverflowError, asyncpg.DataError)
+
+
+def meaning(exc: Exception) -> IngestError | None:
+    """What to do about `exc`; None for what is no failure of the database but a bug of ours."""
+    if isinstance(exc, IngestError):
+        return exc
+    if isinstance(exc, asyncpg.PostgresError):
+        return _by_sqlstate(exc)
+    if isinstance(exc, OverflowError | asyncpg.exceptions.DataError):
+        return Refused(f"driver: {type(exc).__name__}")
+    if isinstance(exc, OSError | TimeoutError | asyncpg.InterfaceError | EOFError):
+        return Unavailable(f"{type(exc).__name__}: {exc}")
+    return None
+
+
+def _by_sqlstate(exc: asyncpg.PostgresError) -> IngestError | None:
+    state: str = exc.sqlstate or ""
+    told = f"{state} {type(exc).__name__}"
+    if state == "23505":
+        return DuplicateKey(told)
+    if state == "23514" and not exc.constraint_name:
+        return NoPartition(told)
+    if state[:2] in _AWAY_CLASSES or state[:3] == "57P" or state in _AWAY:
+        return Unavailable(f"{told}: {exc}")
+    if state[:2] == "42":
+        return NotReady(f"{told}: {exc}; run iov-ingest migrate, or grant the right that is missing")
+    if state[:2] in {"28", "3D"}:
+        return NotReady(f"{told}: {exc}")
+    if state[:2] in _REFUSED_CLASSES:
+        return Refused(told)
+    return None

@@ -1,0 +1,184 @@
+"""Brings a database to the current schemas: what is missing is made, nothing is taken away.
+
+The base comes from numbered files in `sql/`; the streams' tables from their schemas, by comparing
+what is there with what should be. All of it is one transaction under one advisory lock, so that
+several may start at once and a failure leaves the database as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from importlib.resources import files
+from typing import NamedTuple
+
+import asyncpg
+
+from ingest.config import Settings
+from ingest.errors import NotReady
+from ingest.schema import Catalogue, Stream
+from ingest.schema.table import add_column, comment_on, create_table, quoted, table_columns
+from ingest.store.connect import connect
+
+WORKER_ROLE = "iov_worker"
+"""Group role that may do what a worker does and owns nothing."""
+
+_LOCK = 0x696F_7669  # "iovi"
+_COLUMNS = """
+SELECT a.attname::text AS name, format_type(a.atttypid, a.atttypmod) AS type,
+       col_description(c.oid, a.attnum) AS comment
+FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+WHERE c.relnamespace = to_regnamespace('iov') AND c.relname = $1 AND c.relkind IN ('r', 'p')
+"""
+_NARROWER = {
+    ("smallint", "integer"), ("smallint", "bigint"), ("integer", "bigint"),
+    ("smallint[]", "integer[]"), ("smallint[]", "bigint[]"), ("integer[]", "bigint[]"),
+}  # fmt: skip
+
+
+_SHORT_NAMES = {"timestamp with time zone": "timestamptz"}
+_FIRST = 1
+
+
+class Step(NamedTuple):
+    """One change and the statements that make it."""
+
+    what: str
+    statements: list[str]
+
+
+async def migrate(settings: Settings, catalogue: Catalogue, *, dry_run: bool = False) -> list[Step]:
+    """Apply what is missing and return it; with `dry_run` only return it.
+
+    Raises NotReady where a schema and a table contradict each other; nothing is changed then.
+    """
+    connection = await connect(settings, "iov-ingest migrate", statement_timeout="0")
+    try:
+        async with connection.transaction():
+            await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
+            steps = await _plan(connection, settings, catalogue)
+            if not dry_run:
+                for step in steps:
+                    for statement in step.statements:
+                        await connection.execute(statement)
+        return steps
+    finally:
+        connection.terminate()
+
+
+async def _plan(
+    connection: asyncpg.Connection, settings: Settings, catalogue: Catalogue
+) -> list[Step]:
+    steps = [step async for step in _base(connection)]
+    partitioned = not await _hypertables(connection, settings)
+    contradictions: list[str] = []
+    for stream in catalogue.values():
+        present = {
+            row["name"]: (row["type"], row["comment"])
+            for row in await connection.fetch(_COLUMNS, stream.table)
+        }
+        if not present:
+            statements = [*create_table(stream, partitioned=partitioned), *_grants(stream.table)]
+            steps.append(Step(f"create table iov.{stream.table}", statements))
+        else:
+            steps += _extend(stream, present, contradictions)
+    if contradictions:
+        raise NotReady("; ".join(contradictions))
+    return steps
+
+
+async def _base(connection: asyncpg.Connection) -> AsyncIterator[Step]:
+    known = await connection.fetchval("SELECT to_regclass('iov.migration') IS NOT NULL")
+    applied = (
+        {row[0] for row in await connection.fetch("SELECT version FROM iov.migration")}
+        if known
+        else set()
+    )
+    for file in sorted(files("ingest.store").joinpath("sql").iterdir(), key=lambda f: f.name):
+        version = int(file.name.split("_")[0])
+        if version in applied:
+            continue
+        record = f"INSERT INTO iov.migration (version) VALUES ({version})"
+        statements = [file.read_text(encoding="utf-8"), record]
+        if version == _FIRST:
+            statements += [_role(), *_base_grants()]
+        yield Step(f"apply {file.name}", statements)
+
+
+async def _hypertables(connection: asyncpg.Connection, settings: Settings) -> bool:
+    """Whether new tables become hypertables."""
+    if settings.store == "postgres":
+        return False
+    installed: bool = await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb')"
+    )
+    if settings.store == "timescaledb" and not installed:
+        raise NotReady(
+            "IOV_STORE is timescaledb and the extension is not installed in this database: "
+            "CREATE EXTENSION timescaledb"
+        )
+    return installed
+
+
+def _extend(
+    stream: Stream, present: dict[str, tuple[str, str | None]], contradictions: list[str]
+) -> Iterator[Step]:
+    """Added fields become added columns; a changed type is a contradiction."""
+    for name, declared, text in table_columns(stream):
+        sql_type = declared.split(" NOT NULL")[0]
+        if name not in present:
+            statements = [add_column(stream, name, declared), comment_on(stream, name, text)]
+            yield Step(f"add column iov.{stream.table}.{name}", statements)
+            continue
+        type_there, text_there = present[name]
+        type_there = _SHORT_NAMES.get(type_there, type_there)
+        # A column that holds more than the schema allows holds what it allows.
+        if type_there != sql_type and (sql_type, type_there) not in _NARROWER:
+            contradictions.append(
+                f"iov.{stream.table}.{name} is {type_there} and the schema wants {sql_type}: "
+                "give the field another name, or convert the column by hand"
+            )
+        elif text_there != (text or None):
+            yield Step(
+                f"comment on column iov.{stream.table}.{name}", [comment_on(stream, name, text)]
+            )
+
+
+def _role() -> str:
+    """Make the group role where that is allowed; where not, an administrator makes it first."""
+    return f"""
+DO $$ BEGIN
+    IF to_regrole('{WORKER_ROLE}') IS NULL THEN
+        CREATE ROLE {WORKER_ROLE} NOLOGIN;
+    END IF;
+EXCEPTION
+    WHEN insufficient_privilege THEN
+        RAISE NOTICE 'role {WORKER_ROLE} was not made: no right to';
+    WHEN duplicate_object OR unique_violation THEN
+        NULL; -- another migration of this server, of another database, was quicker
+END $$"""
+
+
+def _granted(statement: str) -> str:
+    """The grant, where the role is there."""
+    return f"""
+DO $$ BEGIN
+    IF to_regrole('{WORKER_ROLE}') IS NOT NULL THEN
+        {statement} TO {WORKER_ROLE};
+    END IF;
+END $$"""
+
+
+def _base_grants() -> list[str]:
+    return [
+        _granted("GRANT USAGE ON SCHEMA iov"),
+        _granted("GRANT INSERT ON iov.dead_letter"),
+        # Not the whole device: kind, vin, region and fleet are not the worker's to read.
+        _granted("GRANT SELECT (device_id, device) ON iov.device"),
+        _granted("GRANT INSERT ON iov.device"),
+        _granted("GRANT EXECUTE ON FUNCTION iov.make_partition(text, date)"),
+    ]
+
+
+def _grants(table: str) -> list[str]:
+    # ON CONFLICT DO NOTHING and the staging table read the columns they name.
+    return [_granted(f"GRANT SELECT, INSERT ON iov.{quoted(table)}")]

@@ -1,0 +1,36 @@
+"""Daily partitions, made by the function that `migrate` installs, never in a batch's transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import date, timedelta
+
+import asyncpg
+
+from ingest.schema import Catalogue
+
+DAYS_AHEAD = 3
+"""Partitions there are always for today, yesterday, and so many days to come."""
+
+_PARTITIONED = """
+SELECT relname FROM pg_class
+WHERE relnamespace = 'iov'::regnamespace AND relkind = 'p' AND relname = ANY($1::text[])
+"""
+
+
+async def make_partitions(
+    connection: asyncpg.Connection, tables_and_days: Iterable[tuple[str, date]]
+) -> int:
+    """Make those that are missing, each in a transaction of its own; how many were made."""
+    made = 0
+    for table, day in sorted(tables_and_days):
+        made += await connection.fetchval("SELECT iov.make_partition($1, $2)", table, day)
+    return made
+
+
+async def make_ahead(connection: asyncpg.Connection, catalogue: Catalogue, today: date) -> int:
+    """Make what the coming days need; hypertables make their own chunks."""
+    tables = [stream.table for stream in catalogue.values()]
+    partitioned = [row[0] for row in await connection.fetch(_PARTITIONED, tables)]
+    days = [today + timedelta(days=n) for n in range(-1, DAYS_AHEAD + 1)]
+    return await make_partitions(connection, ((t, day) for t in partitioned for day in days))

@@ -1,0 +1,100 @@
+"""Looks at the database from outside the batches: is it there, migrated, durable; partitions ahead.
+
+Each look is a new connection, as a worker would get one, so that it also sees what is wrong with
+connecting and what has changed in the server's settings.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+
+import asyncpg
+import structlog
+
+from ingest.config import Settings
+from ingest.errors import Unavailable
+from ingest.metrics import Metrics
+from ingest.schema import Catalogue
+from ingest.store.connect import connect, durability_problem, expect_migrated
+from ingest.store.failures import meaning
+from ingest.store.partitions import make_ahead
+from ingest.store.writer import Writer
+
+INTERVAL_S, INTERVAL_IN_TROUBLE_S = 5.0, 1.0
+TIMEOUT_S = 30.0
+NAME = "iov-ingest watch"
+
+log = structlog.get_logger("store")
+
+
+class Watch:
+    """Knows whether commits are possible and worth their acknowledgement."""
+
+    def __init__(
+        self, settings: Settings, catalogue: Catalogue, metrics: Metrics, writer: Writer
+    ) -> None:
+        self.problem: str | None = "the database was not looked at yet"
+        """What keeps the database from being ready; None while nothing does."""
+        self._settings = settings
+        self._catalogue = catalogue
+        self._metrics = metrics
+        self._writer = writer
+        self._ahead_for: datetime | None = None
+        self._writer_saw_problem = False
+
+    async def run(self) -> None:
+        """Look again and again until cancelled."""
+        while True:
+            await self.look()
+            in_trouble = self.problem is not None or self._writer.problem is not None
+            await asyncio.sleep(INTERVAL_IN_TROUBLE_S if in_trouble else INTERVAL_S)
+
+    async def look(self) -> None:
+        """One look; has the writer connect where it could and does not."""
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                problem = await self._problem()
+        except Exception as exc:
+            failure = meaning(exc)
+            if not isinstance(failure, Unavailable):
+                raise
+            self._metrics.database_up.set(0)
+            self._say(str(failure))
+            return
+        self._metrics.database_up.set(1)
+        self._say(problem)
+        if problem is not None:
+            # What is wrong may be a setting of each session: the writer gets a new one afterwards.
+            self._writer_saw_problem = True
+        elif self._writer_saw_problem or self._writer.problem is not None:
+            await self._writer.connect(anew=self._writer_saw_problem)
+            self._writer_saw_problem = False
+
+    async def _problem(self) -> str | None:
+        connection = await connect(self._settings, NAME)
+        try:
+            await expect_migrated(connection, self._catalogue)
+            if problem := await durability_problem(connection):
+                return problem
+            await self._make_ahead(connection)
+            await connection.close()
+        finally:
+            connection.terminate()
+        return None
+
+    async def _make_ahead(self, connection: asyncpg.Connection) -> None:
+        hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+        if hour != self._ahead_for:
+            made = await make_ahead(connection, self._catalogue, hour.date())
+            self._ahead_for = hour
+            if made:
+                log.info("partitions made ahead", made=made)
+
+    def _say(self, problem: str | None) -> None:
+        if problem != self.problem:
+            if problem is not None:
+                log.warning("database not ready", why=problem)
+            elif self.problem is not None:
+                log.info("database looks well")
+        self.problem = problem

