@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 import aiomqtt
+from aiomqtt.exceptions import MqttConnectError
+from paho.mqtt.client import MQTT_CLEAN_START_FIRST_ONLY
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -21,13 +23,14 @@ from ingest.config import Settings
 from ingest.errors import Unavailable
 from ingest.model import Arrival, Delivery
 from ingest.source.client import (
-    HANDSHAKE_TIMEOUT_S,
+    ANSWER_TIMEOUT_S,
     KEEP_ALIVE_S,
     PACKET_PER_PAYLOAD,
     Subscribed,
     TakenOver,
 )
 from ingest.source.inbox import Inbox
+from ingest.source.version import refuses_mqtt5
 
 _UNSUPPORTED_VERSION = {1, 0x84}
 """CONNACK reasons: MQTT 3.1.1, 3.2.2.3 and MQTT 5, 3.2.2.2."""
@@ -42,11 +45,14 @@ class _Paho:
         self._paho = client._client  # noqa: SLF001
         self._disconnected = client._disconnected  # noqa: SLF001
         self._paho.manual_ack_set(on=True)
+        self.answered = False
+        """CONNACK has come."""
         self.session_present = False
         self.disconnect_reason: ReasonCode | None = None
         on_connect, on_disconnect = self._paho.on_connect, self._paho.on_disconnect
 
         def connected(paho: Any, data: Any, flags: Any, reason: Any, properties: Any) -> None:
+            self.answered = True
             self.session_present = bool(flags.session_present)
             on_connect(paho, data, flags, reason, properties)  # type: ignore[misc]  # set by aiomqtt
 
@@ -83,6 +89,10 @@ class _Paho:
         except OSError as exc:
             if not self._disconnected.done():
                 self._disconnected.set_exception(exc)
+
+    def close(self) -> None:
+        """Close the socket where aiomqtt leaves it open: after a CONNECT without an answer."""
+        self._paho._sock_close()  # noqa: SLF001
 
     def forgive_ping(self) -> None:
         """Do not time the answer to the last PINGREQ: it cannot be read while paused."""
@@ -162,6 +172,7 @@ class AiomqttClient:
         self._settings = settings
         self._inbox = inbox
         self._version_5 = version_5
+        self._web = settings.broker.scheme in {"ws", "wss"}
 
     async def session(self, subscribed: Subscribed) -> None:
         """One connection from CONNECT to its end; always raises."""
@@ -180,17 +191,23 @@ class AiomqttClient:
             if task is not None and task.cancelling():
                 # The broker did not answer our goodbye in time; we leave all the same.
                 raise asyncio.CancelledError from exc
-            raise self._reason(exc, paho) from exc
+            raise await self._reason(exc, paho) from exc
         finally:
             connection.open = False
+            paho.close()
 
-    def _reason(self, exc: aiomqtt.MqttError, paho: _Paho) -> Unavailable:
+    async def _reason(self, exc: aiomqtt.MqttError, paho: _Paho) -> Unavailable:
+        """What the source is told of `exc`; after a refused version the next attempt is 3.1.1."""
         code = getattr(getattr(exc, "rc", None), "value", None)
-        if isinstance(exc, aiomqtt.MqttConnectError):
-            if code in _UNSUPPORTED_VERSION and self._version_5:
-                # The next attempt speaks MQTT 3.1.1; this one waits no longer than any other.
+        if isinstance(exc, MqttConnectError):
+            if code in _UNSUPPORTED_VERSION:
                 self._version_5 = False
             return Unavailable(f"the broker refused us: {exc}")
+        if not paho.answered:
+            if self._version_5 and not self._web and await refuses_mqtt5(self._settings):
+                self._version_5 = False
+                return Unavailable("the broker speaks MQTT 3.1.1 only")
+            return Unavailable(f"cannot connect: {exc}")
         reason = paho.disconnect_reason
         if reason is not None and reason.value == _SESSION_TAKEN_OVER:
             return TakenOver("the broker disconnected us: session taken over (0x8E)")
@@ -206,8 +223,7 @@ class AiomqttClient:
 
     def _client(self, connection: _Connection) -> aiomqtt.Client:
         settings = self._settings
-        web = settings.broker.scheme in {"ws", "wss"}
-        transport: Literal["tcp", "websockets"] = "websockets" if web else "tcp"
+        transport: Literal["tcp", "websockets"] = "websockets" if self._web else "tcp"
         return aiomqtt.Client(
             settings.broker.hostname or "",
             settings.broker_port,
@@ -219,11 +235,11 @@ class AiomqttClient:
                 aiomqtt.ProtocolVersion.V5 if self._version_5 else aiomqtt.ProtocolVersion.V311
             ),
             clean_session=None if self._version_5 else False,
-            clean_start=False,
+            clean_start=False if self._version_5 else MQTT_CLEAN_START_FIRST_ONLY,
             properties=self._properties() if self._version_5 else None,
             transport=transport,
-            websocket_path=settings.broker.path or "/mqtt" if web else None,
-            timeout=HANDSHAKE_TIMEOUT_S,
+            websocket_path=settings.broker.path or "/mqtt" if self._web else None,
+            timeout=ANSWER_TIMEOUT_S,
             keepalive=KEEP_ALIVE_S,
             tls_context=settings.tls(),
         )

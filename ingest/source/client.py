@@ -8,8 +8,10 @@ from typing import Protocol
 from ingest.errors import Unavailable
 
 KEEP_ALIVE_S = 30
-HANDSHAKE_TIMEOUT_S = 20.0
-"""From the first byte sent to SUBACK."""
+CONNECT_TIMEOUT_S = 10.0
+"""For the TCP connection and the TLS handshake."""
+ANSWER_TIMEOUT_S = 5.0
+"""For CONNACK and for SUBACK."""
 FLUSH_TIMEOUT_S = 5.0
 """How long a leaving client waits for its last acknowledgements to go out."""
 

