@@ -128,14 +128,14 @@ def _row(
         seq = derived_seq(sample)
     elif type(seq) is not int or not 0 <= seq <= MAX_SEQ:
         return Fault(Reason.BAD_ENVELOPE, f"/seq is no integer from 0 to {MAX_SEQ}")
-    fault = stream.fault(sample)
-    if fault is not None:
-        return Fault(Reason.SCHEMA, fault)
-    if may_hold_nul and (where := _nul(sample, ())) is not None:
-        return Fault(Reason.REFUSED_BY_STORE, f"{pointer(where)} holds U+0000")
     if stream.never_stored:
         sample = _without(sample, stream.never_stored)
-    values, unknown_fields = stream.extract(device, ts, seq, received_at, sample)
+    row = stream.row(device, ts, seq, received_at, sample)
+    if type(row) is str:
+        return Fault(Reason.SCHEMA, row)
+    if may_hold_nul and (where := _nul(sample, ())) is not None:
+        return Fault(Reason.REFUSED_BY_STORE, f"{pointer(where)} holds U+0000")
+    values, unknown_fields = row
     return Row(stream.name, values, index, unknown_fields)
 
 

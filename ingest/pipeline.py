@@ -75,6 +75,8 @@ class Pipeline:
             self._metrics.count(self._metrics.messages_received, messages)
             self._metrics.count(self._metrics.samples_received, samples)
             self._filled.set()
+            # Checking a read's worth takes milliseconds; a COPY under way goes on in between.
+            await asyncio.sleep(0)
         self._no_more = True
         self._filled.set()
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import jsonschema_rs
 
 from ingest.errors import SchemaError
 from ingest.schema.columns import Column, columns
-from ingest.schema.extract import LEADING, TRAILING, Extract, extractor
+from ingest.schema.extract import LEADING, TRAILING, Extracted, Functions, functions
 from ingest.schema.rfc3339 import rfc3339
 
 
@@ -23,7 +24,7 @@ class Stream:
     """The schema with every reference resolved."""
     columns: list[Column]
     validator: jsonschema_rs.Draft202012Validator
-    extract: Extract
+    functions: Functions
     never_stored: frozenset[str]
     """Names removed wherever they stand in a sample, before anything is stored."""
 
@@ -36,6 +37,15 @@ class Stream:
     def column_names(self) -> list[str]:
         """Every column of the table, in the order of the extractor's values."""
         return [*LEADING, *(column.name for column in self.columns), *TRAILING]
+
+    def row(
+        self, device: str, ts: datetime, seq: int, received_at: datetime, sample: dict[str, Any]
+    ) -> Extracted | str:
+        """(row values, number of unknown fields), or what the schema has against the sample."""
+        accepted = self.functions.accept(device, ts, seq, received_at, sample)
+        if accepted is not None:
+            return accepted
+        return self.fault(sample) or self.functions.extract(device, ts, seq, received_at, sample)
 
     def fault(self, sample: dict[str, Any]) -> str | None:
         """What the schema has against `sample`, or None.
@@ -58,7 +68,7 @@ def stream(name: str, schema: dict[str, Any]) -> Stream:
     except (jsonschema_rs.ValidationError, ValueError) as exc:
         raise SchemaError(f"{name}: not a JSON Schema 2020-12: {exc}") from exc
     never = frozenset(schema.get("x-never-stored", ()))
-    return Stream(name, schema, found, validator, extractor(found), never)
+    return Stream(name, schema, found, validator, functions(schema, found), never)
 
 
 def _is_date_time(text: str) -> bool:

@@ -7,6 +7,7 @@ socket is not read, whatever Receive Maximum the broker honours, until half of i
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from operator import attrgetter
@@ -22,7 +23,7 @@ class Inbox:
 
     def __init__(self, window: int, window_bytes: int = WINDOW_BYTES) -> None:
         self._window, self._window_bytes = window, window_bytes
-        self._waiting: list[Delivery] = []
+        self._waiting: deque[list[Delivery]] = deque()
         self._arrived = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
@@ -37,14 +38,14 @@ class Inbox:
         """True above the window, until half of it is settled: do not read."""
         return not self._room.is_set()
 
-    def put(self, deliveries: Sequence[Delivery], resume: Callable[[], None]) -> None:
+    def put(self, deliveries: list[Delivery], resume: Callable[[], None]) -> None:
         """Take in what one read brought; `resume` is called once if it is `full` now.
 
         After `close` it takes nothing: unacknowledged, the broker keeps it for the next worker.
         """
         if self._closed:
             return
-        self._waiting.extend(deliveries)
+        self._waiting.append(deliveries)
         self.in_flight += len(deliveries)
         self.in_flight_bytes += sum(len(d.payload) for d in deliveries)
         self._arrived.set()
@@ -79,11 +80,10 @@ class Inbox:
         return self
 
     async def __anext__(self) -> list[Delivery]:
-        """Everything that is waiting, at least one; ends when closed and empty."""
+        """What one read of the socket brought; ends when closed and empty."""
         while not self._waiting:
             if self._closed:
                 raise StopAsyncIteration
             self._arrived.clear()
             await self._arrived.wait()
-        waiting, self._waiting = self._waiting, []
-        return waiting
+        return self._waiting.popleft()
