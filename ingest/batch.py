@@ -31,7 +31,7 @@ class DeadLetter(NamedTuple):
 class Limits(NamedTuple):
     """When a batch closes."""
 
-    rows: int = 5_000
+    rows: int = 4_000
     """Samples, accepted or rejected."""
     size_bytes: int = 16 * 1024 * 1024
     """Inflated payloads, a measure of memory."""
@@ -59,6 +59,17 @@ def _storable(text: str) -> str:
 
 
 @dataclass(slots=True)
+class Rows:
+    """The accepted samples of one stream, three lists of one length."""
+
+    values: list[list[Any]] = field(default_factory=list)
+    """Ready for COPY but for the first of each, where the store writes `device_id`."""
+    devices: list[str] = field(default_factory=list)
+    origins: list[tuple[Delivery, int]] = field(default_factory=list)
+    """The delivery each came in and its position there."""
+
+
+@dataclass(slots=True)
 class Batch:
     """What is committed in one transaction."""
 
@@ -66,10 +77,8 @@ class Batch:
     """Monotonic time of its first message."""
     deliveries: list[Delivery] = field(default_factory=list)
     """In the order of arrival, which is the order of acknowledgement (MQTT 5, 4.6)."""
-    rows: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)
-    """Row values by stream, first come first."""
-    origins: dict[str, list[tuple[Delivery, int]]] = field(default_factory=dict)
-    """For each of `rows` the delivery it came in and its position there."""
+    rows: dict[str, Rows] = field(default_factory=dict)
+    """Accepted samples by stream, first come first."""
     dead_letters: list[DeadLetter] = field(default_factory=list)
     rejected: Counter[tuple[str, Reason]] = field(default_factory=Counter)
     """Rejected samples by metric label and reason."""
@@ -86,10 +95,12 @@ class Batch:
         for outcome in checked.outcomes:
             if type(outcome) is Row:
                 stream = outcome.stream
-                if stream not in self.rows:
-                    self.rows[stream], self.origins[stream] = [], []
-                self.rows[stream].append(outcome.values)
-                self.origins[stream].append((delivery, outcome.index))
+                rows = self.rows.get(stream)
+                if rows is None:
+                    rows = self.rows[stream] = Rows()
+                rows.values.append(outcome.values)
+                rows.devices.append(outcome.device)
+                rows.origins.append((delivery, outcome.index))
                 if outcome.unknown_fields:
                     self.unknown_fields[stream] += outcome.unknown_fields
             else:

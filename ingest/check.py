@@ -136,7 +136,7 @@ def _row(
     if may_hold_nul and (where := _nul(sample, ())) is not None:
         return Fault(Reason.REFUSED_BY_STORE, f"{pointer(where)} holds U+0000")
     values, unknown_fields = row
-    return Row(stream.name, values, index, unknown_fields)
+    return Row(stream.name, device, values, index, unknown_fields)
 
 
 def instant(ts: Any) -> datetime | Fault:

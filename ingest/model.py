@@ -70,8 +70,9 @@ class Row(NamedTuple):
     """One accepted sample, ready for the store."""
 
     stream: str
-    values: tuple[Any, ...]
-    """In the order of the stream's columns: device (text, the store replaces it by `device_id`),
+    device: str
+    values: list[Any]
+    """In the order of the stream's columns: device (the store writes `device_id` in its place),
     ts, seq, received_at, resend, fields …, quality, extra."""
     index: int
     """Position of the sample in its message, to find its JSON again."""

@@ -138,10 +138,10 @@ class Pipeline:
         for arrival, group in groupby(batch.deliveries, key=lambda d: d.arrival):
             metrics.ack_latency.observe(now - arrival.monotonic_s, sum(1 for _ in group))
         for stream, rows in batch.rows.items():
-            metrics.event_lag.observe_all(map(_lag_s, rows), stream)
+            metrics.event_lag.observe_all(map(_lag_s, rows.values), stream)
 
 
-def _lag_s(values: tuple[Any, ...]) -> float:
+def _lag_s(values: list[Any]) -> float:
     received_at: datetime = values[_RECEIVED_AT]
     ts: datetime = values[_TS]
     return (received_at - ts).total_seconds()

@@ -20,7 +20,7 @@ from ingest.schema.accept import Tests, only
 from ingest.schema.columns import ENVELOPE, Column
 from ingest.schema.rfc3339 import rfc3339
 
-Extracted = tuple[tuple[Any, ...], int]
+Extracted = tuple[list[Any], int]
 """(row values, number of unknown fields)."""
 Extract = Callable[[str, datetime, int, datetime, dict[str, Any]], Extracted]
 """(device, ts, seq, received_at, sample) → Extracted."""
@@ -108,12 +108,12 @@ def _function(
             yield "    else:"
             yield f"        {' = '.join(f'v{number}' for number, _ in members)} = None"
     yield "    quality = sample.get('quality')"
-    yield "    return ("
+    yield "    return ["
     yield "        device, ts, seq, received_at, sample.get('resend') is True,"
     yield f"        {', '.join(values)}," if values else ""
     yield "        None if quality is None else dumps(quality),"
     yield "        None if extra is None else dumps(extra),"
-    yield "    ), unknown_fields"
+    yield "    ], unknown_fields"
 
 
 def _test_envelope(schema: dict[str, Any], tests: Tests) -> Iterator[str]:

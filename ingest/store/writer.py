@@ -99,14 +99,17 @@ class Writer:
 
     async def _attempt(self, batch: Batch) -> Written:
         connection, ids_of = await self._connected()
-        devices = {values[0] for rows in batch.rows.values() for values in rows}
-        ids = await ids_of.resolve(devices)
+        ids = await ids_of.resolve({d for rows in batch.rows.values() for d in rows.devices})
+        for rows in batch.rows.values():
+            # In place: a copy of every row was 4 % of all CPU time.
+            for values, device in zip(rows.values, rows.devices, strict=True):
+                values[0] = ids[device]
         written = Written()
         letters: list[DeadLetter] = list(batch.dead_letters)
         async with connection.transaction():
             for name, rows in batch.rows.items():
                 stream = self._catalogue[name]
-                records = [(ids[values[0]], *values[1:]) for values in rows]
+                records = rows.values
                 if self._careful:
                     stored, refused = await merge(connection, stream, records)
                     letters += self._refused(batch, name, refused)
@@ -128,9 +131,10 @@ class Writer:
     def _refused(self, batch: Batch, name: str, refused: dict[int, str]) -> list[DeadLetter]:
         letters = []
         for position, detail in refused.items():
-            delivery, index = batch.origins[name][position]
+            rows = batch.rows[name]
+            delivery, index = rows.origins[position]
             rejected = Rejected(
-                name, batch.rows[name][position][0], Reason.REFUSED_BY_STORE, detail,
+                name, rows.devices[position], Reason.REFUSED_BY_STORE, detail,
                 self._sample_json(delivery, index),
             )
             letters.append(dead_letter(delivery, rejected))
@@ -156,7 +160,7 @@ class Writer:
         wanted = {
             (self._catalogue[name].table, values[1].date())
             for name, rows in batch.rows.items()
-            for values in rows
+            for values in rows.values
         }
         try:
             async with self._lock, asyncio.timeout(ATTEMPT_TIMEOUT_S):
