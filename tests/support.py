@@ -1,0 +1,304 @@
+"""What tests share: a worker in the test's own loop, a database to ask, a publisher, a proxy."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import aiomqtt
+import asyncpg
+import orjson
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from ingest.check import Checker
+from ingest.config import load
+from ingest.model import Arrival, Delivery
+from ingest.schema import Catalogue
+from ingest.service import Service
+from ingest.tools.embedded import Postgres
+
+DEADLINE_S = 60.0
+"""A test that waits longer for its event has failed."""
+
+
+async def until(condition: Callable[[], Any], what: str = "the event") -> Any:
+    """Wait for `condition` (plain or async) to be true; its value."""
+    deadline_s = time.monotonic() + DEADLINE_S
+    while time.monotonic() < deadline_s:
+        value = condition()
+        if asyncio.iscoroutine(value):
+            value = await value
+        if value:
+            return value
+        await asyncio.sleep(0.02)
+    raise AssertionError(f"waited {DEADLINE_S:.0f} s in vain for {what}")
+
+
+@dataclass
+class Database:
+    """One test's database."""
+
+    server: Postgres
+    name: str
+
+    @property
+    def url(self) -> str:
+        return self.server.url_of(self.name)
+
+    async def all(self, query: str, *args: Any) -> list[asyncpg.Record]:
+        connection = await asyncpg.connect(self.url)
+        try:
+            rows: list[asyncpg.Record] = await connection.fetch(query, *args)
+            return rows
+        finally:
+            await connection.close()
+
+    async def one(self, query: str, *args: Any) -> Any:
+        return (await self.all(query, *args))[0][0]
+
+    async def count(self, table: str = "nev") -> int:
+        number: int = await self.one(f"SELECT count(*) FROM iov.{table}")
+        return number
+
+    async def execute(self, statement: str) -> None:
+        connection = await asyncpg.connect(self.url)
+        try:
+            await connection.execute(statement)
+        finally:
+            await connection.close()
+
+    async def reasons(self) -> list[str]:
+        return [r[0] for r in await self.all("SELECT reason FROM iov.dead_letter ORDER BY id")]
+
+
+class Worker:
+    """A service under test and the task it runs in."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.task = asyncio.create_task(service.run(), name="worker under test")
+
+    @property
+    def in_flight(self) -> int:
+        return self.service.source.inbox.in_flight
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.service.http_port}"
+
+    def metric(self, name: str, **labels: str) -> float:
+        """A sample of the worker's metrics, summed over the labels that are not given."""
+        return sum(
+            sample.value
+            for family in self.service.metrics.registry.collect()
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+    def settled(self) -> float:
+        return sum(
+            self.metric(f"iov_samples_{outcome}_total")
+            for outcome in ("stored", "duplicate", "rejected")
+        )
+
+    async def ready(self) -> None:
+        await until(lambda: self.task.done() or not self.service.problems(), "a ready worker")
+        if self.task.done():
+            self.task.result()
+
+    async def settles(self, samples: int) -> None:
+        """Wait until so many samples were settled and nothing is in flight."""
+        await until(
+            lambda: self.task.done() or (self.settled() >= samples and not self.in_flight),
+            f"{samples} samples settled; {self.settled()} are, {self.in_flight} in flight",
+        )
+        if self.task.done():
+            self.task.result()
+
+    async def stop(self) -> None:
+        self.service.stop()
+        await self.task
+
+    async def kill(self) -> None:
+        """End it without a word to anybody, as SIGKILL would: sockets are cut, nothing is sent."""
+        self.task.cancel()
+        await asyncio.wait([self.task])
+
+
+def environment(mqtt_url: str, database_url: str, **settings: str) -> dict[str, str]:
+    return {
+        "IOV_MQTT_URL": mqtt_url,
+        "IOV_DATABASE_URL": database_url,
+        "IOV_MQTT_CLIENT_ID": "worker-1",
+        "IOV_HTTP_HOST": "127.0.0.1",
+        "IOV_HTTP_PORT": "0",
+    } | {f"IOV_{name.upper()}": value for name, value in settings.items()}
+
+
+@asynccontextmanager
+async def working(
+    mqtt_url: str,
+    database_url: str,
+    catalogue: Catalogue,
+    *,
+    checker: Checker | None = None,
+    wait: bool = True,
+    **settings: str,
+) -> AsyncIterator[Worker]:
+    """A worker while the block runs, ready from the start; stopped in order at the end."""
+    configured = load(environ=environment(mqtt_url, database_url, **settings))
+    worker = Worker(Service(configured, catalogue, checker=checker))
+    try:
+        if wait:
+            await worker.ready()
+        yield worker
+    finally:
+        if not worker.task.done():
+            await worker.stop()
+
+
+def sample(seq: int | None = None, ts: datetime | str | int | None = None, **fields: Any) -> dict[str, Any]:
+    """A good `nev` sample, but for what is given."""
+    instant = ts if ts is not None else datetime.now(UTC)
+    text = instant.isoformat() if isinstance(instant, datetime) else instant
+    head: dict[str, Any] = {"ts": text}
+    if seq is not None:
+        head["seq"] = seq
+    return head | {"speed_kmh": 46.8, "soc_pct": 71, "gear": "D"} | fields
+
+
+def delivery(
+    payload: Any,
+    topic: str = "iov/v1/V1/nev",
+    *,
+    encoding: str | None = None,
+    connection: Any = None,
+    packet_id: int | None = 1,
+    at: datetime | None = None,
+) -> Delivery:
+    """A delivery as a source would hand it over."""
+    text = payload if isinstance(payload, bytes) else orjson.dumps(payload)
+    arrival = Arrival(at or datetime.now(UTC), time.monotonic())
+    return Delivery(topic, text, encoding, packet_id, arrival, connection or Silent())
+
+
+class Silent:
+    """A connection that takes acknowledgements and tells nobody."""
+
+    def acknowledge(self, packet_ids: Any) -> None:
+        pass
+
+
+@asynccontextmanager
+async def publisher(
+    url: str, *, version_5: bool = True, **options: Any
+) -> AsyncIterator[Callable[..., Any]]:
+    """A function that publishes: (payload, topic, qos=1, encoding=None)."""
+    host, port = url.split("//")[1].split(":")
+    protocol = aiomqtt.ProtocolVersion.V5 if version_5 else aiomqtt.ProtocolVersion.V311
+    async with aiomqtt.Client(host, int(port), protocol=protocol, **options) as client:
+        client.pending_calls_threshold = 1_000_000
+
+        async def publish(
+            payload: Any,
+            topic: str = "iov/v1/V1/nev",
+            qos: int = 1,
+            encoding: str | None = None,
+            *,
+            retain: bool = False,
+        ) -> None:
+            text = payload if isinstance(payload, bytes) else orjson.dumps(payload)
+            properties = None
+            if encoding is not None:
+                properties = Properties(PacketTypes.PUBLISH)
+                properties.UserProperty = [("content-encoding", encoding)]
+            await client.publish(topic, text, qos=qos, properties=properties, retain=retain)
+
+        yield publish
+
+
+async def publish_many(url: str, payloads: list[Any], topic: str = "iov/v1/V1/nev") -> None:
+    """Publish a list with QoS 1, many at a time; returns when all are acknowledged."""
+    async with publisher(url, max_inflight_messages=200) as publish:
+        for start in range(0, len(payloads), 200):
+            async with asyncio.TaskGroup() as tasks:
+                for payload in payloads[start : start + 200]:
+                    tasks.create_task(publish(payload, topic))
+
+
+class Proxy:
+    """TCP between two parties that can be stalled (open and silent), cut, and refused."""
+
+    def __init__(self, host: str | None, port: int | None, path: str | None = None) -> None:
+        self._host, self._port_to, self._path = host, port, path
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self._accepting = True
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+        self.port = 0
+        self.connections = 0
+
+    async def __aenter__(self) -> Proxy:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._server.close()
+        self.cut()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def stall(self) -> None:
+        self._flowing.clear()
+
+    def flow(self) -> None:
+        self._flowing.set()
+        self._accepting = True
+
+    def cut(self) -> None:
+        """Close every connection that is open."""
+        for writer in list(self._writers):
+            writer.transport.abort()
+
+    def refuse(self) -> None:
+        """Cut, and close every new connection at once."""
+        self._accepting = False
+        self.cut()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        if not self._accepting:
+            writer.transport.abort()
+            return
+        if self._path:
+            there = await asyncio.open_unix_connection(self._path)
+        else:
+            there = await asyncio.open_connection(self._host, self._port_to)
+        for source, target in ((reader, there[1]), (there[0], writer)):
+            self._writers.add(target)
+            task = asyncio.create_task(self._pump(source, target))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _pump(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        try:
+            while data := await source.read(65_536):
+                await self._flowing.wait()
+                target.write(data)
+                await target.drain()
+        except OSError:
+            pass
+        finally:
+            target.transport.abort()
+            self._writers.discard(target)

@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import zlib
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ingest.check import Ages, Checker, derived_seq, instant
+from ingest.decode import Fault, Limits
+from ingest.model import Outcome, Reason, Rejected, Row
+from ingest.schema import Catalogue, load_catalogue
+from ingest.schema.stream import stream
+from tests.support import delivery, sample
+
+CATALOGUE = load_catalogue()
+CHECKER = Checker(CATALOGUE)
+NOW = datetime(2026, 11, 22, 8, 0, tzinfo=UTC)
+
+
+def outcomes(payload: Any, topic: str = "iov/v1/V1/nev", **more: Any) -> list[Outcome]:
+    return CHECKER.check(delivery(payload, topic, at=NOW, **more)).outcomes
+
+
+def rejected(payload: Any, topic: str = "iov/v1/V1/nev", **more: Any) -> Rejected:
+    (outcome,) = outcomes(payload, topic, **more)
+    assert isinstance(outcome, Rejected)
+    return outcome
+
+
+def row(payload: Any, topic: str = "iov/v1/V1/nev") -> dict[str, Any]:
+    (outcome,) = outcomes(payload, topic)
+    assert isinstance(outcome, Row), outcome
+    return dict(zip(CATALOGUE[outcome.stream].column_names, outcome.values, strict=True))
+
+
+def test_a_good_sample_becomes_a_row() -> None:
+    found = row(sample(5, NOW, resend=True, cabin="warm", location={"lon": 1.5, "tilt": 2}))
+    assert found["device_id"] == "V1"
+    assert (found["ts"], found["seq"], found["received_at"]) == (NOW, 5, NOW)
+    assert found["resend"] is True
+    assert (found["speed_kmh"], found["location_lon"], found["location_lat"]) == (46.8, 1.5, None)
+    assert orjson.loads(found["extra"]) == {"cabin": "warm", "location": {"tilt": 2}}
+
+
+@pytest.mark.parametrize(
+    ("payload", "reason", "detail"),
+    [
+        ([7], Reason.BAD_ENVELOPE, "a sample is an object"),
+        ({}, Reason.BAD_ENVELOPE, "/ts is absent"),
+        ({"ts": None}, Reason.BAD_ENVELOPE, "/ts is absent"),
+        (sample(seq=-1, ts=NOW), Reason.BAD_ENVELOPE, "/seq"),
+        (sample(ts=NOW) | {"seq": 4_294_967_296}, Reason.BAD_ENVELOPE, "/seq"),
+        (sample(ts=NOW) | {"seq": 1.0}, Reason.BAD_ENVELOPE, "/seq"),
+        (sample(ts=NOW) | {"seq": True}, Reason.BAD_ENVELOPE, "/seq"),
+        (sample(ts=NOW) | {"seq": "1"}, Reason.BAD_ENVELOPE, "/seq"),
+        (sample(ts="2026-11-22T08:00:00"), Reason.BAD_TIMESTAMP, "/ts is not an RFC 3339"),
+        (sample(ts="2032-90-02T12:08:07+01:00"), Reason.BAD_TIMESTAMP, "/ts is no date"),
+        (sample() | {"ts": 1.5}, Reason.BAD_TIMESTAMP, "/ts is neither"),
+        (sample() | {"ts": True}, Reason.BAD_TIMESTAMP, "/ts is neither"),
+        (sample() | {"ts": 10**17}, Reason.BAD_TIMESTAMP, "/ts is outside"),
+        (sample(ts=NOW - timedelta(days=30, seconds=1)), Reason.TOO_OLD, "/ts"),
+        (sample(ts=0), Reason.TOO_OLD, "/ts"),
+        (sample(ts=NOW + timedelta(seconds=301)), Reason.CLOCK_AHEAD, "/ts"),
+        (sample(ts=NOW, speed_kmh=501), Reason.SCHEMA, "/speed_kmh is above the maximum 500"),
+        (sample(ts=NOW, speed_kmh="s3cr3t"), Reason.SCHEMA, "/speed_kmh is not of type"),
+        (sample(ts=NOW, resend="yes"), Reason.SCHEMA, "/resend"),
+        (sample(ts=NOW, cabin="a\0b"), Reason.REFUSED_BY_STORE, "/cabin holds U+0000"),
+        (sample(ts=NOW, **{"a\0b": 1}), Reason.REFUSED_BY_STORE, " holds U+0000"),
+        (sample(ts=NOW, motors=[{"no": 1, "x": ["\0"]}]), Reason.REFUSED_BY_STORE, "/motors/0/x/0"),
+    ],
+)
+def test_what_is_wrong_with_a_sample_has_its_reason(
+    payload: Any, reason: Reason, detail: str
+) -> None:
+    found = rejected(payload)
+    assert (found.reason, found.device, found.stream) == (reason, "V1", "nev")
+    assert found.detail.startswith(detail)
+    assert "s3cr3t" not in found.detail
+    own = payload[0] if isinstance(payload, list) else payload
+    assert orjson.loads(found.payload) == own
+
+
+@pytest.mark.parametrize("edge", [timedelta(days=-30), timedelta(seconds=300), timedelta()])
+def test_the_limits_of_age_belong_to_what_is_allowed(edge: timedelta) -> None:
+    assert row(sample(1, NOW + edge))["ts"] == NOW + edge
+
+
+@pytest.mark.parametrize(
+    ("topic", "reason", "device", "name"),
+    [
+        ("other/topic", Reason.BAD_TOPIC, None, None),
+        ("iov/v1/V1/gbt32960", Reason.UNKNOWN_STREAM, "V1", "gbt32960"),
+    ],
+)
+def test_a_message_that_belongs_nowhere_is_kept_whole(
+    topic: str, reason: Reason, device: str | None, name: str | None
+) -> None:
+    checked = CHECKER.check(delivery(b"raw", topic))
+    assert checked.stream == "other"
+    (found,) = checked.outcomes
+    assert found == Rejected(name, device, reason, found.detail, b"raw")  # type: ignore[union-attr]  # it is a Rejected, so equal to one
+
+
+@pytest.mark.parametrize("topic", ["other/topic", "iov/v1/V1/what", "iov/v1/V1/nev"])
+def test_too_large_comes_before_everything(topic: str) -> None:
+    assert rejected(b"x" * 262_145, topic).reason is Reason.TOO_LARGE
+
+
+def test_one_bad_sample_harms_no_other_in_its_message() -> None:
+    batch = [sample(1, NOW), sample(2, NOW, speed_kmh=-1), 7, sample(3, NOW)]
+    kinds = [type(outcome) for outcome in outcomes(batch)]
+    assert kinds == [Row, Rejected, Rejected, Row]
+    assert [o.index for o in outcomes(batch) if isinstance(o, Row)] == [0, 3]
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b'{"ts":"2026-11-22T08:00:00Z","x":' + b"[" * 300 + b"]" * 300 + b"}",
+        b'{"ts":"bad","x":' + b"[" * 300 + b"]" * 300 + b"}",
+        b'{"ts":"2026-11-22T08:00:00Z","motors":[{"x":' + b"[" * 300 + b"]" * 300 + b"}]}",
+        b"[" * 900 + b"]" * 900,
+    ],
+)
+def test_too_deep_is_bad_json(payload: bytes) -> None:
+    found = rejected(payload)
+    assert (found.reason, found.payload) == (Reason.BAD_JSON, payload)
+
+
+def test_milliseconds_are_exact() -> None:
+    assert instant(1_793_520_000_123) == datetime(2026, 11, 1, 8, 0, 0, 123_000, tzinfo=UTC)
+    assert isinstance(instant(-(10**15)), Fault)
+
+
+def test_a_missing_seq_is_derived_as_the_contract_says() -> None:
+    found = {"ts": "2026-11-22T08:00:00Z", "soc_pct": 71, "resend": True, "sent_at": "x"}
+    text = b'{"soc_pct":71,"ts":"2026-11-22T08:00:00Z"}'
+    assert derived_seq(found) == -1 - zlib.crc32(text)
+
+
+@given(st.dictionaries(st.text(max_size=5), st.integers(-9, 9) | st.text(max_size=5), max_size=5))
+def test_a_redelivery_derives_the_same_seq_whatever_its_order(fields: dict[str, Any]) -> None:
+    again = dict(reversed(fields.items())) | {"resend": True, "sent_at": "later"}
+    fields = {k: v for k, v in fields.items() if k not in {"resend", "sent_at"}}
+    assert derived_seq(again) == derived_seq(fields)
+    assert -4_294_967_296 <= derived_seq(fields) <= -1
+
+
+def with_never_stored() -> Catalogue:
+    schema = CATALOGUE["nev"].schema | {"x-never-stored": ["plate", "heart_rate_bpm"]}
+    return {"nev": stream("nev", schema)}
+
+
+def test_what_must_never_be_stored_is_removed_from_extra_and_dead_letters() -> None:
+    checker = Checker(with_never_stored())
+    private = {"plate": "A 1", "deep": [{"heart_rate_bpm": 61, "kept": 1}]}
+    (good,) = checker.check(delivery(sample(1, NOW, **private), at=NOW)).outcomes
+    assert isinstance(good, Row)
+    assert orjson.loads(good.values[-1]) == {"deep": [{"kept": 1}]}
+    (bad,) = checker.check(delivery(sample(1, NOW, soc_pct=-1, **private), at=NOW)).outcomes
+    assert isinstance(bad, Rejected)
+    assert b"plate" not in bad.payload
+    assert b"heart" not in bad.payload
+    assert b"plate" not in checker.sample_json(delivery(sample(1, NOW, **private), at=NOW), 0)
+
+
+def test_limits_of_the_settings_hold() -> None:
+    checker = Checker(CATALOGUE, Limits(samples=1), Ages(timedelta(days=1), timedelta(0)))
+    found = checker.check(delivery([sample(1, NOW), sample(2, NOW)], at=NOW)).outcomes
+    assert [o.reason for o in found if isinstance(o, Rejected)] == [Reason.TOO_LARGE]
+    found = checker.check(delivery(sample(1, NOW - timedelta(days=2)), at=NOW)).outcomes
+    assert [o.reason for o in found if isinstance(o, Rejected)] == [Reason.TOO_OLD]
+
+
+def test_an_internal_error_keeps_the_whole_message() -> None:
+    checked = CHECKER.internal_error(delivery(b"[1,2]"))
+    assert checked.stream == "nev"
+    assert checked.outcomes == [
+        Rejected("nev", "V1", Reason.INTERNAL_ERROR, "an error in the service; see its log", b"[1,2]")
+    ]
+    assert CHECKER.internal_error(delivery(b"", "what")).stream == "other"
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)  # fmt: skip
+names = st.sampled_from(["ts", "seq", "resend", "quality", "speed_kmh", "motors", "location", "x"])
+
+
+@given(st.dictionaries(names, json_values, max_size=8) | json_values)
+def test_whatever_is_sent_every_message_ends_in_outcomes(payload: Any) -> None:
+    for topic in ("iov/v1/V1/nev", "iov/v1/V1/session"):
+        found = CHECKER.check(delivery(payload, topic, at=NOW)).outcomes
+        assert len(found) == (len(payload) if isinstance(payload, list) and payload else 1)

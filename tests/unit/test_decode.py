@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import gzip
+import resource
+import time
+import zlib
+
+import orjson
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ingest.decode import Decoded, Fault, Limits, decode, inflate, parse_topic, too_deep
+from ingest.model import Reason
+
+LIMITS = Limits(payload_bytes=1_000, inflated_bytes=4_000, samples=3)
+
+
+def reason(outcome: Decoded | Fault) -> Reason:
+    assert isinstance(outcome, Fault)
+    return outcome.reason
+
+
+@pytest.mark.parametrize(
+    ("topic", "found"),
+    [
+        ("iov/v1/LSVAA4182E2184847/nev", ("LSVAA4182E2184847", "nev")),
+        ("iov/v1/rsu-7_b/ad-state", ("rsu-7_b", "ad-state")),
+        ("iov/v1/V/no such", ("V", "no such")),
+        ("iov/v1/" + "v" * 64 + "/nev", ("v" * 64, "nev")),
+        ("iov/v1/" + "v" * 65 + "/nev", None),
+        ("iov/v1/a b/nev", None),
+        ("iov/v1/ä/nev", None),
+        ("iov/v2/V/nev", None),
+        ("iov/v1/V/nev/x", None),
+        ("iov/v1//nev", None),
+        ("iov/v1/V/", None),
+        ("/iov/v1/V/nev", None),
+        ("iov/v1/V/nev\n", ("V", "nev\n")),
+    ],
+)
+def test_a_topic_is_device_and_stream_or_nothing(
+    topic: str, found: tuple[str, str] | None
+) -> None:
+    assert parse_topic(topic) == found
+
+
+def test_an_object_is_one_sample_and_an_array_one_for_each_item() -> None:
+    assert decode(b'{"ts":1}', None, LIMITS) == Decoded([{"ts": 1}], 8, may_hold_nul=False)
+    assert decode(b'[{"ts":1},7]', None, LIMITS) == Decoded([{"ts": 1}, 7], 12, may_hold_nul=False)
+
+
+@pytest.mark.parametrize(
+    ("payload", "wanted"),
+    [
+        (b"", Reason.BAD_JSON),
+        (b"{", Reason.BAD_JSON),
+        (b'"\xff"', Reason.BAD_JSON),
+        (b'{"a":"\\ud800"}', Reason.BAD_JSON),
+        (b'{"a":NaN}', Reason.BAD_JSON),
+        (b'{"a":1e400}', Reason.BAD_JSON),
+        (b"[" * 900, Reason.BAD_JSON),
+        (b"7", Reason.BAD_ENVELOPE),
+        (b"null", Reason.BAD_ENVELOPE),
+        (b"[]", Reason.BAD_ENVELOPE),
+        (b"[1,2,3,4]", Reason.TOO_LARGE),
+        (b" " * 1_001, Reason.TOO_LARGE),
+    ],
+)
+def test_what_cannot_be_split_has_its_reason(payload: bytes, wanted: Reason) -> None:
+    assert reason(decode(payload, None, LIMITS)) is wanted
+
+
+def test_the_size_is_looked_at_before_anything_else() -> None:
+    assert reason(decode(b"\xff" * 1_001, "no such encoding", LIMITS)) is Reason.TOO_LARGE
+
+
+def test_the_detail_never_quotes_the_payload() -> None:
+    fault = decode(b'{"secret": s3cr3t}', None, LIMITS)
+    assert isinstance(fault, Fault)
+    assert "s3cr3t" not in fault.detail
+
+
+def test_an_escaped_nul_is_noticed_and_an_escaped_backslash_does_no_harm() -> None:
+    held = decode(b'{"a":"\\u0000"}', None, LIMITS)
+    assert isinstance(held, Decoded)
+    assert held.may_hold_nul
+    other = decode(b'{"a":"\\n"}', None, LIMITS)
+    assert isinstance(other, Decoded)
+    assert not other.may_hold_nul
+
+
+def bare_deflate(data: bytes) -> bytes:
+    packer = zlib.compressobj(wbits=-15)
+    return packer.compress(data) + packer.flush()
+
+
+ENCODERS = {
+    "gzip": gzip.compress,
+    "GZIP": lambda data: gzip.compress(data[:5]) + gzip.compress(data[5:]),
+    "deflate": zlib.compress,
+    "Deflate": bare_deflate,
+    "zstd": zstandard.ZstdCompressor().compress,
+    "ZSTD": lambda data: (
+        zstandard.ZstdCompressor(write_content_size=False).compress(data[:5])
+        + zstandard.ZstdCompressor().compress(data[5:])
+    ),
+    "identity": lambda data: data,
+}
+
+
+@pytest.mark.parametrize("encoding", ENCODERS)
+@given(data=st.binary(max_size=4_000))
+def test_every_encoding_comes_back_as_it_was(encoding: str, data: bytes) -> None:
+    assert inflate(ENCODERS[encoding](data), encoding, 4_000) == data
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "zstd"])
+@pytest.mark.parametrize("cut", [1, 4, 9])
+def test_a_truncated_payload_is_bad_encoding(encoding: str, cut: int) -> None:
+    packed = ENCODERS[encoding](orjson.dumps({"ts": 1, "text": "some text that is packed"}))
+    assert reason(decode(packed[:-cut], encoding, LIMITS)) is Reason.BAD_ENCODING
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "zstd", "br", ""])
+def test_what_is_not_so_encoded_or_unknown_is_bad_encoding(encoding: str) -> None:
+    assert reason(decode(b'{"ts":1}', encoding, LIMITS)) is Reason.BAD_ENCODING
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "zstd"])
+def test_exactly_the_limit_passes_and_one_byte_more_does_not(encoding: str) -> None:
+    assert inflate(ENCODERS[encoding](b"1" * 4_000), encoding, 4_000) == b"1" * 4_000
+    assert inflate(ENCODERS[encoding](b"1" * 4_001), encoding, 4_000) == Fault(
+        Reason.BAD_ENCODING, "more than 4000 bytes once inflated"
+    )
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "zstd"])
+def test_a_payload_bomb_is_refused_without_being_inflated(encoding: str) -> None:
+    bomb = ENCODERS[encoding](bytes(250_000_000))
+    before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started_s = time.process_time()
+    assert reason(decode(bomb, encoding, Limits())) is Reason.BAD_ENCODING
+    # Inflated whole it would take 250 MB and, with gzip, some 400 ms.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb < 60_000
+    assert time.process_time() - started_s < 0.2
+
+
+def test_depth_is_measured_where_orjson_stops_writing() -> None:
+    shallow, deep = orjson.loads("[" * 200 + "]" * 200), orjson.loads("[" * 300 + "]" * 300)
+    assert not too_deep(shallow)
+    assert too_deep(deep)
+
+
+@given(st.binary(max_size=300), st.sampled_from([None, "gzip", "deflate", "zstd", "x"]))
+def test_no_bytes_whatever_raise(payload: bytes, encoding: str | None) -> None:
+    assert isinstance(decode(payload, encoding, LIMITS), Decoded | Fault)
