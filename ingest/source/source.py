@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from random import Random
+from time import monotonic
 
 import structlog
 
@@ -23,6 +24,11 @@ from ingest.source.mqtt5 import Mqtt5Client
 _FIRST_DELAY_S, _MOST_DELAY_S = 0.2, 30.0
 _TAKEN_OVER_DELAY_S = 60.0
 """Two workers with one client id would throw each other out without end; so each waits long."""
+_LASTING_S = 10.0
+"""A connection that held so long ends the growing of delays; one that broke at once does not.
+
+Not every broker says that the session was taken over (mosquitto 2.0.11 just closes).
+"""
 _LOG_EVERY = 20
 """Of the same failure over and over, one attempt in so many is logged."""
 
@@ -42,6 +48,7 @@ class Source:
         self._backoff = Backoff(_FIRST_DELAY_S, _MOST_DELAY_S, random)
         self._connections = 0
         self._failures = 0
+        self._subscribed_s: float | None = None
         metrics.watch_in_flight(lambda: self.inbox.in_flight)
 
     async def run(self) -> None:
@@ -60,6 +67,7 @@ class Source:
 
     async def _one_session(self) -> float:
         """One connection to its end; the seconds to wait before the next."""
+        self._subscribed_s = None
         try:
             await self._client.session(self._subscribed)
         except UnsupportedVersion as exc:
@@ -71,6 +79,8 @@ class Source:
             return _TAKEN_OVER_DELAY_S
         except Unavailable as exc:
             self._lost(str(exc))
+        if self._subscribed_s is not None and monotonic() - self._subscribed_s >= _LASTING_S:
+            self._backoff.reset()
         return self._backoff.delay_s()
 
     def _lost(self, why: str) -> None:
@@ -90,7 +100,7 @@ class Source:
         return self._backoff.delay_s()
 
     def _subscribed(self, session_present: bool) -> None:  # noqa: FBT001  a callback
-        self._backoff.reset()
+        self._subscribed_s = monotonic()
         self.problem = None
         self._failures = 0
         self._metrics.mqtt_connected.set(1)
