@@ -22,7 +22,6 @@ _AWAY_CLASSES = {"08", "40", "53", "58"}
 _AWAY = {"25006", "55P03", "57014"}
 """Read-only, lock timeout, statement timeout."""
 _REFUSED_CLASSES = {"22", "23", "54"}
-_DRIVER_REFUSES = (OverflowError, asyncpg.DataError)
 
 
 def meaning(exc: Exception) -> IngestError | None:
@@ -31,8 +30,6 @@ def meaning(exc: Exception) -> IngestError | None:
         return exc
     if isinstance(exc, asyncpg.PostgresError):
         return _by_sqlstate(exc)
-    if isinstance(exc, OverflowError | asyncpg.exceptions.DataError):
-        return Refused(f"driver: {type(exc).__name__}")
     if isinstance(exc, OSError | TimeoutError | asyncpg.InterfaceError | EOFError):
         return Unavailable(f"{type(exc).__name__}: {exc}")
     return None

@@ -14,6 +14,7 @@ import asyncpg
 from ingest.errors import Refused
 from ingest.schema import Stream
 from ingest.schema.table import quoted
+from ingest.store.copy import copy
 from ingest.store.failures import meaning
 
 
@@ -42,10 +43,8 @@ async def merge(
         start, end = parts.pop()
         try:
             async with connection.transaction():
-                await connection.copy_records_to_table(
-                    stage, schema_name="pg_temp", columns=stream.column_names,
-                    records=records[start:end],
-                )
+                part = records[start:end]
+                await copy(connection, "pg_temp", stage, stream.column_names, part)
                 status: str = await connection.execute(insert)
                 await connection.execute(f"TRUNCATE pg_temp.{quoted(stage)}")
         except Exception as exc:

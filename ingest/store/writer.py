@@ -27,6 +27,7 @@ from ingest.metrics import Metrics
 from ingest.model import Delivery, Reason, Rejected
 from ingest.schema import Catalogue
 from ingest.store.connect import connect, expect_migrated
+from ingest.store.copy import copy
 from ingest.store.devices import DeviceIds
 from ingest.store.failures import DuplicateKey, NoPartition, meaning
 from ingest.store.partitions import make_partitions
@@ -117,15 +118,10 @@ class Writer:
                     written.refused[name] = len(refused)
                     written.duplicate[name] = len(records) - stored - len(refused)
                 else:
-                    await connection.copy_records_to_table(
-                        stream.table, schema_name="iov", columns=stream.column_names,
-                        records=records,
-                    )
+                    await copy(connection, "iov", stream.table, stream.column_names, records)
                     written.stored[name] = len(records)
             if letters:
-                await connection.copy_records_to_table(
-                    "dead_letter", schema_name="iov", columns=DeadLetter._fields, records=letters
-                )
+                await copy(connection, "iov", "dead_letter", DeadLetter._fields, letters)
         return written
 
     def _refused(self, batch: Batch, name: str, refused: dict[int, str]) -> list[DeadLetter]:

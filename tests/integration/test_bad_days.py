@@ -145,8 +145,8 @@ async def test_a_broker_that_breaks_the_protocol_loses_the_connection_not_the_se
             said.append((await peer.farewell()).reason_code)
         await peer.closed()
 
-    async with fake_broker(behave) as (url, _), reading(url) as reader:
-        await until(lambda: reader._connections == 2 and reader.problem is None, "the second")
+    async with fake_broker(behave) as (url, peers), reading(url) as reader:
+        await until(lambda: len(peers) == 2 and reader.problem is None, "the second connection")
         assert said == [reason]
 
 

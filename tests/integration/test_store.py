@@ -1,0 +1,406 @@
+"""What the store promises, against a real PostgreSQL: once, all of it, and only what is good."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from random import Random
+from typing import Any
+
+import asyncpg
+import orjson
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from ingest.batch import Batch
+from ingest.check import Checker
+from ingest.config import load
+from ingest.errors import NotReady
+from ingest.metrics import Metrics
+from ingest.model import Delivery
+from ingest.schema import Catalogue
+from ingest.schema.stream import stream
+from ingest.store import Writer, connect, expect_migrated, migrate
+from ingest.store.devices import DeviceIds
+from ingest.store.partitions import make_ahead
+from ingest.tools.embedded import Postgres
+from tests.instances import instances
+from tests.support import Database, delivery, sample
+
+
+@asynccontextmanager
+async def writing(database: Database, catalogue: Catalogue) -> AsyncIterator[Writer]:
+    configured = load(environ={"IOV_DATABASE_URL": database.url, "IOV_MQTT_CLIENT_ID": "w"})
+    writer = Writer(
+        configured, catalogue, Metrics(catalogue), Checker(catalogue).sample_json, Random(1)
+    )
+    try:
+        yield writer
+    finally:
+        await writer.close()
+
+
+def batch_of(catalogue: Catalogue, deliveries: list[Delivery]) -> Batch:
+    checker, batch = Checker(catalogue), Batch(0.0)
+    for one in deliveries:
+        batch.add(one, checker.check(one))
+    return batch
+
+
+async def test_a_batch_of_several_streams_and_dead_letters_is_one_transaction(
+    database: Database, catalogue: Catalogue
+) -> None:
+    batch = batch_of(
+        catalogue,
+        [
+            delivery([sample(n) for n in range(5)]),
+            delivery({"ts": datetime.now(UTC).isoformat(), "max_level": 1}, "iov/v1/V2/alarm"),
+            delivery(b"junk"),
+        ],
+    )
+    async with writing(database, catalogue) as writer:
+        written = await writer.write(batch)
+    assert written.stored == {"nev": 5, "alarm": 1}
+    transactions = await database.all(
+        "SELECT DISTINCT xmin::text FROM iov.nev UNION SELECT xmin::text FROM iov.alarm "
+        "UNION SELECT xmin::text FROM iov.dead_letter"
+    )
+    assert len(transactions) == 1
+
+
+async def test_of_equal_keys_the_first_one_wins_in_a_batch_and_between_batches(
+    database: Database, catalogue: Catalogue
+) -> None:
+    at = datetime.now(UTC)
+    async with writing(database, catalogue) as writer:
+        first = await writer.write(
+            batch_of(catalogue, [delivery([sample(1, at, soc_pct=n) for n in (10, 20, 30)])])
+        )
+        again = await writer.write(
+            batch_of(catalogue, [delivery([sample(1, at, soc_pct=40), sample(2, at)])])
+        )
+    assert (first.stored, first.duplicate) == ({"nev": 1}, {"nev": 2})
+    assert (again.stored, again.duplicate) == ({"nev": 1}, {"nev": 1})
+    assert await database.one("SELECT soc_pct FROM iov.nev WHERE seq = 1") == 10
+
+
+async def test_after_duplicates_the_fast_way_is_taken_again(
+    database: Database, catalogue: Catalogue
+) -> None:
+    async with writing(database, catalogue) as writer:
+        at = datetime.now(UTC)
+        for _ in range(2):
+            await writer.write(batch_of(catalogue, [delivery(sample(1, at))]))
+        assert writer._careful
+        await writer.write(batch_of(catalogue, [delivery(sample(2, at))]))
+        assert not writer._careful
+
+
+class Trusting(Checker):
+    """A checker that lets through what only the store notices."""
+
+    def check(self, one: Delivery) -> Any:
+        checked = super().check(one)
+        for outcome in checked.outcomes:
+            values = getattr(outcome, "values", None)
+            if values is not None and isinstance(values, list):
+                position = self._catalogue["nev"].column_names.index("sw_version")
+                text = values[position]
+                values[position] = "a\0b" if text == "nul" else 7 if text == "type" else text
+        return checked
+
+
+@pytest.mark.parametrize("bad", [{0}, {999}, {17, 18, 500}])
+@pytest.mark.parametrize("kind", ["nul", "type"])
+async def test_one_refused_row_in_a_thousand_is_found_and_the_rest_is_stored(
+    bad: set[int], kind: str, database: Database, catalogue: Catalogue
+) -> None:
+    checker, batch = Trusting(catalogue), Batch(0.0)
+    one = delivery([sample(n, sw_version=kind if n in bad else "ok") for n in range(1000)])
+    batch.add(one, checker.check(one))
+    async with writing(database, catalogue) as writer:
+        written = await writer.write(batch)
+        assert written.stored == {"nev": 1000 - len(bad)}
+        assert written.refused == {"nev": len(bad)}
+    letters = await database.all("SELECT reason, detail, payload FROM iov.dead_letter")
+    assert {orjson.loads(letter["payload"])["seq"] for letter in letters} == bad
+    assert {letter["reason"] for letter in letters} == {"refused_by_store"}
+    assert all(kind not in letter["detail"] for letter in letters)
+
+
+async def test_late_samples_get_their_partitions_on_demand(
+    database: Database, catalogue: Catalogue
+) -> None:
+    now = datetime.now(UTC)
+    days = [now - timedelta(days=n) for n in (0, 3, 29)]
+    async with writing(database, catalogue) as writer:
+        batch = batch_of(catalogue, [delivery(sample(1, day)) for day in days])
+        assert (await writer.write(batch)).stored == {"nev": 3}
+    tables = await database.all("SELECT DISTINCT tableoid::regclass::text FROM iov.nev")
+    assert {t[0] for t in tables} == {f"iov.nev_{day:%Y%m%d}" for day in days}
+
+
+async def test_partitions_are_made_ahead_once(database: Database, catalogue: Catalogue) -> None:
+    connection = await asyncpg.connect(database.url)
+    today = datetime.now(UTC).date()
+    assert await make_ahead(connection, catalogue, today) == 5 * len(catalogue)
+    assert await make_ahead(connection, catalogue, today) == 0
+    await connection.close()
+
+
+async def test_many_workers_may_make_the_same_partition_at_once(database: Database) -> None:
+    connections = [await asyncpg.connect(database.url) for _ in range(8)]
+    day = datetime(2026, 1, 1, tzinfo=UTC).date()
+    made = await asyncio.gather(
+        *(c.fetchval("SELECT iov.make_partition('nev', $1)", day) for c in connections)
+    )
+    assert sorted(made) == [False] * 7 + [True]
+    for connection in connections:
+        await connection.close()
+
+
+async def test_a_partition_is_made_while_a_reader_and_a_writer_hold_the_table(
+    database: Database,
+) -> None:
+    reader, other = await asyncpg.connect(database.url), await asyncpg.connect(database.url)
+    day = datetime(2026, 1, 1, tzinfo=UTC).date()
+    async with reader.transaction():
+        await reader.execute("SELECT count(*) FROM iov.nev")
+        await reader.execute("LOCK TABLE iov.nev IN ROW EXCLUSIVE MODE")
+        async with asyncio.timeout(4):  # less than the function's lock_timeout
+            assert await other.fetchval("SELECT iov.make_partition('nev', $1)", day)
+    await reader.close()
+    await other.close()
+
+
+async def test_the_function_makes_partitions_of_streams_and_of_nothing_else(
+    database: Database,
+) -> None:
+    day = datetime(2026, 1, 1, tzinfo=UTC).date()
+    for table in ("device", "no such", "pg_class", "nev; DROP TABLE iov.nev"):
+        with pytest.raises(asyncpg.UndefinedTableError):
+            await database.all("SELECT iov.make_partition($1, $2)", table, day)
+
+
+async def test_device_ids_are_given_once_and_only_for_accepted_samples(
+    database: Database, catalogue: Catalogue
+) -> None:
+    async with writing(database, catalogue) as writer:
+        await writer.write(
+            batch_of(
+                catalogue,
+                [
+                    delivery([sample(1), sample(2)], "iov/v1/A/nev"),
+                    delivery(sample(3, soc_pct=-1), "iov/v1/B/nev"),
+                ],
+            )
+        )
+        await writer.write(batch_of(catalogue, [delivery(sample(4), "iov/v1/A/nev")]))
+    rows = await database.all("SELECT device, first_seen_at FROM iov.device")
+    assert [row["device"] for row in rows] == ["A"]
+    assert await database.one("SELECT count(DISTINCT device_id) FROM iov.nev") == 1
+
+
+async def test_the_cache_of_devices_is_bounded_and_still_right(database: Database) -> None:
+    connection = await asyncpg.connect(database.url)
+    ids = DeviceIds(connection, most=10)
+    names = [f"d{n}" for n in range(25)]
+    first = await ids.resolve(names)
+    assert len(ids._ids) == 10
+    assert await ids.resolve(names) == first
+    assert len(set(first.values())) == 25
+    # What was there already uses up no numbers.
+    assert await database.one("SELECT max(device_id) FROM iov.device") == 25
+    await connection.close()
+
+
+# --- migrate --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def empty(pg: Postgres) -> AsyncIterator[Database]:
+    """A database that was never migrated."""
+    admin = await asyncpg.connect(pg.url)
+    name = f"empty_{os.urandom(4).hex()}"
+    await admin.execute(f"CREATE DATABASE {name}")
+    try:
+        yield Database(pg, name)
+    finally:
+        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        await admin.close()
+
+
+def extended(catalogue: Catalogue, **fields: Any) -> Mapping[str, Any]:
+    """The catalogue after somebody has edited the `nev` schema."""
+    schema = catalogue["nev"].schema
+    return {**catalogue, "nev": stream("nev", schema | {"properties": schema["properties"] | fields})}
+
+
+async def test_migrate_is_safe_when_several_start_at_once(
+    empty: Database, catalogue: Catalogue
+) -> None:
+    configured = load(environ={"IOV_DATABASE_URL": empty.url})
+    applied = await asyncio.gather(*(migrate(configured, catalogue) for _ in range(4)))
+    assert sorted(len(steps) for steps in applied) == [0, 0, 0, 1 + len(catalogue)]
+
+
+async def test_a_dry_run_changes_nothing_and_shows_what_would(
+    empty: Database, catalogue: Catalogue
+) -> None:
+    configured = load(environ={"IOV_DATABASE_URL": empty.url})
+    steps = await migrate(configured, catalogue, dry_run=True)
+    assert any("CREATE TABLE iov" in statement for step in steps for statement in step.statements)
+    assert await empty.one("SELECT to_regnamespace('iov')") is None
+
+
+async def test_every_column_says_what_it_means(database: Database) -> None:
+    silent = await database.all(
+        "SELECT c.relname, a.attname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid "
+        "WHERE c.relnamespace = 'iov'::regnamespace AND c.relkind = 'p' AND a.attnum > 0 "
+        "AND coalesce(col_description(c.oid, a.attnum), '') = ''"
+    )
+    assert silent == []
+
+
+async def test_an_added_field_becomes_an_added_column(
+    database: Database, catalogue: Catalogue
+) -> None:
+    configured = load(environ={"IOV_DATABASE_URL": database.url})
+    more = extended(catalogue, heater_w={"type": ["number", "null"], "title": "Heater"})
+    assert [s.what for s in await migrate(configured, more)] == ["add column iov.nev.heater_w"]
+    assert await migrate(configured, more) == []
+    async with writing(database, more) as writer:
+        await writer.write(batch_of(more, [delivery(sample(1, heater_w=900))]))
+    assert await database.one("SELECT heater_w FROM iov.nev") == 900
+    # A worker of before goes on: what it does not know goes to extra.
+    async with writing(database, catalogue) as writer:
+        await writer.write(batch_of(catalogue, [delivery(sample(2, heater_w=800))]))
+    assert orjson.loads(await database.one("SELECT extra FROM iov.nev WHERE seq = 2")) == {
+        "heater_w": 800
+    }
+
+
+async def test_a_changed_type_is_refused_and_nothing_is_changed(
+    database: Database, catalogue: Catalogue
+) -> None:
+    configured = load(environ={"IOV_DATABASE_URL": database.url})
+    more = extended(
+        catalogue, soc_pct={"type": ["string", "null"]}, heater_w={"type": ["number", "null"]}
+    )
+    with pytest.raises(NotReady, match=r"iov\.nev\.soc_pct is double precision and the schema wants"):
+        await migrate(configured, more)
+    connection = await asyncpg.connect(database.url)
+    with pytest.raises(NotReady, match="heater_w"):
+        await expect_migrated(connection, more)
+    await connection.close()
+
+
+async def test_a_narrower_integer_fits_into_the_column_there_is(
+    database: Database, catalogue: Catalogue
+) -> None:
+    configured = load(environ={"IOV_DATABASE_URL": database.url})
+    field = {"type": ["integer", "null"], "minimum": 0, "maximum": 9, "title": "Insulation"}
+    steps = await migrate(configured, extended(catalogue, insulation_kohm=field))
+    assert [step.what for step in steps] == ["comment on column iov.nev.insulation_kohm"]
+
+
+async def test_a_worker_facing_an_older_database_says_what_to_run(
+    database: Database, catalogue: Catalogue, empty: Database
+) -> None:
+    more = extended(catalogue, heater_w={"type": ["number", "null"]})
+    for where, streams in ((database, more), (empty, catalogue)):
+        async with writing(where, streams) as writer:
+            await writer.connect()
+            assert "run iov-ingest migrate" in str(writer.problem)
+
+
+async def test_the_workers_role_owns_nothing_and_can_do_its_work(
+    database: Database, catalogue: Catalogue
+) -> None:
+    await database.execute(
+        "DO $$ BEGIN CREATE ROLE plain LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$"
+    )
+    await database.execute("GRANT iov_worker TO plain")
+    plain = Database(database.server, database.name)
+    url = database.server.url_of(database.name, "plain")
+    configured = load(environ={"IOV_DATABASE_URL": url, "IOV_MQTT_CLIENT_ID": "w"})
+    writer = Writer(
+        configured, catalogue, Metrics(catalogue), Checker(catalogue).sample_json, Random(1)
+    )
+    at = datetime.now(UTC) - timedelta(days=9)
+    for _ in range(2):  # the second time all are duplicates, through staging
+        batch = batch_of(catalogue, [delivery([sample(1, at), sample(2, at)]), delivery(b"junk")])
+        await writer.write(batch)
+    await writer.close()
+    assert await plain.count() == 2
+    connection = await asyncpg.connect(url)
+    for forbidden in (
+        "DROP TABLE iov.nev",
+        "SELECT vin FROM iov.device",
+        "DELETE FROM iov.nev",
+        "CREATE TABLE iov.mine (a int)",
+    ):
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await connection.execute(forbidden)
+    await connection.close()
+
+
+async def test_a_missing_right_is_named(database: Database, catalogue: Catalogue) -> None:
+    await database.execute(
+        "DO $$ BEGIN CREATE ROLE nobody2 LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$"
+    )
+    await database.execute("GRANT USAGE ON SCHEMA iov TO nobody2")
+    url = database.server.url_of(database.name, "nobody2")
+    connection = await asyncpg.connect(url)
+    with pytest.raises(NotReady, match=r"no right to insert into iov\.\w+: grant iov_worker"):
+        await expect_migrated(connection, catalogue)
+    await connection.close()
+
+
+# --- whatever the validator accepts, the store accepts -------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["alarm", "battery", "nev", "session"])
+async def test_whatever_the_validator_accepts_the_store_accepts(
+    name: str, database: Database, catalogue: Catalogue
+) -> None:
+    found: list[dict[str, Any]] = []
+
+    @settings(max_examples=150, suppress_health_check=list(HealthCheck), deadline=None)
+    @given(instances(catalogue[name].schema))
+    def collect(instance: dict[str, Any]) -> None:
+        found.append(instance)
+
+    collect()
+    now = datetime.now(UTC).isoformat()
+    numbered = [s | {"ts": now, "seq": seq} for seq, s in enumerate(found)]
+    batch = batch_of(catalogue, [delivery(s, f"iov/v1/V1/{name}") for s in numbered])
+    assert batch.dead_letters == []
+    async with writing(database, catalogue) as writer:
+        written = await writer.write(batch)
+        assert written.stored == {name: len(numbered)}
+        assert not writer._careful  # the fast way took them all
+    table = catalogue[name].table
+    kept = [
+        (column.name, column.path[0])
+        for column in catalogue[name].columns
+        if len(column.path) == 1 and column.convert in {"none", "json"}
+    ]
+    connection = await connect(load(environ={"IOV_DATABASE_URL": database.url}), "test")
+    rows = await connection.fetch(f"SELECT * FROM iov.{table} ORDER BY seq")
+    await connection.close()
+    for row, sent in zip(rows, numbered, strict=True):
+        for column, field in kept:
+            assert _as_doubles(row[column]) == _as_doubles(sent.get(field))
+
+
+def _as_doubles(value: Any) -> Any:
+    """`value` with every number as JSON readers see it: jsonb keeps 4e16 as 40000000000000000."""
+    if isinstance(value, dict):
+        return {name: _as_doubles(member) for name, member in value.items()}
+    if isinstance(value, list):
+        return [_as_doubles(item) for item in value]
+    return float(value) if type(value) is int else value
