@@ -80,9 +80,9 @@ class Database:
 class Worker:
     """A service under test and the task it runs in."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, tasks: asyncio.TaskGroup) -> None:
         self.service = service
-        self.task = asyncio.create_task(service.run(), name="worker under test")
+        self.task = tasks.create_task(service.run(), name="worker under test")
 
     @property
     def in_flight(self) -> int:
@@ -108,18 +108,13 @@ class Worker:
         )
 
     async def ready(self) -> None:
-        await until(lambda: self.task.done() or not self.service.problems(), "a ready worker")
-        if self.task.done():
-            self.task.result()
+        await until(lambda: not self.service.problems(), "a ready worker")
 
     async def settles(self, samples: int) -> None:
         """Wait until so many samples were settled and nothing is in flight."""
         await until(
-            lambda: self.task.done() or (self.settled() >= samples and not self.in_flight),
-            f"{samples} samples settled; {self.settled()} are, {self.in_flight} in flight",
+            lambda: self.settled() >= samples and not self.in_flight, f"{samples} samples settled"
         )
-        if self.task.done():
-            self.task.result()
 
     async def stop(self) -> None:
         self.service.stop()
@@ -151,14 +146,16 @@ async def working(
     wait: bool = True,
     **settings: str,
 ) -> AsyncIterator[Worker]:
-    """A worker while the block runs, ready from the start; stopped in order at the end."""
+    """A worker while the block runs, ready from the start; stopped in order at the end.
+
+    Should it end by an error, the block is cancelled and the error raised.
+    """
     configured = load(environ=environment(mqtt_url, database_url, **settings))
-    worker = Worker(Service(configured, catalogue, checker=checker))
-    try:
+    async with asyncio.TaskGroup() as tasks:
+        worker = Worker(Service(configured, catalogue, checker=checker), tasks)
         if wait:
             await worker.ready()
         yield worker
-    finally:
         if not worker.task.done():
             await worker.stop()
 

@@ -12,7 +12,7 @@ from ingest.errors import NotReady
 from ingest.schema import Catalogue
 
 CONNECT_TIMEOUT_S = 10.0
-STATEMENT_TIMEOUT_S = 60.0
+STATEMENT_TIMEOUT_S = 30.0
 """Longest a statement may take, on the server and on our side."""
 
 _MIGRATE = "run iov-ingest migrate"
@@ -46,9 +46,13 @@ async def connect(settings: Settings, name: str, **server_settings: str) -> asyn
         },
     )
     # jsonb travels as a version byte and the text, which the extractor has made already.
-    await connection.set_type_codec(
-        "jsonb", schema="pg_catalog", format="binary", encoder=_jsonb, decoder=_from_jsonb
-    )
+    try:
+        await connection.set_type_codec(
+            "jsonb", schema="pg_catalog", format="binary", encoder=_jsonb, decoder=_from_jsonb
+        )
+    except BaseException:
+        connection.terminate()
+        raise
     return connection
 
 

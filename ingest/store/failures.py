@@ -6,6 +6,7 @@ Source: PostgreSQL documentation, appendix A, and what asyncpg raises without an
 from __future__ import annotations
 
 import asyncpg
+from asyncpg.exceptions import InternalClientError
 
 from ingest.errors import IngestError, NotReady, Refused, Unavailable
 
@@ -30,7 +31,8 @@ def meaning(exc: Exception) -> IngestError | None:
         return exc
     if isinstance(exc, asyncpg.PostgresError):
         return _by_sqlstate(exc)
-    if isinstance(exc, OSError | TimeoutError | asyncpg.InterfaceError | EOFError):
+    # InternalClientError: asyncpg lost its place, as when the server ends it in mid-COPY.
+    if isinstance(exc, OSError | TimeoutError | asyncpg.InterfaceError | InternalClientError):
         return Unavailable(f"{type(exc).__name__}: {exc}")
     return None
 

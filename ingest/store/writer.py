@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -33,7 +33,7 @@ from ingest.store.failures import DuplicateKey, NoPartition, meaning
 from ingest.store.partitions import make_partitions
 from ingest.store.staging import merge
 
-ATTEMPT_TIMEOUT_S = 120.0
+ATTEMPT_TIMEOUT_S = 60.0
 """Longest one attempt at a batch may take before the connection counts as dead."""
 _FIRST_DELAY_S, _MOST_DELAY_S = 0.1, 10.0
 _LOG_EVERY = 30
@@ -85,7 +85,7 @@ class Writer:
         """Commit the batch, however often that has to be tried."""
         while True:
             try:
-                async with self._lock, asyncio.timeout(ATTEMPT_TIMEOUT_S):
+                async with self._lock, self._deadline():
                     written = await self._attempt(batch)
             except Exception as exc:
                 failure = meaning(exc)
@@ -159,7 +159,7 @@ class Writer:
             for values in rows.values
         }
         try:
-            async with self._lock, asyncio.timeout(ATTEMPT_TIMEOUT_S):
+            async with self._lock, self._deadline():
                 connection, _ = await self._connected()
                 made = await make_partitions(connection, wanted)
         except Exception as exc:
@@ -198,7 +198,7 @@ class Writer:
         """
         self._stale = self._stale or anew
         try:
-            async with self._lock, asyncio.timeout(ATTEMPT_TIMEOUT_S):
+            async with self._lock, self._deadline():
                 await self._connected()
         except Exception as exc:
             failure = meaning(exc)
@@ -225,6 +225,18 @@ class Writer:
         self.problem = why
         if self._failures % _LOG_EVERY == 1:
             log.warning("cannot commit", why=why, attempts=self._failures)
+
+    @contextlib.asynccontextmanager
+    async def _deadline(self) -> AsyncIterator[None]:
+        """Cut the connection where the block takes too long, which ends what waits for it.
+
+        Cancelling would not: asyncpg then asks the server to cancel, and a silent one never does.
+        """
+        timer = asyncio.get_running_loop().call_later(ATTEMPT_TIMEOUT_S, self._drop)
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def _drop(self) -> None:
         """Let go of the connection without a word to a server that may not answer."""
