@@ -100,7 +100,7 @@ class Batch:
                     rows = self.rows[stream] = Rows()
                 rows.values.append(outcome.values)
                 rows.devices.append(outcome.device)
-                rows.origins.append((delivery, outcome.index))
+                rows.origins.append((delivery, outcome.position))
                 if outcome.unknown_fields:
                     self.unknown_fields[stream] += outcome.unknown_fields
             else:
@@ -142,4 +142,3 @@ class Batcher:
         taken, self._open = self._open, None
         self.full = False
         return taken
-

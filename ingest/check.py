@@ -74,8 +74,9 @@ class Checker:
             result = _row(stream, device, sample, index, received_at, bounds, decoded.may_hold_nul)
             if isinstance(result, Fault):
                 own = orjson.dumps(_without(sample, stream.never_stored))
-                result = Rejected(stream.name, device, *result, own)
-            outcomes.append(result)
+                outcomes.append(Rejected(stream.name, device, *result, own))
+            else:
+                outcomes.append(result)
         return outcomes
 
     def internal_error(self, delivery: Delivery) -> Checked:
@@ -131,7 +132,7 @@ def _row(
     if stream.never_stored:
         sample = _without(sample, stream.never_stored)
     row = stream.row(device, ts, seq, received_at, sample)
-    if type(row) is str:
+    if isinstance(row, str):
         return Fault(Reason.SCHEMA, row)
     if may_hold_nul and (where := _nul(sample, ())) is not None:
         return Fault(Reason.REFUSED_BY_STORE, f"{pointer(where)} holds U+0000")

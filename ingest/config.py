@@ -175,7 +175,7 @@ class Settings(BaseModel):
 
     @property
     def application_name(self) -> str:
-        """This worker's name at PostgreSQL: its client id, kept apart from longer ones like it."""
+        """The worker's name at PostgreSQL: its client id, kept apart from longer ones like it."""
         name = f"iov-ingest {self.mqtt_client_id}"
         if len(name.encode()) <= _APPLICATION_NAME_BYTES:
             return name
@@ -218,8 +218,8 @@ def load(
     problems: list[str] = []
     from_file = _read(file, problems) if file else {}
     given = from_file | {n: v for n, v in environ.items() if n.startswith(PREFIX)}
-    for name in sorted(given.keys() - names.keys()):
-        problems.append(f"{name} is not a setting{_nearest(name, names)}")
+    unknown = sorted(given.keys() - names.keys())
+    problems += [f"{name} is not a setting{_nearest(name, names)}" for name in unknown]
     values = {names[n]: v for n, v in given.items() if n in names}
     try:
         settings = Settings(**values)

@@ -126,7 +126,7 @@ def _inflate_one(payload: bytes, window_bits: int, limit_bytes: int) -> tuple[by
 
 
 def _deflate_bits(payload: bytes) -> int:
-    """zlib wrapping, as RFC 9110, 8.4.1.2 defines "deflate", or the bare stream many send."""
+    """Window bits: zlib's wrapping, as RFC 9110, 8.4.1.2 has it, or the bare stream many send."""
     wrapped = (
         len(payload) > 1
         and payload[0] & 0x0F == zlib.DEFLATED
@@ -154,4 +154,3 @@ def _unzstd(payload: bytes, limit_bytes: int) -> bytes:
             raise ValueError("truncated")
         payload = frame.unused_data + payload[end:]
     return bytes(inflated)
-

@@ -1,12 +1,12 @@
 """The errors of the service, named by what the caller does about them.
 
-    IngestError
-    ├── ConfigError       stop, exit 2: the configuration is wrong
-    ├── SchemaError       stop, exit 2: a schema file cannot become a table
-    ├── Unavailable       keep the batch, wait, try again on a new connection
-    │   └── NotReady      the same, but a person has to act: the text says what to do
-    ├── Refused           the store will never take one of these rows: bisect
-    └── ServerError       an embedded server (demo, bench, tests) did not come up
+IngestError
+├── ConfigError       stop, exit 2: the configuration is wrong
+├── SchemaError       stop, exit 2: a schema file cannot become a table
+├── Unavailable       keep the batch, wait, try again on a new connection
+│   └── NotReady      the same, but a person has to act: the text says what to do
+├── Refused           the store will never take one of these rows: bisect
+└── ServerError       an embedded server (demo, bench, tests) did not come up
 """
 
 
@@ -26,7 +26,7 @@ class SchemaError(IngestError):
     """A schema file is missing, unreadable, or says what no table can hold."""
 
 
-class Unavailable(IngestError):  # noqa: N818  named by what the caller does, not by what went wrong
+class Unavailable(IngestError):
     """A server is away or silent for now; the same work succeeds later on a new connection."""
 
 
@@ -34,7 +34,7 @@ class NotReady(Unavailable):
     """The server answers but a person has to act first; the text says what to do."""
 
 
-class Refused(IngestError):  # noqa: N818  see Unavailable
+class Refused(IngestError):
     """The store will never accept what it was given.
 
     The text names the SQLSTATE or driver error, never a value.

@@ -15,7 +15,6 @@ from typing import Literal
 from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, ProcessCollector
 from prometheus_client.metrics_core import HistogramMetricFamily
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from ingest.model import OTHER, Reason
 
@@ -84,7 +83,7 @@ class Histogram(Collector):
         family = HistogramMetricFamily(
             self._name, self._documentation, labels=[self._label] if self._label else []
         )
-        edges = [*(floatToGoString(b) for b in self._bounds), "+Inf"]
+        edges = [*(str(float(bound)) for bound in self._bounds), "+Inf"]
         for label, counts in self._counts.items():
             family.add_metric(
                 [label] if self._label else [],
@@ -111,7 +110,10 @@ class Metrics:
             "iov_samples_stored", "Samples committed", ["stream"], registry=registry
         )
         self.samples_duplicate = Counter(
-            "iov_samples_duplicate", "Samples that were there already", ["stream"], registry=registry
+            "iov_samples_duplicate",
+            "Samples that were there already",
+            ["stream"],
+            registry=registry,
         )
         self.samples_rejected = Counter(
             "iov_samples_rejected",
@@ -122,7 +124,9 @@ class Metrics:
         self.unknown_fields = Counter(
             "iov_unknown_fields", "Fields no schema names", ["stream"], registry=registry
         )
-        self.flushes = Counter("iov_flush", "Batches by why they closed", ["trigger"], registry=registry)
+        self.flushes = Counter(
+            "iov_flush", "Batches by why they closed", ["trigger"], registry=registry
+        )
         self.reconnects = Counter(
             "iov_reconnects", "Connections made after the first", ["peer"], registry=registry
         )
@@ -136,11 +140,15 @@ class Metrics:
         self.database_up = Gauge("iov_database_up", "1 while it answers", registry=registry)
         self.batch_rows = Histogram("iov_batch_rows", "Samples per batch", _ROWS, registry=registry)
         self.commit_seconds = Histogram(
-            "iov_commit_seconds", "Time from a batch's close to its commit", _COMMIT_S,
+            "iov_commit_seconds",
+            "Time from a batch's close to its commit",
+            _COMMIT_S,
             registry=registry,
         )
         self.ack_latency = Histogram(
-            "iov_ack_latency_seconds", "Time from received to acknowledged", _ACK_S,
+            "iov_ack_latency_seconds",
+            "Time from received to acknowledged",
+            _ACK_S,
             registry=registry,
         )
         self.event_lag = Histogram(
@@ -154,8 +162,11 @@ class Metrics:
         """A series that is there from the start shows its first event as an increase."""
         for stream in streams:
             for counter in (
-                self.messages_received, self.samples_received, self.samples_stored,
-                self.samples_duplicate, self.unknown_fields,
+                self.messages_received,
+                self.samples_received,
+                self.samples_stored,
+                self.samples_duplicate,
+                self.unknown_fields,
             ):
                 counter.labels(stream)
             for reason in Reason:

@@ -74,7 +74,7 @@ class Row(NamedTuple):
     values: list[Any]
     """In the order of the stream's columns: device (the store writes `device_id` in its place),
     ts, seq, received_at, resend, fields …, quality, extra."""
-    index: int
+    position: int
     """Position of the sample in its message, to find its JSON again."""
     unknown_fields: int
     """How many fields the schema does not know; they are kept in `extra`."""

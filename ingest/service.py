@@ -53,9 +53,7 @@ class Service:
             Ages(timedelta(days=settings.max_age_days), timedelta(seconds=settings.max_ahead_s)),
         )
         self.source = Source(settings, self.metrics, random)
-        self.writer = Writer(
-            settings, catalogue, self.metrics, self.checker.sample_json, random
-        )
+        self.writer = Writer(settings, catalogue, self.metrics, self.checker.sample_json, random)
         self.watch = Watch(settings, catalogue, self.metrics, self.writer)
         limits = BatchLimits(settings.batch_rows, wait_s=settings.batch_wait_ms / 1000)
         self.pipeline = Pipeline(

@@ -1,4 +1,4 @@
-"""Real servers for every test: one PostgreSQL for the run, a database and a broker for each test."""
+"""Real servers: one PostgreSQL for the run, a database and a broker for each test."""
 
 from __future__ import annotations
 

@@ -61,6 +61,8 @@ def _objects(schema: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
     optional = {name: instances(members[name]) for name in members if name not in required}
     known = st.fixed_dictionaries(required, optional=optional)
     unknown = st.dictionaries(
-        _TEXT.map(lambda text: "x" + text), st.integers(-9, 9) | st.lists(_TEXT, max_size=2), max_size=2
+        _TEXT.map(lambda text: "x" + text),
+        st.integers(-9, 9) | st.lists(_TEXT, max_size=2),
+        max_size=2,
     )
     return st.tuples(unknown, known).map(lambda both: both[0] | both[1])

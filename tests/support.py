@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Self
 
 import aiomqtt
 import asyncpg
@@ -160,7 +160,9 @@ async def working(
             await worker.stop()
 
 
-def sample(seq: int | None = None, ts: datetime | str | int | None = None, **fields: Any) -> dict[str, Any]:
+def sample(
+    seq: int | None = None, ts: datetime | str | int | None = None, **fields: Any
+) -> dict[str, Any]:
     """A good `nev` sample, but for what is given."""
     instant = ts if ts is not None else datetime.now(UTC)
     text = instant.isoformat() if isinstance(instant, datetime) else instant
@@ -213,7 +215,7 @@ async def publisher(
             text = payload if isinstance(payload, bytes) else orjson.dumps(payload)
             properties = None
             if encoding is not None:
-                properties = Properties(PacketTypes.PUBLISH)
+                properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]  # paho's
                 properties.UserProperty = [("content-encoding", encoding)]
             await client.publish(topic, text, qos=qos, properties=properties, retain=retain)
 
@@ -243,7 +245,7 @@ class Proxy:
         self.port = 0
         self.connections = 0
 
-    async def __aenter__(self) -> Proxy:
+    async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.port = self._server.sockets[0].getsockname()[1]
         return self

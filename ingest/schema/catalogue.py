@@ -36,9 +36,9 @@ def load_catalogue(directory: Path | None = None) -> Catalogue:
     names.pop(_SHARED, None)
     if not names:
         raise SchemaError(f"{directory}: no *{_SUFFIX} there")
-    for name in names:
+    for name, file in names.items():
         if not _STREAM_NAME.fullmatch(name):
-            raise SchemaError(f"{names[name]}: {name!r} is not a stream name")
+            raise SchemaError(f"{file}: {name!r} is not a stream name")
     return {name: stream(name, load_schema(file)) for name, file in names.items()}
 
 

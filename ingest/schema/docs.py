@@ -19,8 +19,10 @@ def page(stream: Stream) -> str:
         "",
         schema.get("description", ""),
         "",
-        f"Topic `iov/v1/{{device}}/{stream.name}`, table `iov.{stream.table}`, key "
-        "`(device_id, ts, seq)`.",
+        (
+            f"Topic `iov/v1/{{device}}/{stream.name}`, table `iov.{stream.table}`, key "
+            "`(device_id, ts, seq)`."
+        ),
         "",
         "| field | type | unit | range | column | meaning | source |",
         "| --- | --- | --- | --- | --- | --- | --- |",

@@ -76,44 +76,58 @@ def _function(
     yield "    extra, unknown_fields = None, 0"
     if schema is not None:
         yield from _test_envelope(schema, tests)
-    for path, variable in objects.items():
-        if path:
-            yield f"    {variable} = {_find(objects, path)}"
-            if schema is not None:
-                yield from _test_object(_at(schema, path), variable)
-        yield f"    if {f'{variable} and ' if path else ''}not known_{variable}.issuperset({variable}):"
-        yield f"        extra, n = unknown({variable}, known_{variable}, {path!r}, extra)"
-        yield "        unknown_fields += n"
-    values: list[str] = []
-    numbered = enumerate(columns)
-    for variable, group in groupby(numbered, key=lambda nc: objects[nc[1].path[:-1]]):
+    yield from _find_objects(objects, schema)
+    for variable, group in groupby(enumerate(columns), key=lambda nc: objects[nc[1].path[:-1]]):
         members = list(group)
-        indent = "    "
-        if variable != "sample":
+        values = [
+            line
+            for number, column in members
+            for line in _find_value(f"v{number}", variable, column, schema, tests)
+        ]
+        if variable == "sample":
+            yield from (f"    {line}" for line in values)
+        else:
             # Most samples lack most objects: one test stands for all of an object's columns.
             yield f"    if {variable}:"
-            indent = "        "
-        for number, column in members:
-            yield f"{indent}v{number} = {variable}.get({column.path[-1]!r})"
-            if schema is not None:
-                test = tests.of(_at(schema, column.path), f"v{number}")
-                yield f"{indent}if not ({test}):"
-                yield f"{indent}    return None"
-            if column.convert != "none":
-                made = _CONVERSIONS[column.convert].format(value=f"v{number}")
-                yield f"{indent}if v{number} is not None:"
-                yield f"{indent}    v{number} = {made}"
-            values.append(f"v{number}")
-        if variable != "sample":
+            yield from (f"        {line}" for line in values)
             yield "    else:"
             yield f"        {' = '.join(f'v{number}' for number, _ in members)} = None"
     yield "    quality = sample.get('quality')"
     yield "    return ["
     yield "        device, ts, seq, received_at, sample.get('resend') is True,"
-    yield f"        {', '.join(values)}," if values else ""
+    yield "".join(f" v{number}," for number in range(len(columns)))
     yield "        None if quality is None else dumps(quality),"
     yield "        None if extra is None else dumps(extra),"
     yield "    ], unknown_fields"
+
+
+def _find_objects(
+    objects: dict[tuple[str, ...], str], schema: dict[str, Any] | None
+) -> Iterator[str]:
+    """Put every flattened object into its variable, and its unknown fields into `extra`."""
+    for path, variable in objects.items():
+        present = ""
+        if path:
+            present = f"{variable} and "
+            yield f"    {variable} = {_find(objects, path)}"
+            if schema is not None:
+                yield from _test_object(_at(schema, path), variable)
+        yield f"    if {present}not known_{variable}.issuperset({variable}):"
+        yield f"        extra, n = unknown({variable}, known_{variable}, {path!r}, extra)"
+        yield "        unknown_fields += n"
+
+
+def _find_value(
+    value: str, parent: str, column: Column, schema: dict[str, Any] | None, tests: Tests
+) -> Iterator[str]:
+    """Put a column's value into the variable `value`, tested where there is a `schema`."""
+    yield f"{value} = {parent}.get({column.path[-1]!r})"
+    if schema is not None:
+        yield f"if not ({tests.of(_at(schema, column.path), value)}):"
+        yield "    return None"
+    if column.convert != "none":
+        yield f"if {value} is not None:"
+        yield f"    {value} = {_CONVERSIONS[column.convert].format(value=value)}"
 
 
 def _test_envelope(schema: dict[str, Any], tests: Tests) -> Iterator[str]:

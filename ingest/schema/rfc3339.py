@@ -29,4 +29,3 @@ def rfc3339(text: str) -> datetime:
     except (ValueError, OverflowError):
         # The text of the standard library's error would quote the value.
         raise ValueError("no date of the calendar") from None
-

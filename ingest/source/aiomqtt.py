@@ -54,11 +54,11 @@ class _Paho:
         def connected(paho: Any, data: Any, flags: Any, reason: Any, properties: Any) -> None:
             self.answered = True
             self.session_present = bool(flags.session_present)
-            on_connect(paho, data, flags, reason, properties)  # type: ignore[misc]  # set by aiomqtt
+            on_connect(paho, data, flags, reason, properties)  # type: ignore[call-arg,misc]  # set by aiomqtt
 
         def disconnected(paho: Any, data: Any, flags: Any, reason: Any, properties: Any) -> None:
             self.disconnect_reason = reason
-            on_disconnect(paho, data, flags, reason, properties)  # type: ignore[misc]  # likewise
+            on_disconnect(paho, data, flags, reason, properties)  # type: ignore[call-arg,misc]  # likewise
 
         self._paho.on_connect, self._paho.on_disconnect = connected, disconnected
 
@@ -246,7 +246,7 @@ class AiomqttClient:
 
     def _properties(self) -> Properties:
         settings = self._settings
-        properties = Properties(PacketTypes.CONNECT)
+        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho's
         properties.SessionExpiryInterval = settings.mqtt_session_expiry_s
         properties.ReceiveMaximum = settings.mqtt_receive_maximum
         properties.MaximumPacketSize = settings.max_payload_bytes * PACKET_PER_PAYLOAD

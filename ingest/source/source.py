@@ -7,6 +7,7 @@ again. One log line per change of state.
 from __future__ import annotations
 
 import asyncio
+from math import inf
 from random import Random
 from time import monotonic
 
@@ -48,7 +49,7 @@ class Source:
         self._backoff = Backoff(_FIRST_DELAY_S, _MOST_DELAY_S, random)
         self._connections = 0
         self._failures = 0
-        self._subscribed_s: float | None = None
+        self._subscribed_s = inf
         metrics.watch_in_flight(lambda: self.inbox.in_flight)
 
     async def run(self) -> None:
@@ -67,19 +68,24 @@ class Source:
 
     async def _one_session(self) -> float:
         """One connection to its end; the seconds to wait before the next."""
-        self._subscribed_s = None
+        self._subscribed_s = inf
         try:
             await self._client.session(self._subscribed)
         except UnsupportedVersion as exc:
             return self._without_version_5(str(exc))
         except TakenOver as exc:
             self.problem = str(exc)
-            log.error("session taken over", why=str(exc), hint="is the client id used twice?",
-                      client_id=self._settings.mqtt_client_id, wait_s=_TAKEN_OVER_DELAY_S)
+            log.error(  # noqa: TRY400  who took it is not in our stack
+                "session taken over",
+                why=str(exc),
+                hint="is the client id used twice?",
+                client_id=self._settings.mqtt_client_id,
+                wait_s=_TAKEN_OVER_DELAY_S,
+            )
             return _TAKEN_OVER_DELAY_S
         except Unavailable as exc:
             self._lost(str(exc))
-        if self._subscribed_s is not None and monotonic() - self._subscribed_s >= _LASTING_S:
+        if monotonic() - self._subscribed_s >= _LASTING_S:
             self._backoff.reset()
         return self._backoff.delay_s()
 
@@ -108,12 +114,20 @@ class Source:
             self._metrics.reconnects.labels("broker").inc()
             if not session_present:
                 self._metrics.sessions_lost.inc()
-                log.error("session lost", hint="the broker had forgotten our session; what it had "
-                          "queued for us is gone: check its persistence and session expiry")
+                log.error(
+                    "session lost",
+                    hint="the broker had forgotten our session; what it had "
+                    "queued for us is gone: check its persistence and session expiry",
+                )
         self._connections += 1
-        log.info("subscribed", broker=self._broker, filter=self._settings.subscription,
-                 client=self._client.name, client_id=self._settings.mqtt_client_id,
-                 session_present=session_present)
+        log.info(
+            "subscribed",
+            broker=self._broker,
+            filter=self._settings.subscription,
+            client=self._client.name,
+            client_id=self._settings.mqtt_client_id,
+            session_present=session_present,
+        )
 
     @property
     def _broker(self) -> str:
@@ -125,4 +139,3 @@ class Source:
         if settings.mqtt_client == "aiomqtt" or web:
             return AiomqttClient(settings, self.inbox)
         return Mqtt5Client(settings, self.inbox)
-

@@ -70,8 +70,7 @@ async def expect_migrated(connection: asyncpg.Connection, catalogue: Catalogue) 
     wanted["dead_letter"] = {"payload"}
     wanted["device"] = {"device_id"}
     present = {
-        row["table"]: set(row["columns"])
-        for row in await connection.fetch(_COLUMNS, list(wanted))
+        row["table"]: set(row["columns"]) for row in await connection.fetch(_COLUMNS, list(wanted))
     }
     for table, columns in wanted.items():
         if table not in present:

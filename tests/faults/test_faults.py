@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import aiohttp
 import asyncpg
@@ -39,14 +40,14 @@ def durable() -> Iterator[Postgres]:
 
 
 @pytest.fixture
-async def own(durable: Postgres, catalogue: Catalogue) -> AsyncIterator[Database]:
+async def own(durable: Postgres, catalogue: Catalogue) -> Database:
     admin = await asyncpg.connect(durable.url)
     name = f"faults_{os.urandom(4).hex()}"
     await admin.execute(f"CREATE DATABASE {name}")
     await admin.close()
     database = Database(durable, name)
     await migrate(load(environ={"IOV_DATABASE_URL": database.url}), catalogue)
-    yield database
+    return database
 
 
 class Load:
@@ -81,6 +82,7 @@ async def stored(database: Database) -> list[int]:
 
 async def all_stored(database: Database, load_: Load) -> None:
     """Every debt is paid, once."""
+
     async def paid() -> bool:
         return load_.acknowledged <= set(await stored(database))
 
@@ -137,7 +139,7 @@ async def test_killed_between_commit_and_puback_everything_is_there_once(
     own: Database, broker: Mosquitto
 ) -> None:
     lock = await asyncpg.connect(own.url)
-    async with Proxy("127.0.0.1", broker.port) as proxy:
+    async with Proxy("127.0.0.1", broker.port) as proxy:  # noqa: SIM117  the proxy is needed first
         async with process(f"mqtt://127.0.0.1:{proxy.port}", own.url) as victim:
             transaction = lock.transaction()
             await transaction.start()
@@ -198,17 +200,18 @@ async def test_sigterm_with_a_full_pipeline_settles_all_or_nothing_of_each_messa
 
 
 def rss_mb() -> float:
-    with open("/proc/self/statm") as statm:
-        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 async def test_the_database_is_away_for_ten_seconds_under_load(
     own: Database, broker: Mosquitto, catalogue: Catalogue
 ) -> None:
     load_ = Load(broker.url)
-    async with working(
-        broker.url, own.url, catalogue, mqtt_receive_maximum="1000"
-    ) as worker, asyncio.TaskGroup() as tasks:
+    async with (
+        working(broker.url, own.url, catalogue, mqtt_receive_maximum="1000") as worker,
+        asyncio.TaskGroup() as tasks,
+    ):
         tasks.create_task(load_.run())
         await until(lambda: worker.settled() > 1_000, "the load")
         own.server.stop(signal.SIGQUIT)

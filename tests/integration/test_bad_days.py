@@ -16,9 +16,7 @@ from ingest.source import Source, client, source
 from tests.fake_broker import Peer, fake_broker
 from tests.support import environment, until
 
-PUBLISH = mqtt5.PublishPacket(
-    "iov/v1/V1/nev", b"{}", qos=mqtt5.QoS.AT_LEAST_ONCE, packet_id=7
-)
+PUBLISH = mqtt5.PublishPacket("iov/v1/V1/nev", b"{}", qos=mqtt5.QoS.AT_LEAST_ONCE, packet_id=7)
 
 
 @asynccontextmanager
@@ -62,9 +60,7 @@ async def test_a_taken_over_session_is_left_alone_for_long(
 
     async def behave(peer: Peer) -> None:
         await peer.welcome()
-        peer.send(
-            mqtt5.DisconnectPacket(reason_code=mqtt5.DisconnectReasonCode.SESSION_TAKEN_OVER)
-        )
+        peer.send(mqtt5.DisconnectPacket(reason_code=mqtt5.DisconnectReasonCode.SESSION_TAKEN_OVER))
         await peer.closed()
 
     async with fake_broker(behave) as (url, peers), reading(url, mqtt_client=name) as reader:
@@ -183,8 +179,12 @@ async def test_while_reading_is_paused_pings_go_on_and_their_answers_are_not_tim
         reading(url, mqtt_client=name, mqtt_receive_maximum="1") as reader,
     ):
         await until(lambda: reader.inbox.full, "the pause")
-        pings = lambda: sum(type(p) is mqtt5.PingReqPacket for p in peers[0].received)  # noqa: E731
-        await until(lambda: pings() >= 4, "pings over several keep-alive intervals")
+
+        def pings() -> bool:
+            kinds = [type(packet) for packet in peers[0].received]
+            return kinds.count(mqtt5.PingReqPacket) >= 4
+
+        await until(pings, "pings over several keep-alive intervals")
         assert reader.problem is None
         # Once it reads again, an unanswered ping ends the connection as it should.
         deliveries = await anext(reader.inbox)

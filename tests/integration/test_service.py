@@ -95,9 +95,7 @@ async def test_an_exception_in_check_costs_one_message_and_no_other(
                 raise RecursionError
             return super().check(delivery)
 
-    async with working(
-        broker.url, database.url, catalogue, checker=Clumsy(catalogue)
-    ) as worker:
+    async with working(broker.url, database.url, catalogue, checker=Clumsy(catalogue)) as worker:
         await publish_many(broker.url, [sample(seq) for seq in range(1_000)])
         await worker.settles(1_000)
     assert await database.count() == 999
@@ -236,7 +234,10 @@ async def test_a_property_is_added_and_migrated_under_load(
 ) -> None:
     schema = catalogue["nev"].schema
     heater = {"type": ["number", "null"], "title": "Heater", "minimum": 0}
-    more = {**catalogue, "nev": stream("nev", schema | {"properties": schema["properties"] | {"heater_w": heater}})}
+    more = {
+        **catalogue,
+        "nev": stream("nev", schema | {"properties": schema["properties"] | {"heater_w": heater}}),
+    }
     configured = load(environ={"IOV_DATABASE_URL": database.url})
     async with working(broker.url, database.url, catalogue, mqtt_client_id="old") as old:
         async with asyncio.TaskGroup() as tasks:

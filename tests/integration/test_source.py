@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -164,10 +165,9 @@ async def test_the_window_bounds_what_is_in_flight_and_nothing_is_lost(
 async def test_two_workers_in_one_group_share_the_load(
     client: str, broker: Mosquitto, database: Database, catalogue: Catalogue
 ) -> None:
-    both = {"mqtt_client": client}
     async with (
-        working(broker.url, database.url, catalogue, mqtt_client_id="a", **both) as one,
-        working(broker.url, database.url, catalogue, mqtt_client_id="b", **both) as two,
+        working(broker.url, database.url, catalogue, mqtt_client_id="a", mqtt_client=client) as one,
+        working(broker.url, database.url, catalogue, mqtt_client_id="b", mqtt_client=client) as two,
     ):
         await publish_many(broker.url, [sample(seq) for seq in range(200)])
         await until(lambda: one.settled() + two.settled() >= 200, "200 samples")
@@ -201,7 +201,7 @@ async def tls_broker(tmp_path: Path, authority: trustme.CA) -> AsyncIterator[Mos
 async def test_tls_with_client_certificates(
     client: str, tls_broker: Mosquitto, database: Database, catalogue: Catalogue, tmp_path: Path
 ) -> None:
-    files = {
+    files: dict[str, Any] = {
         "mqtt_ca_file": str(tmp_path / "ca.pem"),
         "mqtt_cert_file": str(tmp_path / "worker.pem"),
         "mqtt_key_file": str(tmp_path / "worker.key"),
@@ -237,14 +237,14 @@ async def test_user_and_password(
 
     passwords = tmp_path / "passwords"
     passwords.touch()
-    subprocess.run(["mosquitto_passwd", "-b", passwords, "worker", "s3cr3t"], check=True)
+    subprocess.run(["mosquitto_passwd", "-b", passwords, "worker", "s3cr3t"], check=True)  # noqa: ASYNC221  before anything runs
     secret = tmp_path / "secret"
     secret.write_text("s3cr3t\n")
     async with mosquitto(f"allow_anonymous false\npassword_file {passwords}\n") as broker:
-        good = {"mqtt_username": "worker", "mqtt_password_file": str(secret)}
+        good: dict[str, Any] = {"mqtt_username": "worker", "mqtt_password_file": str(secret)}
         async with working(broker.url, database.url, catalogue, mqtt_client=client, **good):
             pass
-        wrong = {"mqtt_username": "worker", "mqtt_password": "wrong"}
+        wrong: dict[str, Any] = {"mqtt_username": "worker", "mqtt_password": "wrong"}
         async with working(
             broker.url, database.url, catalogue, wait=False, mqtt_client=client, **wrong
         ) as worker:

@@ -217,9 +217,6 @@ async def test_the_cache_of_devices_is_bounded_and_still_right(database: Databas
     await connection.close()
 
 
-# --- migrate --------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 async def empty(pg: Postgres) -> AsyncIterator[Database]:
     """A database that was never migrated."""
@@ -236,7 +233,10 @@ async def empty(pg: Postgres) -> AsyncIterator[Database]:
 def extended(catalogue: Catalogue, **fields: Any) -> Mapping[str, Any]:
     """The catalogue after somebody has edited the `nev` schema."""
     schema = catalogue["nev"].schema
-    return {**catalogue, "nev": stream("nev", schema | {"properties": schema["properties"] | fields})}
+    return {
+        **catalogue,
+        "nev": stream("nev", schema | {"properties": schema["properties"] | fields}),
+    }
 
 
 async def test_migrate_is_safe_when_several_start_at_once(
@@ -290,7 +290,9 @@ async def test_a_changed_type_is_refused_and_nothing_is_changed(
     more = extended(
         catalogue, soc_pct={"type": ["string", "null"]}, heater_w={"type": ["number", "null"]}
     )
-    with pytest.raises(NotReady, match=r"iov\.nev\.soc_pct is double precision and the schema wants"):
+    with pytest.raises(
+        NotReady, match=r"iov\.nev\.soc_pct is double precision and the schema wants"
+    ):
         await migrate(configured, more)
     connection = await asyncpg.connect(database.url)
     with pytest.raises(NotReady, match="heater_w"):
@@ -358,9 +360,6 @@ async def test_a_missing_right_is_named(database: Database, catalogue: Catalogue
     with pytest.raises(NotReady, match=r"no right to insert into iov\.\w+: grant iov_worker"):
         await expect_migrated(connection, catalogue)
     await connection.close()
-
-
-# --- whatever the validator accepts, the store accepts -------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["alarm", "battery", "nev", "session"])

@@ -18,6 +18,10 @@ def checked(rows: int, bad: int = 0, size_bytes: int = 10) -> Checked:
     return Checked("nev", [*good, *wrong], size_bytes)
 
 
+def is_full(batcher: Batcher) -> bool:
+    return batcher.full  # a call, or mypy takes the attribute for constant
+
+
 def test_an_empty_batcher_has_nothing_to_take_and_nothing_due() -> None:
     batcher = Batcher(Limits())
     assert batcher.take() is None
@@ -44,14 +48,14 @@ def test_the_wait_runs_from_the_first_message_of_the_batch() -> None:
 def test_it_is_full_by_samples_or_by_size_and_then_due_at_once() -> None:
     batcher = Batcher(Limits(rows=3, size_bytes=100, wait_s=9.0))
     batcher.add(delivery({}), checked(1, bad=1), now=0.0)
-    assert not batcher.full
+    assert not is_full(batcher)
     batcher.add(delivery({}), checked(1), now=0.0)
-    assert batcher.full
+    assert is_full(batcher)
     assert batcher.due_in(0.0) == 0.0
     batcher.take()
-    assert not batcher.full
+    assert not is_full(batcher)
     batcher.add(delivery({}), checked(1, size_bytes=100), now=0.0)
-    assert batcher.full
+    assert is_full(batcher)
 
 
 def test_a_batch_holds_rows_by_stream_and_counts_what_was_rejected() -> None:

@@ -114,7 +114,7 @@ def test_one_bad_sample_harms_no_other_in_its_message() -> None:
     batch = [sample(1, NOW), sample(2, NOW, speed_kmh=-1), 7, sample(3, NOW)]
     kinds = [type(outcome) for outcome in outcomes(batch)]
     assert kinds == [Row, Rejected, Rejected, Row]
-    assert [o.index for o in outcomes(batch) if isinstance(o, Row)] == [0, 3]
+    assert [o.position for o in outcomes(batch) if isinstance(o, Row)] == [0, 3]
 
 
 @pytest.mark.parametrize(
@@ -180,16 +180,27 @@ def test_an_internal_error_keeps_the_whole_message() -> None:
     checked = CHECKER.internal_error(delivery(b"[1,2]"))
     assert checked.stream == "nev"
     assert checked.outcomes == [
-        Rejected("nev", "V1", Reason.INTERNAL_ERROR, "an error in the service; see its log", b"[1,2]")
+        Rejected(
+            "nev", "V1", Reason.INTERNAL_ERROR, "an error in the service; see its log", b"[1,2]"
+        )
     ]
     assert CHECKER.internal_error(delivery(b"", "what")).stream == "other"
 
 
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8)
+)
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+    ),
     max_leaves=12,
-)  # fmt: skip
+)
 names = st.sampled_from(["ts", "seq", "resend", "quality", "speed_kmh", "motors", "location", "x"])
 
 

@@ -4,6 +4,7 @@ import gzip
 import resource
 import time
 import zlib
+from collections.abc import Callable
 
 import orjson
 import pytest
@@ -40,9 +41,7 @@ def reason(outcome: Decoded | Fault) -> Reason:
         ("iov/v1/V/nev\n", ("V", "nev\n")),
     ],
 )
-def test_a_topic_is_device_and_stream_or_nothing(
-    topic: str, found: tuple[str, str] | None
-) -> None:
+def test_a_topic_is_device_and_stream_or_nothing(topic: str, found: tuple[str, str] | None) -> None:
     assert parse_topic(topic) == found
 
 
@@ -96,7 +95,7 @@ def bare_deflate(data: bytes) -> bytes:
     return packer.compress(data) + packer.flush()
 
 
-ENCODERS = {
+ENCODERS: dict[str, Callable[[bytes], bytes]] = {
     "gzip": gzip.compress,
     "GZIP": lambda data: gzip.compress(data[:5]) + gzip.compress(data[5:]),
     "deflate": zlib.compress,

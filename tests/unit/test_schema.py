@@ -74,9 +74,6 @@ def test_every_field_has_a_title_and_every_column_a_comment(name: str) -> None:
     assert all(column.comment for column in CATALOGUE[name].columns)
 
 
-# --- agreement of the generated code with the validator ---------------------------------------
-
-
 def accepts(found: Stream, instance: dict[str, Any]) -> Any:
     return found.functions.accept("V1", NOW, 1, NOW, instance)
 
@@ -98,7 +95,9 @@ def spoil(instance: Any, data: st.DataObject) -> Any:
     if places:
         node, key = data.draw(st.sampled_from(places))
         node[key] = data.draw(
-            st.sampled_from([None, True, -1, 10**9, 0.5, 1e300, "", "x" * 600, [], {}, [[]], [None]])
+            st.sampled_from(
+                [None, True, -1, 10**9, 0.5, 1e300, "", "x" * 600, [], {}, [[]], [None]]
+            )
         )
     return spoiled
 
@@ -155,9 +154,6 @@ def test_a_keyword_the_generated_code_does_not_know_is_left_to_the_validator(
     assert accepts(found, {"a": None}) is not None
 
 
-# --- rows -----------------------------------------------------------------------------------------
-
-
 def row(name: str, instance: dict[str, Any]) -> dict[str, Any]:
     found = CATALOGUE[name]
     result = found.row("V1", NOW, 1, NOW, instance)
@@ -208,9 +204,6 @@ def test_the_generated_source_can_be_read() -> None:
     text = source(CATALOGUE["alarm"].schema, CATALOGUE["alarm"].columns)
     assert "def accept(device, ts, seq, received_at, sample):" in text
     assert "def extract(device, ts, seq, received_at, sample):" in text
-
-
-# --- columns and tables ---------------------------------------------------------------------------
 
 
 def types(properties: dict[str, Any]) -> dict[str, str]:
@@ -270,7 +263,7 @@ def test_the_table_follows_from_the_schema() -> None:
     assert '"location_lon" double precision' in text
     assert "PRIMARY KEY (device_id, ts, seq)" in text
     assert "PARTITION BY RANGE (ts)" in text
-    assert "COMMENT ON COLUMN iov.\"nev\".\"speed_kmh\" IS 'Speed [km/h]: Vehicle speed.'" in text
+    assert 'COMMENT ON COLUMN iov."nev"."speed_kmh" IS \'Speed [km/h]: Vehicle speed.\'' in text
     hyper = "\n".join(create_table(CATALOGUE["nev"], partitioned=False))
     assert "create_hypertable('iov.\"nev\"', by_range('ts', INTERVAL '1 day'))" in hyper
     assert "PARTITION BY" not in hyper
@@ -292,7 +285,7 @@ def test_the_page_of_a_stream_names_every_field() -> None:
     assert page(CATALOGUE["session"]).count("(required)") == 2
 
 
-# --- files ------------------------------------------------------------------------------------------
+NOT_A_SCHEMA = {"type": "number", "minimum": "x"}
 
 
 def write(file: Path, schema: Any) -> Path:
@@ -324,10 +317,10 @@ def test_what_stands_beside_a_reference_overrides_its_target(tmp_path: Path) -> 
     ("name", "schema", "why"),
     [
         ("s", b"{", "not JSON"),
-        ("s", {"type": "array"}, "has \"type\": \"object\""),
+        ("s", {"type": "array"}, 'has "type": "object"'),
         ("s", {"type": "object", "properties": {"a": {"$ref": "#/$defs/no"}}}, "points nowhere"),
         ("s", {"type": "object", "properties": {"a": {"$ref": "no.json#"}}}, "No such file"),
-        ("s", {"type": "object", "properties": {"a": {"type": "number", "minimum": "x"}}}, "not a JSON Schema"),
+        ("s", {"type": "object", "properties": {"a": NOT_A_SCHEMA}}, "not a JSON Schema"),
         ("S", {"type": "object"}, "not a stream name"),
     ],
 )  # fmt: skip

@@ -1,0 +1,88 @@
+"""What every command shares: options, how it ends, how it tells what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import typer
+import uvloop
+from rich.console import Console
+from rich.table import Table
+
+from ingest import log
+from ingest.config import Settings, load
+from ingest.errors import ConfigError, IngestError, SchemaError
+
+people = Console(stderr=True)
+
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="TOML file with `IOV_*` settings.", metavar="FILE")
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="The last line of output is one JSON object.")
+]
+
+
+@contextmanager
+def ending() -> Iterator[None]:
+    """Turn our errors into a sentence for people and an exit status."""
+    try:
+        yield
+    except* ConfigError as group:
+        for problem in _leaves(group, ConfigError)[0].problems:
+            people.print(f"[bold red]configuration:[/] {problem}", highlight=False, soft_wrap=True)
+        code = 2
+    except* SchemaError as group:
+        people.print(
+            f"[bold red]schemas:[/] {_leaves(group, SchemaError)[0]}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        code = 2
+    except* IngestError as group:
+        people.print(
+            f"[bold red]failed:[/] {_leaves(group, IngestError)[0]}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        code = 1
+    else:
+        return
+    raise typer.Exit(code)
+
+
+def _leaves(group: BaseExceptionGroup[Any], kind: type[Any]) -> list[Any]:
+    """The errors of one kind in a group, however deep."""
+    found: list[Any] = []
+    for exc in group.exceptions:
+        found += _leaves(exc, kind) if isinstance(exc, BaseExceptionGroup) else [exc]
+    return [exc for exc in found if isinstance(exc, kind)]
+
+
+def run_async(main_: Coroutine[Any, Any, Any]) -> Any:
+    """Run a command's coroutine on uvloop; its result."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main_)
+
+
+def settings_of(config: Path | None, *needs: str) -> Settings:
+    """The settings, complete for a command that `needs` these; logging is set up by them."""
+    settings = load(config, needs=needs)
+    log.configure(settings.log_format, settings.log_level)
+    return settings
+
+
+def say(account: dict[str, Any], *, as_json: bool) -> None:
+    """The account of a command, for programs or for people."""
+    if as_json:
+        typer.echo(orjson.dumps(account).decode())
+        return
+    table = Table(show_header=False, box=None)
+    for key, value in account.items():
+        table.add_row(key, f"{value:,}" if isinstance(value, int | float) else str(value))
+    Console().print(table)

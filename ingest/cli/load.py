@@ -1,0 +1,200 @@
+"""`demo`, `simulate`, `replay`, `bench`: everything that makes load."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ingest import log, service
+from ingest.cli.common import (
+    ConfigOption,
+    JsonOption,
+    ending,
+    people,
+    run_async,
+    say,
+    settings_of,
+)
+from ingest.config import Settings
+from ingest.errors import ConfigError
+from ingest.tools import bench as bench_tool
+from ingest.tools import demo as demo_tool
+from ingest.tools.fleet import STREAMS, Fleet, Mischief
+from ingest.tools.publisher import Publisher
+from ingest.tools.replay import Replay
+from ingest.tools.simulate import Simulation
+
+app = typer.Typer()
+
+
+@app.command()
+def demo(
+    duration: Annotated[
+        float | None, typer.Option(help="Seconds; without it until Ctrl-C.", min=0.1)
+    ] = None,
+    devices: Annotated[int, typer.Option(help="Vehicles.", min=1)] = 200,
+    rate: Annotated[float, typer.Option(help="Messages per second.", min=0.1)] = 1000,
+    seed: Annotated[int, typer.Option(help="The same seed, the same fleet.", min=0)] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Everything embedded: a database, a broker, a fleet and the service, in one command."""
+    with ending():
+        log.configure("logfmt", "warning")
+        account = run_async(_demo(duration, devices, rate, seed))
+        people.print("\nstored is counted in the database; lost = published - stored - rejected")
+        say(account, as_json=as_json)
+        if account["lost"]:
+            raise typer.Exit(1)
+
+
+async def _demo(duration: float | None, devices: int, rate: float, seed: int) -> dict[str, Any]:
+    stop = asyncio.Event()
+    people.print("Starting PostgreSQL, a broker and the service …")
+    with service.signals(stop.set), Live(console=people, refresh_per_second=4) as live:
+        showing: list[asyncio.Task[None]] = []
+
+        def started(show: demo_tool.Demo) -> None:
+            url = show.postgres.url
+            query = (
+                "SELECT device, ts, speed_kmh, soc_pct FROM iov.nev JOIN iov.device "
+                "USING (device_id) ORDER BY ts DESC LIMIT 5"
+            )
+            live.console.print(f"broker    {show.broker} at {show.settings.mqtt_url}")
+            live.console.print(f"database  {url}", soft_wrap=True)
+            live.console.print(f"metrics   http://127.0.0.1:{show.service.http_port}/metrics")
+            live.console.print(
+                f'try       {show.postgres.psql} "{url}" -c "{query}"\n',
+                soft_wrap=True,
+                highlight=False,
+            )
+            showing.append(asyncio.create_task(_show(show, live), name="screen"))
+
+        account = await demo_tool.demo(
+            devices=devices, rate=rate, duration_s=duration, seed=seed, started=started, stop=stop
+        )
+        for task in showing:
+            task.cancel()
+    return account
+
+
+async def _show(show: demo_tool.Demo, live: Live) -> None:
+    """Throughput while it runs, once a second."""
+    before = 0
+    while True:
+        stored = show.counted("iov_samples_stored")
+        table = Table(box=None)
+        for title in ("published", "stored", "stored/s", "in flight", "ready"):
+            table.add_column(title, justify="right")
+        ready = "no: " + show.service.problems()[0] if show.service.problems() else "yes"
+        table.add_row(
+            f"{show.simulation.samples:,}",
+            f"{stored:,}",
+            f"{stored - before:,}",
+            f"{show.service.source.inbox.in_flight:,}",
+            ready,
+        )
+        live.update(table)
+        before = stored
+        await asyncio.sleep(1)
+
+
+@app.command()
+def simulate(
+    config: ConfigOption = None,
+    devices: Annotated[int, typer.Option(help="Vehicles.", min=1)] = 100,
+    rate: Annotated[float, typer.Option(help="Messages per second.", min=0.001)] = 100,
+    duration: Annotated[float, typer.Option(help="Seconds.", min=0.1)] = 10,
+    seed: Annotated[int, typer.Option(help="The same seed, the same fleet.", min=0)] = 1,
+    streams: Annotated[str, typer.Option(help="Names, separated by commas.")] = ",".join(STREAMS),
+    samples_per_message: Annotated[int, typer.Option(help="Above 1: arrays.", min=1)] = 1,
+    bad: Annotated[float, typer.Option(help="Share of bad messages.", min=0, max=1)] = 0,
+    duplicate: Annotated[float, typer.Option(help="Share sent twice.", min=0, max=1)] = 0,
+    late: Annotated[float, typer.Option(help="Share sent hours late.", min=0, max=1)] = 0,
+    qos: Annotated[int, typer.Option(help="QoS to publish with.", min=0, max=2)] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Publish as a seeded fleet of vehicles; bad, duplicates and late are counted in samples."""
+    with ending():
+        settings = settings_of(config, "IOV_MQTT_URL")
+        names = [name.strip() for name in streams.split(",") if name.strip()]
+        if unknown := sorted(set(names) - set(STREAMS)) or not names:
+            raise ConfigError([f"--streams: {unknown} not among {', '.join(STREAMS)}"])
+        fleet = Fleet(devices, seed, names, samples_per_message, Mischief(bad, duplicate, late))
+        simulation = Simulation(fleet, rate, duration)
+        run_async(_publish(settings, qos, simulation, round(rate * duration), simulation.stop))
+        say(simulation.account(), as_json=as_json)
+
+
+@app.command()
+def replay(
+    file: Annotated[Path, typer.Argument(help='Lines {"topic", "payload"}, plain or gzip.')],
+    config: ConfigOption = None,
+    speed: Annotated[float, typer.Option(help="1: as recorded; 0: as acknowledged.", min=0)] = 1,
+    shift: Annotated[bool, typer.Option("--shift", help="Move the recording to end now.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Publish a recording."""
+    with ending():
+        settings = settings_of(config, "IOV_MQTT_URL")
+        recording = Replay(file, speed, shift=shift)
+        recording.measure()
+        run_async(_publish(settings, 1, recording, recording.total, lambda: None))
+        say(recording.account(), as_json=as_json)
+
+
+async def _publish(
+    settings: Settings,
+    qos: int,
+    work: Simulation | Replay,
+    total: int,
+    stop: Callable[[], None],
+) -> None:
+    """Run a simulation or a replay with a bar; SIGINT and SIGTERM end it after what is begun."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with service.signals(stop), Progress(*columns, console=people, transient=True) as bar:
+        task = bar.add_task("messages acknowledged", total=total)
+        async with Publisher(settings, qos) as publisher:
+            await work.run(publisher, lambda: bar.advance(task))
+
+
+@app.command()
+def bench(
+    duration: Annotated[float, typer.Option(help="Seconds measured.", min=1)] = 15,
+    warm_up: Annotated[float, typer.Option(help="Seconds before.", min=0)] = 5,
+    source: Annotated[str, typer.Option(help="mqtt5 or aiomqtt.")] = "mqtt5",
+    as_json: JsonOption = False,
+) -> None:
+    """Committed messages per second and CPU per message, all on this machine."""
+    with ending():
+        log.configure("logfmt", "warning")
+        if source not in {"mqtt5", "aiomqtt"}:
+            raise ConfigError(["--source is mqtt5 or aiomqtt"])
+        with people.status("starting PostgreSQL, mosquitto and the service …") as status:
+            before: list[bench_tool.Sample] = []
+
+            def progress(now: bench_tool.Sample, elapsed_s: float) -> None:
+                if before and now.at_s - before[0].at_s >= 1:
+                    rate = (now.committed - before[0].committed) / (now.at_s - before[0].at_s)
+                    status.update(
+                        f"{elapsed_s:4.0f} s  {rate:9,.0f} committed/s  {now.rss_mb:4.0f} MB"
+                    )
+                    before.clear()
+                if not before:
+                    before.append(now)
+
+            account = run_async(bench_tool.bench(
+                seconds=duration, warm_up_s=warm_up, source=source, progress=progress,  # type: ignore[arg-type]  # checked above
+            ))  # fmt: skip
+        say(account, as_json=as_json)

@@ -1,0 +1,87 @@
+"""`run`, `migrate`, `check`: the service and what it needs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import orjson
+import typer
+
+from ingest import service
+from ingest.cli.common import ConfigOption, JsonOption, ending, people, run_async, settings_of
+from ingest.config import Settings
+from ingest.errors import ConfigError
+from ingest.schema import Catalogue, load_catalogue
+from ingest.store import meaning, migrate
+from ingest.tools import check as check_tool
+
+app = typer.Typer()
+
+
+@app.command()
+def run(config: ConfigOption = None) -> None:
+    """The service: reads, stores, acknowledges, until SIGTERM or SIGINT."""
+    with ending():
+        settings = settings_of(config, "IOV_MQTT_URL", "IOV_DATABASE_URL")
+        run_async(service.run(settings, load_catalogue(settings.schema_dir)))
+
+
+@app.command(name="migrate")
+def migrate_(
+    config: ConfigOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the SQL, change nothing.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring the database to the current schemas; safe to run again and by several at once."""
+    with ending():
+        settings = settings_of(config, "IOV_DATABASE_URL")
+        steps = run_async(_migrate(settings, load_catalogue(settings.schema_dir), dry_run=dry_run))
+        if dry_run:
+            for step in steps:
+                typer.echo(f"-- {step.what}")
+                for statement in step.statements:
+                    typer.echo(statement.rstrip().rstrip(";") + ";\n")
+        if as_json:
+            typer.echo(
+                orjson.dumps({"applied": [] if dry_run else [s.what for s in steps]}).decode()
+            )
+        elif not dry_run:
+            for step in steps:
+                typer.echo(step.what)
+            typer.echo(f"{len(steps)} applied" if steps else "nothing to do")
+
+
+async def _migrate(settings: Settings, catalogue: Catalogue, *, dry_run: bool) -> Any:
+    try:
+        return await migrate(settings, catalogue, dry_run=dry_run)
+    except Exception as exc:
+        failure = meaning(exc)
+        if failure is None:
+            raise
+        raise failure from exc
+
+
+@app.command()
+def check(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Look at configuration, schemas, broker and database: what is wrong and how to mend it."""
+    try:
+        settings = settings_of(config, "IOV_MQTT_URL", "IOV_DATABASE_URL")
+    except ConfigError as exc:
+        _say_check(exc.problems, as_json=as_json)
+        raise typer.Exit(2) from exc
+    with ending():
+        problems = run_async(check_tool.check(settings))
+        _say_check(problems, as_json=as_json)
+        if problems:
+            raise typer.Exit(1)
+
+
+def _say_check(problems: list[str], *, as_json: bool) -> None:
+    for problem in problems:
+        people.print(f"[bold red]✗[/] {problem}", highlight=False, soft_wrap=True)
+    if as_json:
+        typer.echo(orjson.dumps({"ok": not problems, "problems": problems}).decode())
+    elif not problems:
+        typer.echo("configuration, schemas, broker and database are fine")

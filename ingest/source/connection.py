@@ -1,0 +1,196 @@
+"""One MQTT 5 connection as an `asyncio.BufferedProtocol`, on the `mqtt5` codec.
+
+Everything one read of the socket brought is handed over as one list. Acknowledgements of a batch
+leave in one write. The keep-alive goes on while reading is paused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import cast
+
+import mqtt5
+
+from ingest.errors import Unavailable
+from ingest.model import Arrival, Delivery
+from ingest.source.client import KEEP_ALIVE_S, TakenOver, UnsupportedVersion
+from ingest.source.inbox import Inbox
+from ingest.source.packets import Malformed, PacketReader
+from ingest.source.version import CONNACK_OF_MQTT_3
+
+_Disconnect = mqtt5.DisconnectReasonCode
+
+
+class Connection(asyncio.BufferedProtocol):
+    """One network connection; `ended` tells why it is over."""
+
+    def __init__(self, inbox: Inbox, packet_bytes: int) -> None:
+        self._inbox = inbox
+        self._reader = PacketReader(packet_bytes)
+        self._first = b""
+        self._transport: asyncio.Transport | None = None
+        self._keep_alive_s = float(KEEP_ALIVE_S)
+        self._ping: asyncio.TimerHandle | None = None
+        self._heard_s = 0.0
+        self._paused = False
+        self._closing = False
+        loop = asyncio.get_running_loop()
+        self.connack: asyncio.Future[mqtt5.ConnAckPacket] = loop.create_future()
+        self.suback: asyncio.Future[mqtt5.SubAckPacket] = loop.create_future()
+        self.ended: asyncio.Future[Unavailable] = loop.create_future()
+        """Done once the connection is over, with the reason as its result."""
+        self.flushed = asyncio.Event()
+        """Set once the transport is closed and all that was written has left."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Asyncio: the socket is there."""
+        # uvloop's transports are asyncio's by their methods only.
+        self._transport = cast("asyncio.Transport", transport)
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  fixed by asyncio
+        """Asyncio: where to read to."""
+        return self._reader.free()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Asyncio: so many bytes were read."""
+        if self._closing:
+            return
+        if not self.connack.done():
+            self._first += bytes(self._reader.free()[: min(nbytes, 4)])
+        self._heard_s = time.monotonic()
+        try:
+            packets = self._reader.filled(nbytes)
+        except Malformed as exc:
+            if self._first.startswith(CONNACK_OF_MQTT_3):
+                self._end(UnsupportedVersion("the broker speaks MQTT 3.1.1 only"))
+            else:
+                self.close(exc, _Disconnect.MALFORMED_PACKET)
+            return
+        self._receive(packets)
+
+    def _receive(self, packets: Sequence[mqtt5.Packet]) -> None:
+        arrival = Arrival(datetime.now(UTC), self._heard_s)
+        deliveries: list[Delivery] = []
+        for packet in packets:
+            if type(packet) is mqtt5.PublishPacket:
+                if packet.topic_alias is not None:
+                    self.close(Unavailable("topic alias sent"), _Disconnect.TOPIC_ALIAS_INVALID)
+                    return
+                if packet.qos == mqtt5.QoS.EXACTLY_ONCE:
+                    self.close(Unavailable("QoS 2 sent"), _Disconnect.QOS_NOT_SUPPORTED)
+                    return
+                encoding = None
+                if packet.user_properties:
+                    encoding = dict(packet.user_properties).get("content-encoding")
+                deliveries.append(
+                    Delivery(
+                        packet.topic, packet.payload, encoding, packet.packet_id, arrival, self
+                    )
+                )
+            else:
+                self._control(packet)
+        if deliveries and not self._closing:
+            self._inbox.put(deliveries, self._resume)
+            if self._inbox.full:
+                self._pause()
+
+    def _control(self, packet: mqtt5.Packet) -> None:
+        match packet:
+            case mqtt5.ConnAckPacket() if not self.connack.done():
+                self.connack.set_result(packet)
+            case mqtt5.SubAckPacket() if not self.suback.done():
+                self.suback.set_result(packet)
+            case mqtt5.PingRespPacket():
+                pass  # any byte proves that the broker is there
+            case mqtt5.DisconnectPacket():
+                why = f"the broker disconnected us: {words(packet.reason_code)}"
+                taken_over = packet.reason_code == _Disconnect.SESSION_TAKEN_OVER
+                self._end((TakenOver if taken_over else Unavailable)(why))
+            case _:
+                self.close(
+                    Unavailable(f"unexpected {type(packet).__name__}"), _Disconnect.PROTOCOL_ERROR
+                )
+
+    def eof_received(self) -> None:
+        """Asyncio: the broker will send no more."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Asyncio: the socket is gone."""
+        self._end(Unavailable(f"connection lost: {exc}" if exc else "connection closed by broker"))
+        self.flushed.set()
+
+    def send(self, packet: mqtt5.ConnectPacket | mqtt5.SubscribePacket) -> None:
+        """Write one packet of the handshake."""
+        assert self._transport is not None
+        self._transport.write(packet.write())
+
+    def acknowledge(self, packet_ids: Sequence[int]) -> None:
+        """Write PUBACK for all of these at once; nothing after the connection has ended."""
+        if self._transport is None or self._closing or not packet_ids:
+            return
+        puback = mqtt5.PubAckPacket
+        self._transport.write(b"".join([puback(number).write() for number in packet_ids]))
+
+    def start_keep_alive(self, seconds: float) -> None:
+        """Send PINGREQ twice per interval, for as long as the connection lives (MQTT 5, 3.1.2.10).
+
+        0 turns it off, as the broker may ask.
+        """
+        self._keep_alive_s = seconds
+        if seconds and not self._closing:
+            self._ping = asyncio.get_running_loop().call_later(seconds / 2, self._on_ping_time)
+
+    def _on_ping_time(self) -> None:
+        assert self._transport is not None
+        silent_s = time.monotonic() - self._heard_s
+        # The answer cannot be read while reading is paused, so only then is it not timed.
+        if not self._paused and silent_s > self._keep_alive_s:
+            self.close(
+                Unavailable(f"nothing heard for {silent_s:.0f} s"), _Disconnect.KEEP_ALIVE_TIMEOUT
+            )
+            return
+        self._transport.write(mqtt5.PingReqPacket().write())
+        self.start_keep_alive(self._keep_alive_s)
+
+    def _pause(self) -> None:
+        if self._transport is not None and not self._paused:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def _resume(self) -> None:
+        if self._transport is not None and self._paused and not self._closing:
+            self._paused = False
+            self._heard_s = time.monotonic()
+            self._transport.resume_reading()
+
+    def close(
+        self,
+        why: Unavailable,
+        reason: mqtt5.DisconnectReasonCode = _Disconnect.NORMAL_DISCONNECTION,
+    ) -> None:
+        """Send DISCONNECT and end; what was written before goes out first."""
+        if self._transport is not None and not self._closing and self.connack.done():
+            self._transport.write(mqtt5.DisconnectPacket(reason_code=reason).write())
+        self._end(why)
+
+    def abort(self) -> None:
+        """Drop the socket with whatever is still to be written."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _end(self, why: Unavailable) -> None:
+        self._closing = True
+        if self._ping is not None:
+            self._ping.cancel()
+        if not self.ended.done():
+            self.ended.set_result(why)
+        if self._transport is not None:
+            self._transport.close()
+
+
+def words(reason: mqtt5.ConnAckReasonCode | mqtt5.SubAckReasonCode | _Disconnect) -> str:
+    """A reason code by its name in the standard."""
+    return f"{reason.name.lower().replace('_', ' ')} (0x{reason.value:02X})"

@@ -1,0 +1,230 @@
+"""The commands as people run them: what they print, and how they end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import asyncpg
+import pytest
+
+from ingest.schema import Catalogue
+from ingest.tools.embedded import Mosquitto, Postgres
+from tests.support import Database, working
+
+
+class Ended(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.out.splitlines()[-1])
+        return found
+
+
+async def iov_ingest(*args: str | Path, **settings: str) -> Ended:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "ingest",
+        *map(str, args),
+        env=os.environ | {f"IOV_{name.upper()}": value for name, value in settings.items()},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    assert process.returncode is not None
+    return Ended(process.returncode, out.decode(), err.decode())
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["", "run", "migrate", "check", "demo", "simulate", "replay", "bench", "schema", "schema sql"],
+)
+async def test_every_command_has_help_that_teaches(command: str) -> None:
+    ended = await iov_ingest(*command.split(), "--help")
+    assert ended.status == 0
+    assert "Usage:" in ended.out
+
+
+@pytest.mark.parametrize(
+    "args",
+    [("no-such-command",), ("run", "--no-such-option"), ("replay",), ("demo", "--rate", "x")],
+)
+async def test_wrong_arguments_end_with_status_2(args: tuple[str, ...]) -> None:
+    assert (await iov_ingest(*args)).status == 2
+
+
+async def test_wrong_settings_end_with_status_2_and_every_problem() -> None:
+    ended = await iov_ingest("run", mqtt_ulr="x", batch_rows="0", mqtt_password="s3cr3t")
+    assert ended.status == 2
+    for words in ("IOV_MQTT_ULR", "IOV_BATCH_ROWS", "IOV_DATABASE_URL is not set"):
+        assert words in ended.err
+    assert "s3cr3t" not in ended.out + ended.err
+
+
+async def test_a_settings_file_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "iov.toml"
+    file.write_text('IOV_STORE = "oracle"\n')
+    ended = await iov_ingest("check", "--json", "--config", file)
+    assert ended.status == 2
+    assert ended.json["ok"] is False
+    assert any("IOV_STORE" in problem for problem in ended.json["problems"])
+
+
+async def test_schema_commands_show_what_follows_from_a_schema() -> None:
+    listed = await iov_ingest("schema", "list")
+    assert [line.split()[0] for line in listed.out.splitlines()] == [
+        "alarm", "battery", "nev", "session",
+    ]  # fmt: skip
+    shown = json.loads((await iov_ingest("schema", "show", "nev")).out)
+    assert shown["properties"]["sent_at"]["format"] == "date-time"
+    assert 'CREATE TABLE iov."alarm"' in (await iov_ingest("schema", "sql", "alarm")).out
+    assert "| `speed_kmh` |" in (await iov_ingest("schema", "docs", "nev")).out
+    assert (await iov_ingest("schema", "lint")).status == 0
+    missing = await iov_ingest("schema", "show", "what")
+    assert missing.status == 2
+    assert "there is no stream what" in missing.err
+
+
+async def test_migrate_check_simulate_and_replay_as_an_operator_would(
+    pg: Postgres, broker: Mosquitto, catalogue: Catalogue, tmp_path: Path
+) -> None:
+    admin = await asyncpg.connect(pg.url)
+    name = f"cli_{os.urandom(4).hex()}"
+    await admin.execute(f"CREATE DATABASE {name}")
+    database = Database(pg, name)
+    settings = {"mqtt_url": broker.url, "database_url": database.url}
+
+    ended = await iov_ingest("check", "--json", **settings)
+    assert ended.status == 1
+    assert ["run iov-ingest migrate" in problem for problem in ended.json["problems"]] == [True]
+
+    dry = await iov_ingest("migrate", "--dry-run", "--json", database_url=database.url)
+    assert "CREATE TABLE iov.device" in dry.out
+    assert dry.json == {"applied": []}
+    first = await iov_ingest("migrate", "--json", database_url=database.url)
+    assert "create table iov.nev" in first.json["applied"]
+    assert (await iov_ingest("migrate", "--json", database_url=database.url)).json == {
+        "applied": []
+    }
+
+    ended = await iov_ingest("check", "--json", **settings)
+    assert ended == Ended(0, '{"ok":true,"problems":[]}\n', "")
+
+    async with working(broker.url, database.url, catalogue) as worker:
+        ended = await iov_ingest(
+            "simulate", "--json", "--devices", "5", "--rate", "200", "--duration", "2",
+            "--seed", "3", "--streams", "nev,alarm", "--samples-per-message", "3",
+            "--bad", "0.1", "--duplicate", "0.1", "--late", "0.1", mqtt_url=broker.url,
+        )  # fmt: skip
+        account = ended.json
+        assert ended.status == 0
+        assert list(account) == [
+            "messages", "samples", "bad", "duplicates", "late", "acknowledged", "seconds",
+        ]  # fmt: skip
+        assert account["messages"] == account["acknowledged"] > 300
+        assert account["samples"] == 3 * account["messages"]
+        await worker.settles(account["samples"])
+        assert worker.metric("iov_samples_duplicate_total") == account["duplicates"] > 0
+        assert worker.metric("iov_samples_rejected_total") == account["bad"] > 0
+
+        recording = tmp_path / "recording.ndjson"
+        recording.write_text(
+            "".join(
+                json.dumps({"topic": "iov/v1/R/nev", "payload": {"ts": 1_000 + n, "seq": n}}) + "\n"
+                for n in range(50)
+            )
+        )
+        before = worker.settled()
+        ended = await iov_ingest(
+            "replay", recording, "--speed", "0", "--shift", "--json", mqtt_url=broker.url
+        )
+        assert ended.status == 0
+        assert ended.json["messages"] == ended.json["acknowledged"] == 50
+        await worker.settles(int(before) + 50)
+        # At its own speed 49 ms take 49 ms.
+        ended = await iov_ingest("replay", recording, "--shift", "--json", mqtt_url=broker.url)
+        assert ended.json["seconds"] >= 0.049
+    await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    await admin.close()
+
+
+async def test_check_says_what_it_cannot_reach() -> None:
+    ended = await iov_ingest(
+        "check", "--json",
+        mqtt_url="mqtt://127.0.0.1:1", database_url="postgresql://u:s3cr3t@127.0.0.1:1/d",
+    )  # fmt: skip
+    assert ended.status == 1
+    broker, database = ended.json["problems"]
+    assert broker.startswith("broker: 127.0.0.1:1")
+    assert database.startswith("database: not reached")
+    assert "s3cr3t" not in ended.out + ended.err
+
+
+async def test_migrate_says_what_it_cannot_reach() -> None:
+    ended = await iov_ingest("migrate", database_url="postgresql://u@127.0.0.1:1/d")
+    assert ended.status == 1
+    assert "failed:" in ended.err
+    assert "Traceback" not in ended.err
+
+
+async def test_the_demo_loses_nothing() -> None:
+    ended = await iov_ingest("demo", "--duration", "3", "--rate", "300", "--json")
+    assert ended.status == 0
+    account = ended.json
+    assert list(account) == ["published", "stored", "duplicates", "rejected", "lost", "seconds"]
+    assert account["lost"] == account["rejected"] == 0
+    assert account["stored"] == account["published"] > 500
+    for words in ("mosquitto at mqtt://127.0.0.1:", "/metrics", "psql", "SELECT device"):
+        assert words in ended.err
+
+
+async def test_the_demo_without_mosquitto_runs_on_amqtt() -> None:
+    nothing = {"PATH": str(Path(sys.executable).parent)}
+    code = "import ingest.tools.embedded as e; e._SBIN = ''; from ingest.cli import main; main()"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, "demo", "--duration", "3", "--rate", "100", "--json",
+        env=os.environ | nothing,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    out, err = await process.communicate()
+    account = json.loads(out.splitlines()[-1])
+    assert "amqtt at mqtt://" in err.decode()
+    assert (account["lost"], account["stored"]) == (0, account["published"])
+
+
+async def test_ctrl_c_ends_the_demo_with_its_account() -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "ingest", "demo", "--rate", "300", "--json",
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stderr is not None
+    assert process.stdout is not None
+    seen = b""
+    while b"SELECT device" not in seen:
+        seen += await process.stderr.read(4_096)
+    process.send_signal(signal.SIGINT)
+    out, _ = await process.communicate()
+    assert process.returncode == 0
+    assert json.loads(out.splitlines()[-1])["lost"] == 0
+
+
+@pytest.mark.parametrize("source", ["mqtt5", "aiomqtt"])
+async def test_the_bench_runs_small_so_that_it_cannot_rot(source: str) -> None:
+    ended = await iov_ingest(
+        "bench", "--duration", "1", "--warm-up", "1", "--source", source, "--json"
+    )
+    assert ended.status == 0, ended.err
+    assert list(ended.json) == [
+        "committed_per_s", "cpu_us_per_message", "rss_mb", "messages", "seconds", "source",
+    ]  # fmt: skip
+    assert ended.json["messages"] > 0
+    assert ended.json["source"] == source

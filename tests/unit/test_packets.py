@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import mqtt5
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ingest.source.packets import Malformed, PacketReader, packet_size
+
+SIZES = st.lists(st.integers(0, 3_000), max_size=12)
+
+
+def publish(size: int, number: int) -> bytes:
+    return mqtt5.PublishPacket(
+        "iov/v1/V1/nev", b"x" * size, qos=mqtt5.QoS.AT_LEAST_ONCE, packet_id=number
+    ).write()
+
+
+def feed(reader: PacketReader, data: bytes) -> list[mqtt5.Packet]:
+    free = reader.free()
+    assert len(free) >= len(data)
+    free[: len(data)] = data
+    return reader.filled(len(data))
+
+
+@given(SIZES, st.lists(st.integers(1, 4_000), min_size=1, max_size=8))
+def test_packets_come_whole_and_in_order_however_the_bytes_are_cut(
+    sizes: list[int], cuts: list[int]
+) -> None:
+    stream = b"".join(publish(size, n + 1) for n, size in enumerate(sizes))
+    reader, found, position, turn = PacketReader(4_096), [], 0, 0
+    while position < len(stream):
+        cut = cuts[turn % len(cuts)]
+        found += feed(reader, stream[position : position + cut])
+        position, turn = position + cut, turn + 1
+    numbers = [p.packet_id for p in found if isinstance(p, mqtt5.PublishPacket)]
+    payloads = [len(p.payload) for p in found if isinstance(p, mqtt5.PublishPacket)]
+    assert numbers == list(range(1, len(sizes) + 1))
+    assert payloads == sizes
+
+
+def test_there_is_always_room_to_read_into() -> None:
+    reader = PacketReader(1_000)
+    whole = publish(900, 1)
+    assert feed(reader, whole[:-1]) == []
+    assert len(reader.free()) > 0
+    assert len(feed(reader, whole[-1:])) == 1
+
+
+@pytest.mark.parametrize(
+    "junk", [b"\x00\x00", b"\xf5\x00", b"\x20\x02\x00\x01", b"\x30\xff\xff\xff\xff"]
+)
+def test_what_is_no_packet_is_malformed(junk: bytes) -> None:
+    with pytest.raises(Malformed, match="malformed packet"):
+        feed(PacketReader(1_000), junk)
+
+
+def test_a_packet_above_the_limit_is_not_waited_for() -> None:
+    with pytest.raises(Malformed, match="above the Maximum Packet Size"):
+        feed(PacketReader(1_000), publish(2_000, 1)[:10])
+
+
+@given(st.binary(min_size=1, max_size=200))
+def test_no_bytes_whatever_raise_anything_else(junk: bytes) -> None:
+    reader = PacketReader(1_000)
+    try:
+        feed(reader, junk)
+    except Malformed:
+        return
+    assert len(reader.free()) > 0
+
+
+@pytest.mark.parametrize(
+    ("begun", "size"),
+    [(b"\x30", None), (b"\x30\x00", 2), (b"\x30\x80", None), (b"\x30\x80\x01", 131)],
+)
+def test_the_size_of_a_packet_is_in_its_fixed_header(begun: bytes, size: int | None) -> None:
+    assert packet_size(memoryview(begun)) == size
