@@ -28,7 +28,7 @@ from pydantic import (
     model_validator,
 )
 
-from ingest.errors import ConfigError
+from ingest.errors import ConfigError, Unavailable
 
 PREFIX = "IOV_"
 _DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
@@ -182,19 +182,29 @@ class Settings(BaseModel):
         return "iov-ingest " + hashlib.sha256(name.encode()).hexdigest()[:32]
 
     def mqtt_secret(self) -> str | None:
-        """The broker's password, from the setting or its file (its last line feed dropped)."""
+        """The broker's password, from the setting or its file (its last line feed dropped).
+
+        Files are read anew for each connection, for secrets are renewed while we run; Unavailable
+        while one cannot be read. The same holds for `tls`.
+        """
         if self.mqtt_password_file:
-            return self.mqtt_password_file.read_text().rstrip("\r\n")
+            try:
+                return self.mqtt_password_file.read_text().rstrip("\r\n")
+            except OSError as exc:
+                raise Unavailable(f"the password file cannot be read: {exc.strerror}") from exc
         return self.mqtt_password.get_secret_value() if self.mqtt_password else None
 
     def tls(self) -> ssl.SSLContext | None:
         """TLS 1.2 or later with the host name checked, or None for a plain connection."""
         if self.broker.scheme not in {"mqtts", "wss"}:
             return None
-        context = ssl.create_default_context(cafile=self.mqtt_ca_file)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        if self.mqtt_cert_file:
-            context.load_cert_chain(self.mqtt_cert_file, self.mqtt_key_file)
+        try:
+            context = ssl.create_default_context(cafile=self.mqtt_ca_file)
+            context.minimum_version = ssl.TLSVersion.TLSv1_2
+            if self.mqtt_cert_file:
+                context.load_cert_chain(self.mqtt_cert_file, self.mqtt_key_file)
+        except OSError as exc:  # SSLError is one
+            raise Unavailable(f"the TLS files cannot be used: {exc}") from exc
         return context
 
     def dsn(self) -> str:
@@ -227,8 +237,8 @@ def load(
             settings.tls()
     except ValidationError as exc:
         problems += _sentences(exc)
-    except (ssl.SSLError, OSError) as exc:
-        problems.append(f"the TLS files cannot be used: {exc}")
+    except Unavailable as exc:
+        problems.append(str(exc))
     problems += [f"{name} is not set" for name in sorted(needs) if not given.get(name)]
     if problems:
         raise ConfigError(problems)

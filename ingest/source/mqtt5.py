@@ -54,8 +54,8 @@ class Mqtt5Client:
 
     async def _open(self) -> Connection:
         settings = self._settings
-        tls = settings.tls()
         try:
+            tls = settings.tls()
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 _, connection = await asyncio.get_running_loop().create_connection(
                     lambda: Connection(self._inbox, self._packet_bytes),

@@ -20,8 +20,8 @@ class NoPartition(IngestError):
 
 
 _AWAY_CLASSES = {"08", "40", "53", "58"}
-_AWAY = {"25006", "55P03", "57014"}
-"""Read-only, lock timeout, statement timeout."""
+_AWAY = {"25006", "25P03", "55P03", "57014"}
+"""Read-only, idle in transaction for too long, lock timeout, statement timeout."""
 _REFUSED_CLASSES = {"22", "23", "54"}
 
 

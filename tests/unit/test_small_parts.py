@@ -80,6 +80,7 @@ def error(sqlstate: str, **fields: str) -> asyncpg.PostgresError:
         (error("57014"), Unavailable),
         (error("58030"), Unavailable),
         (error("25006"), Unavailable),
+        (error("25P03"), Unavailable),
         (error("55P03"), Unavailable),
         (error("42P01"), NotReady),
         (error("42703"), NotReady),

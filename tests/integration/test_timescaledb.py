@@ -1,0 +1,99 @@
+"""The same promises on a hypertable, where a PostgreSQL with TimescaleDB is at hand.
+
+Name the directory above its `bin` in TIMESCALEDB_PGINSTALL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pwd
+import shutil
+import subprocess
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from tempfile import mkdtemp
+
+import asyncpg
+import pytest
+
+from ingest.config import load
+from ingest.errors import NotReady
+from ingest.schema import Catalogue
+from ingest.store import migrate
+from ingest.tools.embedded import Mosquitto
+from tests.support import publish_many, sample, until, working
+
+INSTALLED = os.environ.get("TIMESCALEDB_PGINSTALL")
+pytestmark = pytest.mark.skipif(
+    not INSTALLED, reason="no PostgreSQL with TimescaleDB: set TIMESCALEDB_PGINSTALL"
+)
+
+
+@pytest.fixture
+async def url() -> AsyncIterator[str]:
+    """A new cluster with the extension loaded; PostgreSQL refuses to run as root."""
+    assert INSTALLED is not None
+    tools = Path(INSTALLED) / "bin"
+    directory = Path(mkdtemp(prefix="iov-timescale-"))
+    user = "nobody" if os.geteuid() == 0 else None
+    if user:
+        owner = pwd.getpwnam(user)
+        os.chown(directory, owner.pw_uid, owner.pw_gid)
+    subprocess.run(  # noqa: ASYNC221  before anything runs
+        [tools / "initdb", "-D", directory / "data", "-U", "postgres", "-A", "trust", "-E", "UTF8"],
+        check=True, capture_output=True, user=user,
+    )  # fmt: skip
+    server = await asyncio.create_subprocess_exec(
+        tools / "postgres", "-D", directory / "data", "-c", "listen_addresses=",
+        "-c", f"unix_socket_directories={directory}",
+        "-c", "shared_preload_libraries=timescaledb",
+        user=user, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    address = f"postgresql://postgres@/postgres?host={directory}"
+
+    async def reachable() -> bool:
+        try:
+            connection = await asyncpg.connect(address)
+        except (OSError, asyncpg.PostgresError):
+            return False
+        await connection.close()
+        return True
+
+    try:
+        await until(reachable, "PostgreSQL with TimescaleDB")
+        yield address
+    finally:
+        server.terminate()
+        await server.wait()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+async def test_where_the_extension_is_the_tables_are_hypertables_and_take_late_data(
+    url: str, broker: Mosquitto, catalogue: Catalogue
+) -> None:
+    demanded = load(environ={"IOV_DATABASE_URL": url, "IOV_STORE": "timescaledb"})
+    with pytest.raises(NotReady, match="CREATE EXTENSION timescaledb"):
+        await migrate(demanded, catalogue)
+    connection = await asyncpg.connect(url)
+    await connection.execute("CREATE EXTENSION timescaledb")
+    await migrate(load(environ={"IOV_DATABASE_URL": url}), catalogue)
+    assert await migrate(demanded, catalogue) == []
+    hypertables = await connection.fetch(
+        "SELECT hypertable_name FROM timescaledb_information.hypertables ORDER BY 1"
+    )
+    assert [row[0] for row in hypertables] == sorted(s.table for s in catalogue.values())
+
+    now = datetime.now(UTC)
+    days = [sample(n, now - timedelta(days=n % 20)) for n in range(200)]
+    async with working(broker.url, url, catalogue) as worker:
+        await publish_many(broker.url, days)
+        await worker.settles(200)
+        await publish_many(broker.url, days)
+        await worker.settles(400)
+        assert worker.metric("iov_samples_duplicate_total") == 200
+    assert await connection.fetchval("SELECT count(*) FROM iov.nev") == 200
+    chunks = await connection.fetchval("SELECT count(*) FROM show_chunks('iov.nev')")
+    assert chunks == 20
+    await connection.close()
