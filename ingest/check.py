@@ -102,8 +102,18 @@ class Checker:
         self, delivery: Delivery, device: str | None, name: str | None, fault: Fault
     ) -> Checked:
         label = name if name in self._catalogue else OTHER
-        rejected = Rejected(name, device, *fault, delivery.payload)
+        rejected = Rejected(name, device, *fault, self._raw(delivery, name))
         return Checked(label or OTHER, [rejected], len(delivery.payload))
+
+    def _raw(self, delivery: Delivery, name: str | None) -> bytes:
+        """The raw message, unless it may hold what must never be stored and cannot be cleaned."""
+        stream = self._catalogue.get(name or "")
+        if stream is None or not stream.never_stored:
+            return delivery.payload
+        try:
+            return orjson.dumps(_without(orjson.loads(delivery.payload), stream.never_stored))
+        except (TypeError, ValueError, RecursionError):
+            return b""
 
 
 def _row(

@@ -113,6 +113,14 @@ class Settings(BaseModel):
             raise ValueError("must hold no user or password: use IOV_MQTT_USERNAME and _PASSWORD")
         return url
 
+    @field_validator("database_url")
+    @classmethod
+    def _database_url(cls, url: SecretStr | None) -> SecretStr | None:
+        schemes = ("postgresql://", "postgres://")
+        if url is not None and not url.get_secret_value().startswith(schemes):
+            raise ValueError("must begin with postgresql:// or postgres://")
+        return url
+
     @field_validator("mqtt_group")
     @classmethod
     def _mqtt_group(cls, group: str) -> str:
@@ -134,7 +142,7 @@ class Settings(BaseModel):
     @field_validator("mqtt_password_file", "mqtt_ca_file", "mqtt_cert_file", "mqtt_key_file")
     @classmethod
     def _readable(cls, path: Path | None) -> Path | None:
-        if path is not None and not os.access(path, os.R_OK):
+        if path is not None and not (path.is_file() and os.access(path, os.R_OK)):
             raise ValueError(f"{path} cannot be read")
         return path
 
@@ -190,8 +198,9 @@ class Settings(BaseModel):
         if self.mqtt_password_file:
             try:
                 return self.mqtt_password_file.read_text().rstrip("\r\n")
-            except OSError as exc:
-                raise Unavailable(f"the password file cannot be read: {exc.strerror}") from exc
+            except (OSError, UnicodeDecodeError) as exc:
+                why = type(exc).__name__
+                raise Unavailable(f"the password file cannot be read: {why}") from None
         return self.mqtt_password.get_secret_value() if self.mqtt_password else None
 
     def tls(self) -> ssl.SSLContext | None:

@@ -15,6 +15,8 @@ import zstandard
 from ingest.model import Reason
 
 _TOPIC = re.compile(r"iov/v1/([A-Za-z0-9_-]{1,64})/([^/]+)", re.ASCII)
+_MOST_PARTS = 64
+"""Members of a gzip file or frames of a zstd stream; senders write one."""
 _ZSTD_SLICE_BYTES = 256
 _ZSTD_WINDOW_BYTES = 8 * 1024 * 1024
 """A frame that needs more memory than this to be read is refused (RFC 8878, 3.1.1.1.2)."""
@@ -109,8 +111,11 @@ def inflate(payload: bytes, encoding: str, limit_bytes: int) -> bytes | Fault:
 
 def _gunzip(payload: bytes, limit_bytes: int) -> bytes:
     """All members of a gzip file (RFC 1952, 2.2), cut off just above the limit."""
-    inflated = b""
+    inflated, parts = b"", 0
     while payload and len(inflated) <= limit_bytes:
+        parts += 1
+        if parts > _MOST_PARTS:
+            raise ValueError("too many members")
         member, payload = _inflate_one(payload, 31, limit_bytes - len(inflated))
         inflated += member
     return inflated
@@ -141,8 +146,11 @@ def _unzstd(payload: bytes, limit_bytes: int) -> bytes:
     The library cannot be told how much it may make at once, so it is fed in slices: one of them
     makes 8 MiB at the most (a block of 4 bytes stands for up to 128 KiB).
     """
-    inflated = bytearray()
+    inflated, parts = bytearray(), 0
     while payload:
+        parts += 1
+        if parts > _MOST_PARTS:
+            raise ValueError("too many frames")
         frame = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES).decompressobj()
         end = 0
         while not frame.eof and end < len(payload):

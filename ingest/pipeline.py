@@ -142,6 +142,7 @@ class Pipeline:
 
 
 def _lag_s(values: list[Any]) -> float:
+    """How late a sample is; 0 for one that is ahead of us, or there could be no sum of lags."""
     received_at: datetime = values[_RECEIVED_AT]
     ts: datetime = values[_TS]
-    return (received_at - ts).total_seconds()
+    return max(0.0, (received_at - ts).total_seconds())

@@ -12,6 +12,7 @@ import orjson
 import typer
 import uvloop
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ingest import log
@@ -28,6 +29,11 @@ JsonOption = Annotated[
 ]
 
 
+def complain(what: str, text: str) -> None:
+    """One problem on one line of standard error."""
+    people.print(f"[bold red]{what}[/] {escape(text)}", highlight=False, soft_wrap=True)
+
+
 @contextmanager
 def ending() -> Iterator[None]:
     """Turn our errors into a sentence for people and an exit status."""
@@ -35,21 +41,13 @@ def ending() -> Iterator[None]:
         yield
     except* ConfigError as group:
         for problem in _leaves(group, ConfigError)[0].problems:
-            people.print(f"[bold red]configuration:[/] {problem}", highlight=False, soft_wrap=True)
+            complain("configuration:", problem)
         code = 2
     except* SchemaError as group:
-        people.print(
-            f"[bold red]schemas:[/] {_leaves(group, SchemaError)[0]}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        complain("schemas:", str(_leaves(group, SchemaError)[0]))
         code = 2
     except* IngestError as group:
-        people.print(
-            f"[bold red]failed:[/] {_leaves(group, IngestError)[0]}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        complain("failed:", str(_leaves(group, IngestError)[0]))
         code = 1
     else:
         return

@@ -8,7 +8,7 @@ import orjson
 import typer
 
 from ingest import service
-from ingest.cli.common import ConfigOption, JsonOption, ending, people, run_async, settings_of
+from ingest.cli.common import ConfigOption, JsonOption, complain, ending, run_async, settings_of
 from ingest.config import Settings
 from ingest.errors import ConfigError
 from ingest.schema import Catalogue, load_catalogue
@@ -80,7 +80,7 @@ def check(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 
 def _say_check(problems: list[str], *, as_json: bool) -> None:
     for problem in problems:
-        people.print(f"[bold red]✗[/] {problem}", highlight=False, soft_wrap=True)
+        complain("✗", problem)
     if as_json:
         typer.echo(orjson.dumps({"ok": not problems, "problems": problems}).decode())
     elif not problems:

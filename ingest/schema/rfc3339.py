@@ -21,10 +21,10 @@ def rfc3339(text: str) -> datetime:
     """
     if not _FORM.fullmatch(text):
         raise ValueError("not an RFC 3339 date-time with zone")
-    if text[_LEAP_SECOND] == "60":
-        zone = text[-1] if text[-1] in "Zz" else text[-6:]
-        return rfc3339(f"{text[:17]}59{zone}") + timedelta(seconds=1)
     try:
+        if text[_LEAP_SECOND] == "60":
+            zone = text[-1] if text[-1] in "Zz" else text[-6:]
+            return rfc3339(f"{text[:17]}59{zone}") + timedelta(seconds=1)
         return datetime.fromisoformat(text.upper()).astimezone(UTC)
     except (ValueError, OverflowError):
         # The text of the standard library's error would quote the value.

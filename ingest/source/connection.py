@@ -18,7 +18,7 @@ from ingest.errors import Unavailable
 from ingest.model import Arrival, Delivery
 from ingest.source.client import KEEP_ALIVE_S, TakenOver, UnsupportedVersion
 from ingest.source.inbox import Inbox
-from ingest.source.packets import Malformed, PacketReader
+from ingest.source.packets import PacketReader
 from ingest.source.version import CONNACK_OF_MQTT_3
 
 _Disconnect = mqtt5.DisconnectReasonCode
@@ -61,15 +61,12 @@ class Connection(asyncio.BufferedProtocol):
         if not self.connack.done():
             self._first += bytes(self._reader.free()[: min(nbytes, 4)])
         self._heard_s = time.monotonic()
-        try:
-            packets = self._reader.filled(nbytes)
-        except Malformed as exc:
+        self._receive(self._reader.filled(nbytes))
+        if self._reader.malformed is not None:
             if self._first.startswith(CONNACK_OF_MQTT_3):
                 self._end(UnsupportedVersion("the broker speaks MQTT 3.1.1 only"))
             else:
-                self.close(exc, _Disconnect.MALFORMED_PACKET)
-            return
-        self._receive(packets)
+                self.close(self._reader.malformed, _Disconnect.MALFORMED_PACKET)
 
     def _receive(self, packets: Sequence[mqtt5.Packet]) -> None:
         arrival = Arrival(datetime.now(UTC), self._heard_s)
@@ -78,10 +75,10 @@ class Connection(asyncio.BufferedProtocol):
             if type(packet) is mqtt5.PublishPacket:
                 if packet.topic_alias is not None:
                     self.close(Unavailable("topic alias sent"), _Disconnect.TOPIC_ALIAS_INVALID)
-                    return
+                    break
                 if packet.qos == mqtt5.QoS.EXACTLY_ONCE:
                     self.close(Unavailable("QoS 2 sent"), _Disconnect.QOS_NOT_SUPPORTED)
-                    return
+                    break
                 encoding = None
                 if packet.user_properties:
                     encoding = dict(packet.user_properties).get("content-encoding")
@@ -92,9 +89,10 @@ class Connection(asyncio.BufferedProtocol):
                 )
             else:
                 self._control(packet)
-        if deliveries and not self._closing:
+        if deliveries:
+            # Also what came before an end: stored now, it is a duplicate when it comes again.
             self._inbox.put(deliveries, self._resume)
-            if self._inbox.full:
+            if self._inbox.full and not self._closing:
                 self._pause()
 
     def _control(self, packet: mqtt5.Packet) -> None:

@@ -24,6 +24,8 @@ class PacketReader:
         self._buffer = memoryview(bytearray(packet_bytes + _READ_BYTES))
         self._packet_bytes = packet_bytes
         self._end = 0
+        self.malformed: Malformed | None = None
+        """What ended the reading; None while it goes on."""
 
     def free(self) -> memoryview:
         """Where the next bytes go; never empty."""
@@ -32,8 +34,8 @@ class PacketReader:
     def filled(self, count: int) -> list[mqtt5.Packet]:
         """The packets that are complete now that `count` bytes more have come.
 
-        Raises Malformed; what came before the malformed packet is lost with the connection and
-        comes again, for nothing of it was acknowledged.
+        Where one is malformed, those before it are returned and `malformed` says what is wrong;
+        no more can be read then.
         """
         end = self._end + count
         buffer, read, start = self._buffer[:end], mqtt5.read, 0
@@ -46,7 +48,12 @@ class PacketReader:
         except IndexError:
             self._expect_rest(buffer[start:])
         except ValueError as exc:
-            raise Malformed(f"malformed packet: {exc}") from exc
+            self.malformed = Malformed(f"malformed packet: {exc}")
+        except BaseException as exc:
+            # The codec panics on text that is not UTF-8; its exception is no Exception.
+            if type(exc).__name__ != "PanicException":
+                raise
+            self.malformed = Malformed("malformed packet: text that is not UTF-8")
         rest = end - start
         if start and rest:
             self._buffer[:rest] = bytes(buffer[start:])
@@ -54,12 +61,12 @@ class PacketReader:
         return packets
 
     def _expect_rest(self, begun: memoryview) -> None:
-        """Raise unless more bytes can complete the packet that has begun."""
+        """See to it that more bytes can complete the packet that has begun."""
         size = packet_size(begun)
         if size is not None and size <= len(begun):
-            raise Malformed("malformed packet: shorter than its contents")
+            self.malformed = Malformed("malformed packet: shorter than its contents")
         if size is not None and size > self._packet_bytes:
-            raise Malformed(f"packet of {size} bytes, above the Maximum Packet Size we sent")
+            self.malformed = Malformed(f"packet of {size} bytes, above the Maximum Packet Size")
 
 
 def packet_size(begun: memoryview) -> int | None:

@@ -23,28 +23,41 @@ WHERE c.relnamespace = to_regnamespace('iov') AND c.relkind IN ('r', 'p')
   AND c.relname = ANY($1::text[])
 GROUP BY c.relname
 """
+_MAY_STAGE = "SELECT has_database_privilege(current_database(), 'TEMPORARY')"
 _NO_RIGHT = """
 SELECT t FROM unnest($1::text[]) AS t
 WHERE NOT has_table_privilege(format('iov.%I', t), 'INSERT')
 """
 
 
-async def connect(settings: Settings, name: str, **server_settings: str) -> asyncpg.Connection:
+async def connect(
+    settings: Settings,
+    name: str,
+    *,
+    command_timeout_s: float | None = STATEMENT_TIMEOUT_S,
+    **server_settings: str,
+) -> asyncpg.Connection:
     """A connection under `name`; raises what asyncpg raises, see `failures.meaning`."""
     limit_ms = str(int(STATEMENT_TIMEOUT_S * 1000))
-    connection = await asyncpg.connect(
-        settings.dsn(),
-        timeout=CONNECT_TIMEOUT_S,
-        command_timeout=STATEMENT_TIMEOUT_S,
-        server_settings={
-            "application_name": name,
-            "timezone": "UTC",
-            "statement_timeout": limit_ms,
-            "idle_in_transaction_session_timeout": limit_ms,
-            "lock_timeout": "20000",
-            **server_settings,
-        },
-    )
+    try:
+        connection = await asyncpg.connect(
+            settings.dsn(),
+            timeout=CONNECT_TIMEOUT_S,
+            command_timeout=command_timeout_s,
+            server_settings={
+                "application_name": name,
+                "timezone": "UTC",
+                "statement_timeout": limit_ms,
+                "idle_in_transaction_session_timeout": limit_ms,
+                "lock_timeout": "20000",
+                **server_settings,
+            },
+        )
+    except (ValueError, OverflowError):
+        # The text would quote parts of the URL, the password perhaps.
+        raise NotReady(
+            "IOV_DATABASE_URL cannot be read: percent-encode / # ? @ and : in the password"
+        ) from None
     # jsonb travels as a version byte and the text, which the extractor has made already.
     try:
         await connection.set_type_codec(
@@ -77,6 +90,10 @@ async def expect_migrated(connection: asyncpg.Connection, catalogue: Catalogue) 
             raise NotReady(f"table iov.{table} is missing or out of reach: {_MIGRATE}")
         if missing := columns - present[table]:
             raise NotReady(f"iov.{table} has no column {min(missing)}: {_MIGRATE}")
+    if not await connection.fetchval(_MAY_STAGE):
+        raise NotReady(
+            "no right to make temporary tables: GRANT TEMPORARY ON DATABASE to this user"
+        )
     if refused := await connection.fetchval(_NO_RIGHT, list(wanted)):
         raise NotReady(f"no right to insert into iov.{refused}: grant iov_worker to this user")
 

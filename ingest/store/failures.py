@@ -5,6 +5,8 @@ Source: PostgreSQL documentation, appendix A, and what asyncpg raises without an
 
 from __future__ import annotations
 
+import asyncio
+
 import asyncpg
 from asyncpg.exceptions import InternalClientError
 
@@ -19,9 +21,9 @@ class NoPartition(IngestError):
     """No partition takes the row (23514 without a constraint's name): make it."""
 
 
-_AWAY_CLASSES = {"08", "40", "53", "58"}
-_AWAY = {"25006", "25P03", "55P03", "57014"}
-"""Read-only, idle in transaction for too long, lock timeout, statement timeout."""
+_AWAY_CLASSES = {"08", "40", "53", "55", "58"}
+_AWAY = {"25006", "25P03", "57014"}
+"""Read-only, idle in transaction for too long, statement timeout."""
 _REFUSED_CLASSES = {"22", "23", "54"}
 
 
@@ -35,6 +37,13 @@ def meaning(exc: Exception) -> IngestError | None:
     if isinstance(exc, OSError | TimeoutError | asyncpg.InterfaceError | InternalClientError):
         return Unavailable(f"{type(exc).__name__}: {exc}")
     return None
+
+
+def unless_cancelled(exc: Exception) -> None:
+    """Raise CancelledError where `exc` came in its place: asyncpg's roll-back may replace it."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError from exc
 
 
 def _by_sqlstate(exc: asyncpg.PostgresError) -> IngestError | None:

@@ -51,10 +51,15 @@ async def migrate(settings: Settings, catalogue: Catalogue, *, dry_run: bool = F
 
     Raises NotReady where a schema and a table contradict each other; nothing is changed then.
     """
-    connection = await connect(settings, "iov-ingest migrate", statement_timeout="0")
+    connection = await connect(
+        settings, "iov-ingest migrate", command_timeout_s=None,
+        statement_timeout="0", lock_timeout="0",
+    )  # fmt: skip
     try:
         async with connection.transaction():
             await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
+            # Whoever waits for a table's lock has everybody else wait behind; not for long.
+            await connection.execute("SET LOCAL lock_timeout = '20s'")
             steps = await _plan(connection, settings, catalogue)
             if not dry_run:
                 for step in steps:
@@ -176,7 +181,21 @@ def _base_grants() -> list[str]:
         _granted("GRANT SELECT (device_id, device) ON iov.device"),
         _granted("GRANT INSERT ON iov.device"),
         _granted("GRANT EXECUTE ON FUNCTION iov.make_partition(text, date)"),
+        _granted_temporary(),
     ]
+
+
+def _granted_temporary() -> str:
+    """The careful way needs temporary tables, which a hardened database grants to nobody."""
+    return f"""
+DO $$ BEGIN
+    IF to_regrole('{WORKER_ROLE}') IS NOT NULL THEN
+        EXECUTE format('GRANT TEMPORARY ON DATABASE %I TO {WORKER_ROLE}', current_database());
+    END IF;
+EXCEPTION
+    WHEN insufficient_privilege THEN
+        RAISE NOTICE 'no right to grant TEMPORARY on this database to {WORKER_ROLE}';
+END $$"""
 
 
 def _grants(table: str) -> list[str]:

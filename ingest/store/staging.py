@@ -15,7 +15,7 @@ from ingest.errors import Refused
 from ingest.schema import Stream
 from ingest.schema.table import quoted
 from ingest.store.copy import copy
-from ingest.store.failures import meaning
+from ingest.store.failures import meaning, unless_cancelled
 
 
 async def merge(
@@ -48,6 +48,7 @@ async def merge(
                 status: str = await connection.execute(insert)
                 await connection.execute(f"TRUNCATE pg_temp.{quoted(stage)}")
         except Exception as exc:
+            unless_cancelled(exc)
             failure = meaning(exc)
             if not isinstance(failure, Refused):
                 raise

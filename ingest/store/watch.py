@@ -17,7 +17,7 @@ from ingest.errors import Unavailable
 from ingest.metrics import Metrics
 from ingest.schema import Catalogue
 from ingest.store.connect import connect, durability_problem, expect_migrated
-from ingest.store.failures import meaning
+from ingest.store.failures import meaning, unless_cancelled
 from ingest.store.partitions import make_ahead
 from ingest.store.writer import Writer
 
@@ -56,6 +56,7 @@ class Watch:
             async with asyncio.timeout(TIMEOUT_S):
                 problem = await self._problem()
         except Exception as exc:
+            unless_cancelled(exc)
             failure = meaning(exc)
             if not isinstance(failure, Unavailable):
                 raise

@@ -28,7 +28,7 @@ from ingest.schema import Catalogue
 from ingest.store.connect import connect, expect_migrated
 from ingest.store.copy import copy
 from ingest.store.devices import DeviceIds
-from ingest.store.failures import DuplicateKey, NoPartition, meaning
+from ingest.store.failures import DuplicateKey, NoPartition, meaning, unless_cancelled
 from ingest.store.partitions import make_partitions
 from ingest.store.staging import merge
 
@@ -79,6 +79,8 @@ class Writer:
         self._careful = False
         self._stale = False
         self._lock = asyncio.Lock()
+        self._limit: asyncio.Timeout | None = None
+        self._batch_waits = False
 
     async def write(self, batch: Batch) -> Written:
         """Commit the batch, however often that has to be tried."""
@@ -87,12 +89,14 @@ class Writer:
                 async with self._lock, self._deadline():
                     written = await self._attempt(batch)
             except Exception as exc:
+                unless_cancelled(exc)
                 failure = meaning(exc)
                 if failure is None:
                     self._drop()
                     raise
                 await self._recover(failure, batch)
             else:
+                self._batch_waits = False
                 self._works()
                 self._careful = any(written.duplicate.values())
                 return written
@@ -146,6 +150,7 @@ class Writer:
             case NoPartition():
                 await self._make_partitions(batch)
             case Unavailable():
+                self._batch_waits = True
                 self._drop()
                 self._away(str(failure))
                 await asyncio.sleep(self._backoff.delay_s())
@@ -165,6 +170,7 @@ class Writer:
                 connection, _ = await self._connected()
                 made = await make_partitions(connection, wanted)
         except Exception as exc:
+            unless_cancelled(exc)
             failure = meaning(exc)
             if not isinstance(failure, Unavailable):
                 raise
@@ -199,10 +205,14 @@ class Writer:
         `anew` gives up a connection that works, for one that sees changed server settings.
         """
         self._stale = self._stale or anew
+        if self._batch_waits:
+            # Connecting may well work; whether committing does, the next attempt will tell.
+            return
         try:
             async with self._lock, self._deadline():
                 await self._connected()
         except Exception as exc:
+            unless_cancelled(exc)
             failure = meaning(exc)
             if not isinstance(failure, Unavailable):
                 raise
@@ -214,6 +224,7 @@ class Writer:
     def _terminated(self, connection: asyncpg.Connection) -> None:
         if connection is self._connection:
             self.problem = "the database closed the connection"
+            self._interrupt()
 
     def _works(self) -> None:
         if self.problem is not None:
@@ -230,15 +241,30 @@ class Writer:
 
     @contextlib.asynccontextmanager
     async def _deadline(self) -> AsyncIterator[None]:
-        """Cut the connection where the block takes too long, which ends what waits for it.
+        """Cut the connection where the block takes too long, then interrupt the block.
 
-        Cancelling would not: asyncpg then asks the server to cancel, and a silent one never does.
+        In this order: interrupted first, asyncpg would ask the server to cancel and to roll back,
+        and a silent one answers neither.
         """
-        timer = asyncio.get_running_loop().call_later(ATTEMPT_TIMEOUT_S, self._drop)
+        timer = asyncio.get_running_loop().call_later(ATTEMPT_TIMEOUT_S, self.cut)
         try:
-            yield
+            async with asyncio.timeout(None) as self._limit:
+                yield
         finally:
             timer.cancel()
+            self._limit = None
+
+    def cut(self) -> None:
+        """Give up the connection and whatever waits for it."""
+        if self._connection is not None:
+            self.problem = "the database does not answer"
+        self._drop()
+        self._interrupt()
+
+    def _interrupt(self) -> None:
+        # asyncpg's COPY waits for the socket to take more and is not told that it is gone.
+        if self._limit is not None and not self._limit.expired():
+            self._limit.reschedule(0)
 
     def _drop(self) -> None:
         """Let go of the connection without a word to a server that may not answer."""

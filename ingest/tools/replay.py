@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import time
+import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -39,8 +40,8 @@ def recorded(file: Path) -> Iterator[dict[str, Any]]:
                         [f'{file}, line {number}: not {{"topic": …, "payload": …}}']
                     ) from None
                 yield entry
-    except OSError as exc:
-        raise ConfigError([f"{file} cannot be read: {exc.strerror or exc}"]) from exc
+    except (OSError, EOFError, zlib.error) as exc:
+        raise ConfigError([f"{file} cannot be read: {exc}"]) from exc
 
 
 def instants(payload: Any) -> list[datetime]:

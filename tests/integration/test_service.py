@@ -207,6 +207,8 @@ async def test_metrics_have_the_names_dashboards_rely_on(
         "iov_commit_seconds_count 1.0",
         "iov_ack_latency_seconds_count 1.0",
         'iov_event_lag_seconds_bucket{le="+Inf",stream="nev"} 1.0',
+        'iov_event_lag_seconds_count{stream="nev"} 1.0',
+        'iov_event_lag_seconds_sum{stream="nev"}',
         'iov_flush_total{trigger="idle"} 1.0',
         "iov_mqtt_connected 1.0",
         "iov_database_up 1.0",

@@ -24,16 +24,20 @@ from ingest.model import Delivery
 from ingest.schema import Catalogue
 from ingest.schema.stream import stream
 from ingest.store import Writer, connect, expect_migrated, migrate
+from ingest.store import writer as writer_module
 from ingest.store.devices import DeviceIds
 from ingest.store.partitions import make_ahead
 from ingest.tools.embedded import Postgres
 from tests.instances import instances
-from tests.support import Database, delivery, sample
+from tests.support import Database, Proxy, delivery, sample, until
 
 
 @asynccontextmanager
-async def writing(database: Database, catalogue: Catalogue) -> AsyncIterator[Writer]:
-    configured = load(environ={"IOV_DATABASE_URL": database.url, "IOV_MQTT_CLIENT_ID": "w"})
+async def writing(
+    database: Database, catalogue: Catalogue, url: str | None = None
+) -> AsyncIterator[Writer]:
+    environ = {"IOV_DATABASE_URL": url or database.url, "IOV_MQTT_CLIENT_ID": "w"}
+    configured = load(environ=environ)
     writer = Writer(
         configured, catalogue, Metrics(catalogue), Checker(catalogue).sample_json, Random(1)
     )
@@ -183,6 +187,108 @@ async def test_the_function_makes_partitions_of_streams_and_of_nothing_else(
     for table in ("device", "no such", "pg_class", "nev; DROP TABLE iov.nev"):
         with pytest.raises(asyncpg.UndefinedTableError):
             await database.all("SELECT iov.make_partition($1, $2)", table, day)
+
+
+async def test_a_day_whose_partition_was_detached_gets_another(
+    database: Database, catalogue: Catalogue
+) -> None:
+    at = datetime.now(UTC) - timedelta(days=9)
+    async with writing(database, catalogue) as writer:
+        await writer.write(batch_of(catalogue, [delivery(sample(1, at))]))
+        await database.execute(f"ALTER TABLE iov.nev DETACH PARTITION iov.nev_{at:%Y%m%d}")
+        await writer.write(batch_of(catalogue, [delivery(sample(2, at))]))
+    assert await database.one("SELECT tableoid::regclass::text FROM iov.nev") == (
+        f"iov.nev_{at:%Y%m%d}_again"
+    )
+
+
+def large(catalogue: Catalogue) -> Batch:
+    """A batch of several megabytes, more than asyncpg and the sockets take at once."""
+    pad = "p" * 1_000
+    samples = [[sample(n + m, pad=pad) for n in range(100)] for m in range(0, 4_000, 100)]
+    return batch_of(catalogue, [delivery(some) for some in samples])
+
+
+@pytest.mark.parametrize("fault", ["cut", "stall"])
+async def test_a_large_copy_that_is_cut_or_stalled_is_begun_again(
+    fault: str, database: Database, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "ATTEMPT_TIMEOUT_S", 1.0)
+    async with Proxy(None, None, f"{database.server.socket_directory}/.s.PGSQL.5432") as proxy:
+        url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{database.name}?sslmode=disable"
+        async with writing(database, catalogue, url) as writer:
+            await writer.connect()
+            proxy.stall()  # COPY fills the buffers and waits
+            writing_ = asyncio.create_task(writer.write(large(catalogue)))
+            await until(lambda: writer._limit is not None, "the attempt")
+            for _ in range(20):
+                await asyncio.sleep(0.01)
+            if fault == "cut":
+                proxy.cut()
+            else:
+                await until(lambda: writer.problem, "the silence noticed")
+            proxy.flow()
+            written = await writing_
+            assert sum(written.stored.values()) + sum(written.duplicate.values()) == 4_000
+    assert await database.count() == 4_000
+
+
+async def test_a_writer_that_is_cancelled_in_a_large_copy_ends_at_once(
+    database: Database, catalogue: Catalogue
+) -> None:
+    async with Proxy(None, None, f"{database.server.socket_directory}/.s.PGSQL.5432") as proxy:
+        url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{database.name}?sslmode=disable"
+        async with writing(database, catalogue, url) as writer:
+            await writer.connect()
+            proxy.stall()
+            writing_ = asyncio.create_task(writer.write(large(catalogue)))
+            await until(lambda: writer._limit is not None, "the attempt")
+            for _ in range(20):
+                await asyncio.sleep(0.01)
+            writer.cut()
+            writing_.cancel()
+            async with asyncio.timeout(5):
+                await asyncio.wait([writing_])
+            assert writing_.cancelled()
+            proxy.flow()
+
+
+async def test_the_right_to_temporary_tables_is_looked_for_before_it_is_needed(
+    database: Database, catalogue: Catalogue
+) -> None:
+    await database.execute(
+        "DO $$ BEGIN CREATE ROLE plain2 LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$"
+    )
+    await database.execute("GRANT iov_worker TO plain2")
+    await database.execute(f"REVOKE TEMPORARY ON DATABASE {database.name} FROM PUBLIC")
+    connection = await asyncpg.connect(database.server.url_of(database.name, "plain2"))
+    with pytest.raises(NotReady, match="GRANT TEMPORARY"):
+        await expect_migrated(connection, catalogue)
+    await connection.close()
+
+
+async def test_while_a_batch_cannot_be_committed_connecting_does_not_make_ready(
+    database: Database, catalogue: Catalogue
+) -> None:
+    async with writing(database, catalogue) as writer:
+        await database.execute("ALTER TABLE iov.nev RENAME COLUMN soc_pct TO charge_pct")
+        writing_ = asyncio.create_task(writer.write(batch_of(catalogue, [delivery(sample(1))])))
+        await until(lambda: "soc_pct" in str(writer.problem), "the reason")
+        await writer.connect()
+        assert "soc_pct" in str(writer.problem)
+        await database.execute("ALTER TABLE iov.nev RENAME COLUMN charge_pct TO soc_pct")
+        await writing_
+        assert writer.problem is None
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://u:hunter2/x@h/db", "postgresql://u:hunter2@127.0.0.1:99999/db"]
+)
+async def test_a_url_the_driver_cannot_read_is_not_printed(url: str) -> None:
+    with pytest.raises(NotReady) as caught:
+        await connect(load(environ={"IOV_DATABASE_URL": url}), "test")
+    assert "hunter2" not in str(caught.value)
+    assert caught.value.__cause__ is None
 
 
 async def test_device_ids_are_given_once_and_only_for_accepted_samples(

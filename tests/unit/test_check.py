@@ -209,3 +209,19 @@ def test_whatever_is_sent_every_message_ends_in_outcomes(payload: Any) -> None:
     for topic in ("iov/v1/V1/nev", "iov/v1/V1/session"):
         found = CHECKER.check(delivery(payload, topic, at=NOW)).outcomes
         assert len(found) == (len(payload) if isinstance(payload, list) and payload else 1)
+
+
+def test_a_message_that_cannot_be_split_holds_nothing_private_either() -> None:
+    checker = Checker(with_never_stored(), Limits(samples=1))
+    private = [sample(1, NOW, plate="A 1"), sample(2, NOW, plate="A 1")]
+    (found,) = checker.check(delivery(private, at=NOW)).outcomes
+    assert isinstance(found, Rejected)
+    assert found.reason is Reason.TOO_LARGE
+    assert b"soc_pct" in found.payload
+    assert b"plate" not in found.payload
+    (found,) = checker.check(delivery(b'{"plate":"A 1"', at=NOW)).outcomes
+    assert isinstance(found, Rejected)
+    assert (found.reason, found.payload) == (Reason.BAD_JSON, b"")
+    (found,) = checker.internal_error(delivery({"plate": "A 1"}, at=NOW)).outcomes
+    assert isinstance(found, Rejected)
+    assert found.payload == b"{}"

@@ -146,6 +146,14 @@ def test_a_payload_bomb_is_refused_without_being_inflated(encoding: str) -> None
     assert time.process_time() - started_s < 0.2
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "zstd"])
+def test_a_payload_in_thousands_of_parts_is_refused_at_once(encoding: str) -> None:
+    started_s = time.process_time()
+    many = ENCODERS[encoding](b"") * 10_000
+    assert reason(decode(many, encoding, Limits())) is Reason.BAD_ENCODING
+    assert time.process_time() - started_s < 0.1
+
+
 def test_depth_is_measured_where_orjson_stops_writing() -> None:
     shallow, deep = orjson.loads("[" * 200 + "]" * 200), orjson.loads("[" * 300 + "]" * 300)
     assert not too_deep(shallow)

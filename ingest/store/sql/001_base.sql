@@ -67,12 +67,16 @@ BEGIN
             USING ERRCODE = 'undefined_table';
     END IF;
     PERFORM pg_advisory_xact_lock(hashtextextended('iov.' || part, 0));
-    IF EXISTS (
-        SELECT FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
-        WHERE i.inhparent = parent AND c.relname = part
-    ) THEN
-        RETURN false;
-    END IF;
+    -- A partition of that name that was detached, to be archived say, is left alone.
+    WHILE to_regclass(format('iov.%I', part)) IS NOT NULL LOOP
+        IF EXISTS (
+            SELECT FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+            WHERE i.inhparent = parent AND c.relname = part
+        ) THEN
+            RETURN false;
+        END IF;
+        part := part || '_again';
+    END LOOP;
     EXECUTE format(
         'CREATE TABLE iov.%I (LIKE iov.%I INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING STORAGE)',
         part, stream_table);
