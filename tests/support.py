@@ -242,6 +242,7 @@ class Proxy:
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
+        self._until_stall = 0
         self.port = 0
         self.connections = 0
 
@@ -258,8 +259,15 @@ class Proxy:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def stall(self) -> None:
-        self._flowing.clear()
+    def stall(self, after_bytes: int = 0) -> None:
+        """Let nothing through any more; not even what follows so many bytes from now on."""
+        self._until_stall = after_bytes
+        if not after_bytes:
+            self._flowing.clear()
+
+    @property
+    def stalled(self) -> bool:
+        return not self._flowing.is_set()
 
     def flow(self) -> None:
         self._flowing.set()
@@ -296,6 +304,10 @@ class Proxy:
                 await self._flowing.wait()
                 target.write(data)
                 await target.drain()
+                if self._until_stall:
+                    self._until_stall -= min(len(data), self._until_stall)
+                    if not self._until_stall:
+                        self._flowing.clear()
         except OSError:
             pass
         finally:

@@ -203,9 +203,9 @@ async def test_a_day_whose_partition_was_detached_gets_another(
 
 
 def large(catalogue: Catalogue) -> Batch:
-    """A batch of several megabytes, more than asyncpg and the sockets take at once."""
-    pad = "p" * 1_000
-    samples = [[sample(n + m, pad=pad) for n in range(100)] for m in range(0, 4_000, 100)]
+    """A batch of 32 megabytes, more than asyncpg and the sockets take at once."""
+    pad = "p" * 8_000
+    samples = [[sample(n + m, pad=pad) for n in range(25)] for m in range(0, 4_000, 25)]
     return batch_of(catalogue, [delivery(some) for some in samples])
 
 
@@ -218,11 +218,10 @@ async def test_a_large_copy_that_is_cut_or_stalled_is_begun_again(
         url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{database.name}?sslmode=disable"
         async with writing(database, catalogue, url) as writer:
             await writer.connect()
-            proxy.stall()  # COPY fills the buffers and waits
+            await writer.write(batch_of(catalogue, [delivery(sample(9_999))]))
+            proxy.stall(after_bytes=500_000)  # in the middle of the COPY
             writing_ = asyncio.create_task(writer.write(large(catalogue)))
-            await until(lambda: writer._limit is not None, "the attempt")
-            for _ in range(20):
-                await asyncio.sleep(0.01)
+            await until(lambda: proxy.stalled, "the COPY")
             if fault == "cut":
                 proxy.cut()
             else:
@@ -230,7 +229,7 @@ async def test_a_large_copy_that_is_cut_or_stalled_is_begun_again(
             proxy.flow()
             written = await writing_
             assert sum(written.stored.values()) + sum(written.duplicate.values()) == 4_000
-    assert await database.count() == 4_000
+    assert await database.count() == 4_001
 
 
 async def test_a_writer_that_is_cancelled_in_a_large_copy_ends_at_once(
@@ -240,11 +239,10 @@ async def test_a_writer_that_is_cancelled_in_a_large_copy_ends_at_once(
         url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{database.name}?sslmode=disable"
         async with writing(database, catalogue, url) as writer:
             await writer.connect()
-            proxy.stall()
+            await writer.write(batch_of(catalogue, [delivery(sample(9_999))]))
+            proxy.stall(after_bytes=500_000)
             writing_ = asyncio.create_task(writer.write(large(catalogue)))
-            await until(lambda: writer._limit is not None, "the attempt")
-            for _ in range(20):
-                await asyncio.sleep(0.01)
+            await until(lambda: proxy.stalled, "the COPY")
             writer.cut()
             writing_.cancel()
             async with asyncio.timeout(5):

@@ -62,6 +62,7 @@ def test_a_packet_above_the_limit_is_not_waited_for() -> None:
     assert "above the Maximum Packet Size" in str(reader.malformed)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the codec's
 def test_what_came_before_a_malformed_packet_is_handed_over() -> None:
     reader = PacketReader(1_000)
     not_utf_8 = bytes.fromhex("3207 0002 ffff 0001 00".replace(" ", ""))
