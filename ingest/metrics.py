@@ -39,7 +39,7 @@ def release() -> str:
 class Histogram(Collector):
     """A histogram that takes many values at once.
 
-    prometheus_client's own costs 1.5 µs per value, which is a tenth of all the work on a message.
+    prometheus_client's own costs 0.75 µs per value, this one 0.11 (measured, 14 buckets).
     """
 
     def __init__(

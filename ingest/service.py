@@ -33,8 +33,9 @@ DRAIN_TIMEOUT_S = 20.0
 """With what leaving takes after it (5 s at the broker, 1 s at the database) below the 30 s that
 Kubernetes gives by default."""
 _GC_THRESHOLD = 50_000
-"""A batch is tens of thousands of young objects, none of them in a cycle; at the default of 700
-the collector went through them for 8 % of all CPU time (measured, 30,000 messages/s)."""
+"""A batch is tens of thousands of young objects, none of them in a cycle, and at the default of 700
+the collector goes through them again and again: 30.6 µs of CPU per message instead of 27.7
+(medians of three runs of the bench, in turn)."""
 
 log = structlog.get_logger("service")
 

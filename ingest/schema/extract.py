@@ -1,9 +1,9 @@
 """A schema's columns become Python functions that turn a sample into row values.
 
-They are written out as source text once, at start, and compiled: a loop over columns that asks
-each how to find its value costs three times as much per sample (measured, 25 columns). `accept`
-tests and extracts in one pass and says None where it is not sure; `extract` is for samples that
-the validator has passed. Both are plain to read: `print(source(schema, columns))`.
+They are written out as source text once, at start, and compiled. `accept` tests and extracts in
+one pass and says None where it is not sure; `extract` is for samples that the validator has
+passed. For a `nev` sample `accept` takes 6 µs, validator and `extract` together 9 (measured). Both
+are plain to read: `print(source(schema, columns))`.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from itertools import islice
 import asyncpg
 
 CACHE_DEVICES = 250_000
-"""About 45 MB of names and numbers when full."""
+"""34 MB of names and numbers when full (measured, 17 characters a name)."""
 
 _FIND = "SELECT device, device_id FROM iov.device WHERE device = ANY($1::text[])"
 _ADD = """
