@@ -113,7 +113,8 @@ class Mqtt5Client:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FLUSH_TIMEOUT_S):
                 await connection.flushed.wait()
-        connection.abort()
+        if not connection.flushed.is_set():
+            connection.abort()
 
 
 async def _first_of(answer: asyncio.Future[_Answer], ended: asyncio.Future[Unavailable]) -> _Answer:

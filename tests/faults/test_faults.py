@@ -86,7 +86,11 @@ async def all_stored(database: Database, load_: Load) -> None:
     async def paid() -> bool:
         return load_.acknowledged <= set(await stored(database))
 
-    await until(paid, "everything acknowledged to be stored")
+    try:
+        await until(paid, "everything acknowledged to be stored")
+    except AssertionError:
+        owed = sorted(load_.acknowledged - set(await stored(database)))
+        raise AssertionError(f"{len(owed)} acknowledged and not stored: {owed[:20]}") from None
     found = await stored(database)
     assert len(found) == len(set(found))
 

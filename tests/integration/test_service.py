@@ -174,8 +174,10 @@ async def test_readiness_says_what_is_in_the_way(
         await until(lambda: reason("synchronous_commit"), "synchronous_commit off")
         await database.execute(f"ALTER DATABASE {database.name} RESET synchronous_commit")
         await until(ready)
-        setting = await running.service.writer._connection.fetchval("SHOW synchronous_commit")  # type: ignore[union-attr]  # it is connected
-        assert setting == "on"
+        writer = running.service.writer
+        async with writer._lock:
+            assert writer._connection is not None
+            assert await writer._connection.fetchval("SHOW synchronous_commit") == "on"
         await database.execute(
             f"ALTER DATABASE {database.name} SET default_transaction_read_only = on"
         )
