@@ -27,17 +27,19 @@ DEADLINE_S = 60.0
 """A test that waits longer for its event has failed."""
 
 
-async def until(condition: Callable[[], Any], what: str = "the event") -> Any:
+async def until(
+    condition: Callable[[], Any], what: str = "the event", deadline_s: float = DEADLINE_S
+) -> Any:
     """Wait for `condition` (plain or async) to be true; its value."""
-    deadline_s = time.monotonic() + DEADLINE_S
-    while time.monotonic() < deadline_s:
+    started_s = time.monotonic()
+    while time.monotonic() - started_s < deadline_s:
         value = condition()
         if asyncio.iscoroutine(value):
             value = await value
         if value:
             return value
         await asyncio.sleep(0.02)
-    raise AssertionError(f"waited {DEADLINE_S:.0f} s in vain for {what}")
+    raise AssertionError(f"waited {deadline_s:.0f} s in vain for {what}")
 
 
 @dataclass
