@@ -250,6 +250,8 @@ class Writer:
         try:
             async with asyncio.timeout(None) as self._limit:
                 yield
+                # An interruption that is under way lands here, not in what comes after the block.
+                await asyncio.sleep(0)
         finally:
             timer.cancel()
             self._limit = None
