@@ -45,11 +45,11 @@ class _Paho:
     """What aiomqtt does not offer of the paho client below it."""
 
     def __init__(self, client: aiomqtt.Client) -> None:
-        self._paho = client._client  # noqa: SLF001
-        self._disconnected = client._disconnected  # noqa: SLF001
+        self._paho = client._client
+        self._disconnected = client._disconnected
         self._paho.manual_ack_set(on=True)
         self._reading = False
-        self._recv = self._paho._sock_recv  # noqa: SLF001
+        self._recv = self._paho._sock_recv
         self._ahead, self._at = b"", 0
         self.answered = False
         """CONNACK has come."""
@@ -89,7 +89,7 @@ class _Paho:
 
     def read_ahead(self) -> None:
         """Ask the kernel for many bytes at a time, where paho asks four times per packet."""
-        self._paho._sock_recv = self._recv_ahead  # type: ignore[assignment,method-assign]  # noqa: SLF001  the one seam there is
+        self._paho._sock_recv = self._recv_ahead  # type: ignore[assignment,method-assign]  # the one seam there is
 
     def _recv_ahead(self, size: int) -> bytes:
         if self._at >= len(self._ahead):
@@ -103,11 +103,11 @@ class _Paho:
             for _ in range(_PACKETS_PER_TURN):
                 if not self._reading or self._paho.socket() is None:
                     return
-                code = self._paho._packet_read()  # noqa: SLF001
+                code = self._paho._packet_read()
                 if code == MQTTErrorCode.MQTT_ERR_AGAIN:
                     return
                 if code > 0:
-                    self._paho._loop_rc_handle(code)  # noqa: SLF001
+                    self._paho._loop_rc_handle(code)
                     return
         except OSError as exc:
             if not self._disconnected.done():
@@ -118,11 +118,11 @@ class _Paho:
 
     def close(self) -> None:
         """Close the socket where aiomqtt leaves it open: after a CONNECT without an answer."""
-        self._paho._sock_close()  # noqa: SLF001
+        self._paho._sock_close()
 
     def forgive_ping(self) -> None:
         """Do not time the answer to the last PINGREQ: it cannot be read while paused."""
-        self._paho._ping_t = 0.0  # noqa: SLF001
+        self._paho._ping_t = 0.0
 
 
 class _Connection:

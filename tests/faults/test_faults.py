@@ -249,12 +249,15 @@ async def test_the_broker_restarts_under_load(
                 lambda: worker.metric("iov_reconnects_total", peer="broker") >= restarts  # noqa: B023  likewise
             )
         load_.stop()
-    async with working(broker.url, own.url, catalogue):
+    async with working(broker.url, own.url, catalogue) as worker:
         try:
             await all_stored(own, load_, deadline_s=20)
         except AssertionError:
-            # mosquitto 2.0.11 now and then keeps messages queued behind a window it has miscounted,
-            # until its next start (mended in 2.0.13). Kept is not lost; lost would still show.
+            # Seen once in some ten runs and not explained: perhaps the fault of mosquitto before
+            # 2.0.13 that keeps messages queued until its next start. It must not be ours: the
+            # worker is ready and holds nothing back. Kept is not lost; lost would still show.
+            assert worker.in_flight == 0
+            assert not worker.service.problems()
             await broker.stop()
             await broker.start()
             await all_stored(own, load_)
