@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from hypothesis import strategies as st
@@ -36,7 +37,7 @@ def _of_kind(kind: str, schema: dict[str, Any]) -> st.SearchStrategy[Any]:
         case "string":
             return _strings(schema)
         case "array":
-            most = min(schema.get("maxItems", 4), 4)
+            most = min(schema.get("maxItems", 2), 2)
             unique = repr if schema.get("uniqueItems") else None
             return st.lists(instances(schema["items"]), max_size=most, unique_by=unique)
         case "object":
@@ -65,4 +66,21 @@ def _objects(schema: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
         st.integers(-9, 9) | st.lists(_TEXT, max_size=2),
         max_size=2,
     )
-    return st.tuples(unknown, known).map(lambda both: both[0] | both[1])
+    variant = _as_one_variant(schema)
+    return st.tuples(unknown, known).map(lambda both: both[0] | variant(both[1]))
+
+
+def _as_one_variant(schema: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """What makes an instance with fields of many variants one of the variant it says it is."""
+
+    def only_own(instance: dict[str, Any]) -> dict[str, Any]:
+        foreign = {
+            name
+            for part in schema.get("allOf", ())
+            for field, test in part["if"]["properties"].items()
+            if instance.get(field) == test["const"]
+            for name in part["then"]["properties"]
+        }
+        return {name: value for name, value in instance.items() if name not in foreign}
+
+    return only_own

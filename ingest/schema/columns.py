@@ -1,8 +1,9 @@
 """From a schema's properties to the columns of its table.
 
-Objects are flattened with `_`; arrays of numbers and strings become SQL arrays; arrays of objects,
-and objects that name no properties, become `jsonb`. An integer needs a range, so that its column
-can hold whatever the validator lets through.
+Objects are flattened with `_`; arrays of numbers, booleans and strings become SQL arrays; arrays
+of objects, and objects that name no properties, become `jsonb`. An integer needs a range, so that
+its column can hold whatever the validator lets through. `x-column` names the column where the
+flattened name is taken; `x-device` says that a value belongs to the device and has no column here.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ _INTEGERS = (
     ("integer", -(2**31), 2**31 - 1),
     ("bigint", -(2**63), 2**63 - 1),
 )
+UNITY = "1"
+"""`x-unit` of a bare number: a count, an identifier, a ratio (UCUM, the unity)."""
 RESERVED = {"device_id", "received_at", "extra", *ENVELOPE}
 
 
@@ -64,9 +67,15 @@ def json_types(field: dict[str, Any]) -> set[str]:
     return {declared} if isinstance(declared, str) else set(declared) - {"null"}
 
 
+def device_fields(schema: dict[str, Any]) -> tuple[str, ...]:
+    """Fields of a sample that describe its device and are kept in `iov.device`."""
+    fields = schema.get("properties", {})
+    return tuple(name for name, field in fields.items() if field.get("x-device"))
+
+
 def _walk(schema: dict[str, Any], path: tuple[str, ...], where: str) -> Iterator[Column]:
     for name, field in schema.get("properties", {}).items():
-        if not path and name in ENVELOPE:
+        if not path and (name in ENVELOPE or field.get("x-device")):
             continue
         if _is_nested(field):
             yield from _walk(field, (*path, name), where)
@@ -80,7 +89,7 @@ def _is_nested(field: dict[str, Any]) -> bool:
 
 def _column(field: dict[str, Any], path: tuple[str, ...], where: str) -> Column:
     sql_type, convert = _storage(field, where)
-    return Column("_".join(path), path, sql_type, convert, comment(field))
+    return Column(field.get("x-column", "_".join(path)), path, sql_type, convert, comment(field))
 
 
 def _storage(field: dict[str, Any], where: str) -> tuple[str, Convert]:
@@ -108,6 +117,8 @@ def _array(items: dict[str, Any], where: str) -> tuple[str, Convert]:
             return "double precision[]", "none"
         case ["integer"]:
             return f"{_integer(items, where)}[]", "int[]"
+        case ["boolean"]:
+            return "boolean[]", "none"
         case ["string"] if items.get("format") != "date-time":
             return "text[]", "none"
     return "jsonb", "json"
@@ -126,7 +137,7 @@ def _integer(field: dict[str, Any], where: str) -> str:
 def comment(field: dict[str, Any]) -> str:
     """Title, unit, description and source of a field in one line."""
     title = field.get("title", "")
-    unit = f" [{field['x-unit']}]" if field.get("x-unit") else ""
+    unit = f" [{field['x-unit']}]" if field.get("x-unit", UNITY) != UNITY else ""
     text = f"{title}{unit}"
     if field.get("description"):
         text += f": {field['description']}"

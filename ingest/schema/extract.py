@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import orjson
 
 from ingest.schema.accept import Tests, only
-from ingest.schema.columns import ENVELOPE, Column
+from ingest.schema.variants import variants
+from ingest.schema.columns import ENVELOPE, Column, device_fields
 from ingest.schema.rfc3339 import rfc3339
 
 Extracted = tuple[list[Any], int]
@@ -49,7 +50,8 @@ class Functions(NamedTuple):
 def functions(schema: dict[str, Any], columns: Sequence[Column]) -> Functions:
     """The compiled functions of one stream."""
     names: dict[str, Any] = {
-        **{f"known_{object_}": known for object_, known in _known_names(columns).items()},
+        **{f"known_{object_}": known for object_, known in _known_names(schema, columns).items()},
+        **{f"foreign_{n}": found.foreign for n, found in enumerate(variants(schema) or ())},
         "dumps": orjson.dumps,
         "rfc3339": rfc3339,
         "sha256": _sha256,
@@ -131,18 +133,26 @@ def _find_value(
 
 
 def _test_envelope(schema: dict[str, Any], tests: Tests) -> Iterator[str]:
-    """`ts` and `seq` were looked at before; `resend` and `quality` are the schema's."""
-    if not only(schema, {"properties", "required"}):
+    """`ts` and `seq` were looked at before; what else has no column is tested here."""
+    found = variants(schema)
+    if found is None or not only(schema, {"properties", "required", "allOf"}):
         yield "    return None"
+        return
     fields = schema.get("properties", {})
     for name in schema.get("required", ()):
         yield f"    if {name!r} not in sample:"
         yield "        return None"
-    for name in ("resend", "quality"):
+    for name in ("resend", "quality", *device_fields(schema)):
         if name in fields:
-            yield f"    {name} = sample.get({name!r})"
-            yield f"    if not ({tests.of(fields[name], name)}):"
+            yield f"    value = sample.get({name!r})"
+            yield f"    if not ({tests.of(fields[name], 'value')}):"
             yield "        return None"
+    for number, variant in enumerate(found):
+        # Nothing foreign is there: the usual case costs one look at the names.
+        yield f"    if sample.get({variant.field!r}) == {variant.value!r} and not (" + (
+            f"foreign_{number}.isdisjoint(sample)):"
+        )
+        yield "        return None"
 
 
 def _test_object(field: dict[str, Any], variable: str) -> Iterator[str]:
@@ -168,11 +178,11 @@ def _objects(columns: Iterable[Column]) -> dict[tuple[str, ...], str]:
     return objects
 
 
-def _known_names(columns: Sequence[Column]) -> dict[str, frozenset[str]]:
+def _known_names(schema: dict[str, Any], columns: Sequence[Column]) -> dict[str, frozenset[str]]:
     """The field names the schema has in each flattened object, by the object's variable."""
     return {
         variable: frozenset(c.path[len(path)] for c in columns if c.path[: len(path)] == path)
-        | (frozenset() if path else frozenset(ENVELOPE))
+        | (frozenset() if path else frozenset((*ENVELOPE, *device_fields(schema))))
         for path, variable in _objects(columns).items()
     }
 

@@ -103,7 +103,7 @@ def spoil(instance: Any, data: st.DataObject) -> Any:
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
-@settings(max_examples=60, suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=30, suppress_health_check=list(HealthCheck), deadline=None)
 @given(data=st.data())
 def test_what_the_generated_code_accepts_the_validator_accepts_too(
     name: str, data: st.DataObject
