@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 from ingest.model import Checked, Delivery, Reason, Rejected, Row
 
 _DETAIL_CHARACTERS = 300
+_TS = 1
+"""Where `ts` stands in a row's values."""
 
 
 class DeadLetter(NamedTuple):
@@ -58,6 +60,20 @@ def _storable(text: str) -> str:
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
+class Description(NamedTuple):
+    """What a device said about itself, and when."""
+
+    at: datetime
+    fields: dict[str, str]
+
+    def joined(self, other: Description | None) -> Description:
+        """Both, the later one's word before the earlier one's."""
+        if other is None:
+            return self
+        first, last = sorted((self, other), key=lambda said: said.at)
+        return Description(last.at, first.fields | last.fields)
+
+
 @dataclass(slots=True)
 class Rows:
     """The accepted samples of one stream, three lists of one length."""
@@ -84,6 +100,10 @@ class Batch:
     """Rejected samples by metric label and reason."""
     unknown_fields: Counter[str] = field(default_factory=Counter)
     """Fields no schema names, by stream."""
+    flags: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """What was noted in `quality`, by stream and flag."""
+    described: dict[str, Description] = field(default_factory=dict)
+    """What samples say about their devices, by device."""
     samples: int = 0
     size_bytes: int = 0
 
@@ -103,10 +123,15 @@ class Batch:
                 rows.origins.append((delivery, outcome.position))
                 if outcome.unknown_fields:
                     self.unknown_fields[stream] += outcome.unknown_fields
+                for flag in outcome.flags:
+                    self.flags[stream, flag] += 1
+                if outcome.described:
+                    said = Description(outcome.values[_TS], dict(outcome.described))
+                    self.described[outcome.device] = said.joined(self.described.get(outcome.device))
             else:
                 assert isinstance(outcome, Rejected)
                 self.dead_letters.append(dead_letter(delivery, outcome))
-                self.rejected[checked.stream, outcome.reason] += 1
+                self.rejected[outcome.label, outcome.reason] += 1
 
 
 class Batcher:

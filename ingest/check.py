@@ -6,19 +6,34 @@ words that quote nothing a vehicle sent.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 from zlib import crc32
 
 import orjson
 
-from ingest.decode import Decoded, Fault, Limits, decode, parse_topic, too_deep
-from ingest.model import OTHER, Checked, Delivery, Outcome, Reason, Rejected, Row
-from ingest.schema import Catalogue, Stream, pointer, rfc3339
+from ingest import gbt32960
+from ingest.decode import Limits, decode, parse_topic, too_deep, unpack
+from ingest.model import (
+    GBT32960,
+    OTHER,
+    Checked,
+    Delivery,
+    Fault,
+    Outcome,
+    Reason,
+    Rejected,
+    Row,
+)
+from ingest.schema import Around, Catalogue, Sibling, Stream, pointer, rfc3339
 
 MAX_SEQ = 4_294_967_295
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NOT_IN_SEQ = {"resend", "sent_at"}
+_QUALITY = -2
+"""Where `quality` stands in a row's values."""
 
 
 class Ages(NamedTuple):
@@ -47,6 +62,8 @@ class Checker:
             )
             return self._whole(delivery, None, None, fault)
         device, name = address
+        if is_frame(delivery, name):
+            return self._check_frame(delivery, device)
         stream = self._catalogue.get(name)
         if stream is None:
             fault = self._too_large(delivery) or Fault(Reason.UNKNOWN_STREAM, "no such schema")
@@ -55,27 +72,59 @@ class Checker:
         if isinstance(decoded, Fault):
             return self._whole(delivery, device, name, decoded)
         try:
-            outcomes = self._outcomes(delivery, stream, device, decoded)
+            outcomes = self._outcomes(
+                delivery, device, [(stream, s) for s in decoded.samples], decoded.may_hold_nul
+            )
         except (TypeError, ValueError):
             # Neither the validator nor orjson follows a document down without end. Looking for
             # depth only then costs honest messages nothing.
             if not too_deep(decoded.samples):
                 raise
             return self._whole(delivery, device, name, Fault(Reason.BAD_JSON, "nested too deep"))
-        return Checked(name, outcomes, decoded.size_bytes)
+        return Checked(name, {name: len(outcomes)}, outcomes, decoded.size_bytes)
+
+    def _check_frame(self, delivery: Delivery, device: str) -> Checked:
+        """The outcomes of a GB/T 32960 frame, one for each sample it holds."""
+        payload = unpack(delivery.payload, delivery.encoding, self._limits)
+        frame = payload if isinstance(payload, Fault) else gbt32960.decode(payload)
+        if isinstance(frame, Fault):
+            return self._whole(delivery, device, GBT32960, frame)
+        samples = [
+            (self._catalogue[name], sample)
+            for name, sample in _timed(frame, delivery.arrival.at)
+            if name in self._catalogue
+        ]
+        if not samples:
+            fault = Fault(Reason.UNKNOWN_STREAM, "no schema for any stream of the frame")
+            return self._whole(delivery, device, GBT32960, fault)
+        outcomes = self._outcomes(delivery, device, samples, noted=True)
+        counts = Counter(stream.name for stream, _ in samples)
+        return Checked(GBT32960, counts, outcomes, len(delivery.payload))
 
     def _outcomes(
-        self, delivery: Delivery, stream: Stream, device: str, decoded: Decoded
+        self,
+        delivery: Delivery,
+        device: str,
+        samples: Sequence[tuple[Stream, Any]],
+        may_hold_nul: bool = False,  # noqa: FBT001, FBT002  one call, per message
+        *,
+        noted: bool = False,
     ) -> list[Outcome]:
+        """`noted`: what stands in `quality` was put there by us."""
         received_at = delivery.arrival.at
         bounds = (received_at - self._ages.oldest, received_at + self._ages.ahead)
+        siblings = _siblings(samples) if len(samples) > 1 else ()
         outcomes: list[Outcome] = []
-        for index, sample in enumerate(decoded.samples):
-            result = _row(stream, device, sample, index, received_at, bounds, decoded.may_hold_nul)
+        for index, (stream, sample) in enumerate(samples):
+            result = _row(
+                stream, device, sample, index, received_at, bounds, may_hold_nul, siblings
+            )
             if isinstance(result, Fault):
-                own = orjson.dumps(_without(sample, stream.never_stored))
-                outcomes.append(Rejected(stream.name, device, *result, own))
+                own = orjson.dumps(stream.never_stored.without(sample))
+                outcomes.append(Rejected(stream.name, stream.name, device, *result, own))
             else:
+                if noted and (quality := sample.get("quality")):
+                    result = result._replace(flags=(*result.flags, *quality.values()))
                 outcomes.append(result)
         return outcomes
 
@@ -87,12 +136,21 @@ class Checker:
 
     def sample_json(self, delivery: Delivery, index: int) -> bytes:
         """One sample of a delivery that was accepted, as a dead letter keeps it."""
-        decoded = decode(delivery.payload, delivery.encoding, self._limits)
         address = parse_topic(delivery.topic)
-        assert not isinstance(decoded, Fault)
         assert address is not None
-        never_stored = self._catalogue[address[1]].never_stored
-        return orjson.dumps(_without(decoded.samples[index], never_stored))
+        name = address[1]
+        if is_frame(delivery, name):
+            payload = unpack(delivery.payload, delivery.encoding, self._limits)
+            assert not isinstance(payload, Fault)
+            frame = gbt32960.decode(payload)
+            assert not isinstance(frame, Fault)
+            known = [s for s in _timed(frame, delivery.arrival.at) if s[0] in self._catalogue]
+            name, sample = known[index]
+        else:
+            decoded = decode(delivery.payload, delivery.encoding, self._limits)
+            assert not isinstance(decoded, Fault)
+            sample = decoded.samples[index]
+        return orjson.dumps(self._catalogue[name].never_stored.without(sample))
 
     def _too_large(self, delivery: Delivery) -> Fault | None:
         size, most = len(delivery.payload), self._limits.payload_bytes
@@ -101,9 +159,11 @@ class Checker:
     def _whole(
         self, delivery: Delivery, device: str | None, name: str | None, fault: Fault
     ) -> Checked:
-        label = name if name in self._catalogue else OTHER
-        rejected = Rejected(name, device, *fault, self._raw(delivery, name))
-        return Checked(label or OTHER, [rejected], len(delivery.payload))
+        label = (
+            name if name is not None and (name in self._catalogue or name == GBT32960) else OTHER
+        )
+        rejected = Rejected(label, name, device, *fault, self._raw(delivery, name))
+        return Checked(label, {label: 1}, [rejected], len(delivery.payload))
 
     def _raw(self, delivery: Delivery, name: str | None) -> bytes:
         """The raw message, unless it may hold what must never be stored and cannot be cleaned."""
@@ -111,9 +171,36 @@ class Checker:
         if stream is None or not stream.never_stored:
             return delivery.payload
         try:
-            return orjson.dumps(_without(orjson.loads(delivery.payload), stream.never_stored))
+            return orjson.dumps(stream.never_stored.without(orjson.loads(delivery.payload)))
         except (TypeError, ValueError, RecursionError):
-            return b""
+            hidden = delivery.encoding or stream.never_stored.may_be_in(delivery.payload)
+            return b"" if hidden else delivery.payload
+
+
+def is_frame(delivery: Delivery, stream: str) -> bool:
+    """Whether the payload is a GB/T 32960 frame: by its content type, or by the topic."""
+    if delivery.content_type is None:
+        return stream == GBT32960
+    return stream == GBT32960 or delivery.content_type.lower() == gbt32960.CONTENT_TYPE
+
+
+def _timed(frame: gbt32960.Frame, received_at: datetime) -> list[tuple[str, dict[str, Any]]]:
+    """The samples of a frame; one whose command carries no time gets that of its arrival."""
+    samples = list(frame.samples.items())
+    for _, sample in samples:
+        if "ts" not in sample:
+            sample["ts"] = received_at.isoformat()
+            sample["quality"] = {"/ts": "estimated"} | sample.get("quality", {})
+    return samples
+
+
+def _siblings(samples: Sequence[tuple[Stream, Any]]) -> list[Sibling]:
+    """The samples of a message that are objects with a time."""
+    return [
+        Sibling(stream.name, ts, sample)
+        for stream, sample in samples
+        if isinstance(sample, dict) and isinstance(ts := instant(sample.get("ts")), datetime)
+    ]
 
 
 def _row(
@@ -124,9 +211,36 @@ def _row(
     received_at: datetime,
     bounds: tuple[datetime, datetime],
     may_hold_nul: bool,  # noqa: FBT001  one call, per sample
+    siblings: Sequence[Sibling],
 ) -> Row | Fault:
     if not isinstance(sample, dict):
         return Fault(Reason.BAD_ENVELOPE, "a sample is an object")
+    ts = _timely(sample, bounds)
+    if isinstance(ts, Fault):
+        return ts
+    seq = sample.get("seq")
+    if seq is None:
+        seq = derived_seq(sample)
+    elif type(seq) is not int or not 0 <= seq <= MAX_SEQ:
+        return Fault(Reason.BAD_ENVELOPE, f"/seq is no integer from 0 to {MAX_SEQ}")
+    if stream.never_stored:
+        sample = stream.never_stored.without(sample)
+    row = stream.row(device, ts, seq, received_at, sample)
+    if isinstance(row, str):
+        return Fault(Reason.SCHEMA, row)
+    if may_hold_nul and (where := _nul(sample, ())) is not None:
+        return Fault(Reason.REFUSED_BY_STORE, f"{pointer(where)} holds U+0000")
+    values, unknown_fields = row
+    flags: Collection[str] = ()
+    findings = stream.plausibility.findings(sample, Around(device, received_at, ts, siblings))
+    if findings:
+        flags = _note(findings, sample, values)
+    described = _described(stream, sample) if stream.device_fields else None
+    return Row(stream.name, device, values, index, unknown_fields, flags, described)
+
+
+def _timely(sample: dict[str, Any], bounds: tuple[datetime, datetime]) -> datetime | Fault:
+    """When the sample was true, if it is neither too old nor too far ahead."""
     ts = instant(sample.get("ts"))
     if isinstance(ts, Fault):
         return ts
@@ -134,20 +248,19 @@ def _row(
         return Fault(Reason.TOO_OLD, "/ts is older than the limit")
     if ts > bounds[1]:
         return Fault(Reason.CLOCK_AHEAD, "/ts is further ahead than the limit")
-    seq = sample.get("seq")
-    if seq is None:
-        seq = derived_seq(sample)
-    elif type(seq) is not int or not 0 <= seq <= MAX_SEQ:
-        return Fault(Reason.BAD_ENVELOPE, f"/seq is no integer from 0 to {MAX_SEQ}")
-    if stream.never_stored:
-        sample = _without(sample, stream.never_stored)
-    row = stream.row(device, ts, seq, received_at, sample)
-    if isinstance(row, str):
-        return Fault(Reason.SCHEMA, row)
-    if may_hold_nul and (where := _nul(sample, ())) is not None:
-        return Fault(Reason.REFUSED_BY_STORE, f"{pointer(where)} holds U+0000")
-    values, unknown_fields = row
-    return Row(stream.name, device, values, index, unknown_fields)
+    return ts
+
+
+def _note(findings: dict[str, str], sample: dict[str, Any], values: list[Any]) -> list[str]:
+    """Add findings to the row's `quality`; the flags noted. The device's own marks stay."""
+    own = sample.get("quality") or {}
+    values[_QUALITY] = orjson.dumps(findings | own)
+    return [flag for at, flag in findings.items() if at not in own]
+
+
+def _described(stream: Stream, sample: dict[str, Any]) -> dict[str, str] | None:
+    said = {name: sample[name] for name in stream.device_fields if sample.get(name) is not None}
+    return said or None
 
 
 def instant(ts: Any) -> datetime | Fault:
@@ -174,17 +287,6 @@ def derived_seq(sample: dict[str, Any]) -> int:
     """
     content = {k: v for k, v in sample.items() if k not in _NOT_IN_SEQ}
     return -1 - crc32(orjson.dumps(content, option=orjson.OPT_SORT_KEYS))
-
-
-def _without(node: Any, names: frozenset[str]) -> Any:
-    """`node` without any field of these names, however deep."""
-    if not names:
-        return node
-    if isinstance(node, dict):
-        return {k: _without(v, names) for k, v in node.items() if k not in names}
-    if isinstance(node, list):
-        return [_without(item, names) for item in node]
-    return node
 
 
 def _nul(node: Any, path: tuple[str | int, ...]) -> tuple[str | int, ...] | None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import orjson
 import zstandard
 
-from ingest.model import Reason
+from ingest.model import Fault, Reason
 
 _TOPIC = re.compile(r"iov/v1/([A-Za-z0-9_-]{1,64})/([^/]+)", re.ASCII)
 _MOST_PARTS = 64
@@ -20,13 +20,6 @@ _MOST_PARTS = 64
 _ZSTD_SLICE_BYTES = 256
 _ZSTD_WINDOW_BYTES = 8 * 1024 * 1024
 """A frame that needs more memory than this to be read is refused (RFC 8878, 3.1.1.1.2)."""
-
-
-class Fault(NamedTuple):
-    """Why something is rejected."""
-
-    reason: Reason
-    detail: str
 
 
 class Limits(NamedTuple):
@@ -53,15 +46,19 @@ def parse_topic(topic: str) -> tuple[str, str] | None:
     return (match[1], match[2]) if match else None
 
 
-def decode(payload: bytes, encoding: str | None, limits: Limits) -> Decoded | Fault:
-    """The samples of a payload, one for an object and each item of an array."""
+def unpack(payload: bytes, encoding: str | None, limits: Limits) -> bytes | Fault:
+    """The payload without its `content-encoding`, if it is not too large."""
     if len(payload) > limits.payload_bytes:
         return Fault(Reason.TOO_LARGE, f"{len(payload)} bytes, at most {limits.payload_bytes}")
-    if encoding is not None:
-        inflated = inflate(payload, encoding, limits.inflated_bytes)
-        if isinstance(inflated, Fault):
-            return inflated
-        payload = inflated
+    return payload if encoding is None else inflate(payload, encoding, limits.inflated_bytes)
+
+
+def decode(payload: bytes, encoding: str | None, limits: Limits) -> Decoded | Fault:
+    """The samples of a payload, one for an object and each item of an array."""
+    unpacked = unpack(payload, encoding, limits)
+    if isinstance(unpacked, Fault):
+        return unpacked
+    payload = unpacked
     try:
         document = orjson.loads(payload)
     except orjson.JSONDecodeError as exc:

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Pr
 from prometheus_client.metrics_core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from ingest.model import OTHER, Reason
+from ingest.model import GBT32960, OTHER, Reason
 
 Trigger = Literal["full", "idle", "wait", "drain"]
 """Why a batch closed: it was full, the writer was idle, its first message had waited, the end."""
@@ -96,7 +96,8 @@ class Histogram(Collector):
 class Metrics:
     """Every metric of one worker, in one registry."""
 
-    def __init__(self, streams: Iterable[str]) -> None:
+    def __init__(self, flags: Mapping[str, Iterable[str]]) -> None:
+        """`flags`: by stream, what may be noted in `quality`."""
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         GCCollector(registry=registry)
@@ -123,6 +124,12 @@ class Metrics:
         )
         self.unknown_fields = Counter(
             "iov_unknown_fields", "Fields no schema names", ["stream"], registry=registry
+        )
+        self.quality_flags = Counter(
+            "iov_quality_flags",
+            "Values noted in quality by the service",
+            ["stream", "flag"],
+            registry=registry,
         )
         self.flushes = Counter(
             "iov_flush", "Batches by why they closed", ["trigger"], registry=registry
@@ -156,7 +163,10 @@ class Metrics:
         )
         build = Gauge("iov_build_info", "1", ["version", "python"], registry=registry)
         build.labels(release(), python_version()).set(1)
-        self._start_at_zero([*streams, OTHER])
+        self._start_at_zero([*flags, GBT32960, OTHER])
+        for stream, possible in flags.items():
+            for flag in possible:
+                self.quality_flags.labels(stream, flag)
 
     def _start_at_zero(self, streams: list[str]) -> None:
         """A series that is there from the start shows its first event as an increase."""

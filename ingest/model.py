@@ -6,13 +6,15 @@ Nothing here does anything; every floor above may know these names.
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
 OTHER = "other"
 """Metric label of every stream name that no schema describes."""
+GBT32960 = "gbt32960"
+"""Last level of the topic that carries GB/T 32960 frames, and their metric label; no stream."""
 
 
 class Reason(enum.StrEnum):
@@ -30,6 +32,14 @@ class Reason(enum.StrEnum):
     SCHEMA = "schema"
     REFUSED_BY_STORE = "refused_by_store"
     INTERNAL_ERROR = "internal_error"
+
+
+class Fault(NamedTuple):
+    """Why something is rejected."""
+
+    reason: Reason
+    detail: str
+    """What is wrong and where; never quotes a value."""
 
 
 class Acknowledger(Protocol):
@@ -60,6 +70,8 @@ class Delivery:
     payload: bytes
     encoding: str | None
     """MQTT 5 user property `content-encoding`; None where absent."""
+    content_type: str | None
+    """MQTT 5 property Content Type; None where absent."""
     packet_id: int | None
     """None for QoS 0: nothing to acknowledge."""
     arrival: Arrival
@@ -78,11 +90,17 @@ class Row(NamedTuple):
     """Position of the sample in its message, to find its JSON again."""
     unknown_fields: int
     """How many fields the schema does not know; they are kept in `extra`."""
+    flags: Collection[str] = ()
+    """What was noted in `quality` by us."""
+    described: Mapping[str, str] | None = None
+    """What the sample says about its device: kind, vin, region, fleet."""
 
 
 class Rejected(NamedTuple):
     """One sample, or one message that cannot be split, that will not be stored."""
 
+    label: str
+    """Metric label: a stream of the catalogue, `gbt32960` or `other`."""
     stream: str | None
     """As named by the topic, known or not; None where the topic cannot be read."""
     device: str | None
@@ -100,7 +118,9 @@ class Checked(NamedTuple):
     """What became of one message: one outcome per sample, and what it weighs."""
 
     stream: str
-    """Metric label: a stream of the catalogue, or `other`."""
+    """Metric label: a stream of the catalogue, `gbt32960` or `other`."""
+    samples: Mapping[str, int]
+    """How many outcomes there are, by metric label."""
     outcomes: list[Outcome]
     size_bytes: int
     """The payload after inflating, a measure of the memory its outcomes take."""

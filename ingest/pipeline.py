@@ -70,7 +70,8 @@ class Pipeline:
                     await self._taken.wait()
                 checked = self._check(delivery)
                 messages[checked.stream] += 1
-                samples[checked.stream] += len(checked.outcomes)
+                for label, number in checked.samples.items():
+                    samples[label] += number
                 self._batcher.add(delivery, checked, time.monotonic())
             self._metrics.count(self._metrics.messages_received, messages)
             self._metrics.count(self._metrics.samples_received, samples)
@@ -133,6 +134,8 @@ class Pipeline:
         for stream, number in written.refused.items():
             metrics.samples_rejected.labels(stream, Reason.REFUSED_BY_STORE).inc(number)
         metrics.count(metrics.unknown_fields, batch.unknown_fields)
+        for (stream, flag), number in batch.flags.items():
+            metrics.quality_flags.labels(stream, flag).inc(number)
         metrics.batch_rows.observe(batch.samples)
         metrics.commit_seconds.observe(now - closed_s)
         for arrival, group in groupby(batch.deliveries, key=lambda d: d.arrival):

@@ -48,7 +48,7 @@ class Service:
     ) -> None:
         random = Random()  # noqa: S311  spreads reconnects, protects nothing
         self._settings = settings
-        self.metrics = Metrics(catalogue)
+        self.metrics = Metrics({s.name: s.plausibility.flags for s in catalogue.values()})
         self.checker = checker or Checker(
             catalogue,
             Limits(settings.max_payload_bytes, settings.max_inflated_bytes, settings.max_samples),

@@ -179,6 +179,7 @@ def delivery(
     topic: str = "iov/v1/V1/nev",
     *,
     encoding: str | None = None,
+    content_type: str | None = None,
     connection: Any = None,
     packet_id: int | None = 1,
     at: datetime | None = None,
@@ -186,7 +187,7 @@ def delivery(
     """A delivery as a source would hand it over."""
     text = payload if isinstance(payload, bytes) else orjson.dumps(payload)
     arrival = Arrival(at or datetime.now(UTC), time.monotonic())
-    return Delivery(topic, text, encoding, packet_id, arrival, connection or Silent())
+    return Delivery(topic, text, encoding, content_type, packet_id, arrival, connection or Silent())
 
 
 class Silent:

@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from ingest.errors import SchemaError
+from ingest.schema.plausible import check_rules
 from ingest.schema.stream import Stream, stream
 
 Catalogue = Mapping[str, Stream]
@@ -18,6 +19,7 @@ Catalogue = Mapping[str, Stream]
 _SUFFIX = ".schema.json"
 _SHARED = "envelope"
 """The file of definitions that streams refer to; it is no stream itself."""
+_RULES = "plausibility.json"
 _STREAM_NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
 
 
@@ -39,7 +41,14 @@ def load_catalogue(directory: Path | None = None) -> Catalogue:
     for name, file in names.items():
         if not _STREAM_NAME.fullmatch(name):
             raise SchemaError(f"{file}: {name!r} is not a stream name")
-    return {name: stream(name, load_schema(file)) for name, file in names.items()}
+    rules = load_rules(directory)
+    return {name: stream(name, load_schema(file), rules) for name, file in names.items()}
+
+
+def load_rules(directory: Path) -> list[Mapping[str, Any]]:
+    """The plausibility rules beside the schemas; none where there is no such file."""
+    file = directory / _RULES
+    return check_rules(_read(file, {}), str(file)) if file.is_file() else []
 
 
 def load_schema(file: Path) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import orjson
 
 from ingest.schema.accept import Tests, only
-from ingest.schema.variants import variants
 from ingest.schema.columns import ENVELOPE, Column, device_fields
 from ingest.schema.rfc3339 import rfc3339
+from ingest.schema.variants import variants
 
 Extracted = tuple[list[Any], int]
 """(row values, number of unknown fields)."""
@@ -149,9 +149,8 @@ def _test_envelope(schema: dict[str, Any], tests: Tests) -> Iterator[str]:
             yield "        return None"
     for number, variant in enumerate(found):
         # Nothing foreign is there: the usual case costs one look at the names.
-        yield f"    if sample.get({variant.field!r}) == {variant.value!r} and not (" + (
-            f"foreign_{number}.isdisjoint(sample)):"
-        )
+        here = f"sample.get({variant.field!r}) == {variant.value!r}"
+        yield f"    if {here} and not foreign_{number}.isdisjoint(sample):"
         yield "        return None"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -10,8 +10,10 @@ from typing import Any
 import jsonschema_rs
 
 from ingest.errors import SchemaError
-from ingest.schema.columns import Column, columns
+from ingest.schema.columns import Column, columns, device_fields
 from ingest.schema.extract import LEADING, TRAILING, Extracted, Functions, functions
+from ingest.schema.plausible import Rules
+from ingest.schema.private import NeverStored
 from ingest.schema.rfc3339 import rfc3339
 
 
@@ -25,8 +27,12 @@ class Stream:
     columns: list[Column]
     validator: jsonschema_rs.Draft202012Validator
     functions: Functions
-    never_stored: frozenset[str]
-    """Names removed wherever they stand in a sample, before anything is stored."""
+    never_stored: NeverStored
+    """Removed wherever it stands in a sample, before anything is stored."""
+    plausibility: Rules
+    """What is noted of values the schema allows."""
+    device_fields: tuple[str, ...]
+    """Fields that describe the device and have no column in the stream's table."""
 
     @property
     def table(self) -> str:
@@ -58,7 +64,7 @@ class Stream:
         return _describe(error)
 
 
-def stream(name: str, schema: dict[str, Any]) -> Stream:
+def stream(name: str, schema: dict[str, Any], rules: Sequence[Mapping[str, Any]] = ()) -> Stream:
     """Build a stream from its resolved schema; raises SchemaError where that cannot be."""
     found = columns(schema, name)
     try:
@@ -67,8 +73,16 @@ def stream(name: str, schema: dict[str, Any]) -> Stream:
         )
     except (jsonschema_rs.ValidationError, ValueError) as exc:
         raise SchemaError(f"{name}: not a JSON Schema 2020-12: {exc}") from exc
-    never = frozenset(schema.get("x-never-stored", ()))
-    return Stream(name, schema, found, validator, functions(schema, found), never)
+    return Stream(
+        name,
+        schema,
+        found,
+        validator,
+        functions(schema, found),
+        NeverStored(schema.get("x-never-stored", ())),
+        Rules(name, rules),
+        device_fields(schema),
+    )
 
 
 def _is_date_time(text: str) -> bool:

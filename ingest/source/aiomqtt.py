@@ -149,7 +149,13 @@ class _Connection:
         arrival = Arrival(datetime.now(UTC), time.monotonic())
         deliveries = [
             Delivery(
-                m.topic.value, _payload(m), _encoding(m), m.mid if m.qos else None, arrival, self
+                m.topic.value,
+                _payload(m),
+                _encoding(m),
+                getattr(m.properties, "ContentType", None),
+                m.mid if m.qos else None,
+                arrival,
+                self,
             )
             for m in self._fresh
         ]

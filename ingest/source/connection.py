@@ -84,7 +84,13 @@ class Connection(asyncio.BufferedProtocol):
                     encoding = dict(packet.user_properties).get("content-encoding")
                 deliveries.append(
                     Delivery(
-                        packet.topic, packet.payload, encoding, packet.packet_id, arrival, self
+                        packet.topic,
+                        packet.payload,
+                        encoding,
+                        packet.content_type,
+                        packet.packet_id,
+                        arrival,
+                        self,
                     )
                 )
             else:

@@ -81,7 +81,7 @@ async def expect_migrated(connection: asyncpg.Connection, catalogue: Catalogue) 
     """Raise NotReady unless every table has the columns the schemas ask for and may be written."""
     wanted = {stream.table: set(stream.column_names) for stream in catalogue.values()}
     wanted["dead_letter"] = {"payload"}
-    wanted["device"] = {"device_id"}
+    wanted["device"] = {"device_id", "described_at"}
     present = {
         row["table"]: set(row["columns"]) for row in await connection.fetch(_COLUMNS, list(wanted))
     }

@@ -1,11 +1,13 @@
-"""Device names become `device_id`s: a bounded cache, misses resolved once per batch."""
+"""Device names become `device_id`s, in a bounded cache; and what devices say about themselves."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from itertools import islice
 
 import asyncpg
+
+from ingest.batch import Description
 
 CACHE_DEVICES = 250_000
 """34 MB of names and numbers when full (measured, 17 characters a name)."""
@@ -16,6 +18,24 @@ INSERT INTO iov.device (device, first_seen_at)
 SELECT device, now() FROM unnest($1::text[]) AS device ORDER BY device
 ON CONFLICT (device) DO NOTHING
 """
+
+
+_DESCRIBE = "SELECT iov.describe_devices($1, $2, $3, $4, $5, $6)"
+DESCRIBED = ("kind", "vin", "region", "fleet")
+"""Columns of `iov.device` that a device or an operator fills, in the order of the function."""
+
+
+async def describe(
+    connection: asyncpg.Connection, ids: Mapping[str, int], described: Mapping[str, Description]
+) -> None:
+    """Keep what was said about devices whose ids are known; part of the caller's transaction."""
+    said = list(described.items())
+    await connection.execute(
+        _DESCRIBE,
+        [ids[device] for device, _ in said],
+        [description.at for _, description in said],
+        *([description.fields.get(name) for _, description in said] for name in DESCRIBED),
+    )
 
 
 class DeviceIds:

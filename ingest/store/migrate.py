@@ -105,7 +105,8 @@ async def _base(connection: asyncpg.Connection) -> AsyncIterator[Step]:
         record = f"INSERT INTO iov.migration (version) VALUES ({version})"
         statements = [file.read_text(encoding="utf-8"), record]
         if version == _FIRST:
-            statements += [_role(), *_base_grants()]
+            statements.append(_role())
+        statements += _base_grants().get(version, [])
         yield Step(f"apply {file.name}", statements)
 
 
@@ -173,16 +174,25 @@ DO $$ BEGIN
 END $$"""
 
 
-def _base_grants() -> list[str]:
-    return [
-        _granted("GRANT USAGE ON SCHEMA iov"),
-        _granted("GRANT INSERT ON iov.dead_letter"),
-        # Not the whole device: kind, vin, region and fleet are not the worker's to read.
-        _granted("GRANT SELECT (device_id, device) ON iov.device"),
-        _granted("GRANT INSERT ON iov.device"),
-        _granted("GRANT EXECUTE ON FUNCTION iov.make_partition(text, date)"),
-        _granted_temporary(),
-    ]
+def _base_grants() -> dict[int, list[str]]:
+    """What the workers' role is granted on what each base migration makes."""
+    return {
+        1: [
+            _granted("GRANT USAGE ON SCHEMA iov"),
+            _granted("GRANT INSERT ON iov.dead_letter"),
+            # Not the whole device: kind, vin, region and fleet are not the worker's to read.
+            _granted("GRANT SELECT (device_id, device) ON iov.device"),
+            _granted("GRANT INSERT ON iov.device"),
+            _granted("GRANT EXECUTE ON FUNCTION iov.make_partition(text, date)"),
+            _granted_temporary(),
+        ],
+        2: [
+            _granted(
+                "GRANT EXECUTE ON FUNCTION iov.describe_devices"
+                "(integer[], timestamptz[], text[], text[], text[], text[])"
+            )
+        ],
+    }
 
 
 def _granted_temporary() -> str:

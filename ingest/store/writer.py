@@ -27,7 +27,7 @@ from ingest.model import Delivery, Reason, Rejected
 from ingest.schema import Catalogue
 from ingest.store.connect import connect, expect_migrated
 from ingest.store.copy import copy
-from ingest.store.devices import DeviceIds
+from ingest.store.devices import DeviceIds, describe
 from ingest.store.failures import DuplicateKey, NoPartition, meaning, unless_cancelled
 from ingest.store.partitions import make_partitions
 from ingest.store.staging import merge
@@ -125,6 +125,8 @@ class Writer:
                     written.stored[name] = len(records)
             if letters:
                 await copy(connection, "iov", "dead_letter", DeadLetter._fields, letters)
+            if batch.described:
+                await describe(connection, ids, batch.described)
         return written
 
     def _refused(self, batch: Batch, name: str, refused: dict[int, str]) -> list[DeadLetter]:
@@ -133,6 +135,7 @@ class Writer:
             rows = batch.rows[name]
             delivery, index = rows.origins[position]
             rejected = Rejected(
+                name,
                 name,
                 rows.devices[position],
                 Reason.REFUSED_BY_STORE,

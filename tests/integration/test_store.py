@@ -39,7 +39,11 @@ async def writing(
     environ = {"IOV_DATABASE_URL": url or database.url, "IOV_MQTT_CLIENT_ID": "w"}
     configured = load(environ=environ)
     writer = Writer(
-        configured, catalogue, Metrics(catalogue), Checker(catalogue).sample_json, Random(1)
+        configured,
+        catalogue,
+        Metrics(dict.fromkeys(catalogue, ())),
+        Checker(catalogue).sample_json,
+        Random(1),
     )
     try:
         yield writer
@@ -434,7 +438,11 @@ async def test_the_workers_role_owns_nothing_and_can_do_its_work(
     url = database.server.url_of(database.name, "plain")
     configured = load(environ={"IOV_DATABASE_URL": url, "IOV_MQTT_CLIENT_ID": "w"})
     writer = Writer(
-        configured, catalogue, Metrics(catalogue), Checker(catalogue).sample_json, Random(1)
+        configured,
+        catalogue,
+        Metrics(dict.fromkeys(catalogue, ())),
+        Checker(catalogue).sample_json,
+        Random(1),
     )
     at = datetime.now(UTC) - timedelta(days=9)
     for _ in range(2):  # the second time all are duplicates, through staging

@@ -14,8 +14,8 @@ NOW = datetime(2026, 11, 22, tzinfo=UTC)
 
 def checked(rows: int, bad: int = 0, size_bytes: int = 10) -> Checked:
     good = [Row("nev", "V1", ["V1", n], n, 1) for n in range(rows)]
-    wrong = [Rejected("nev", "V1", Reason.SCHEMA, "/x", b"{}") for _ in range(bad)]
-    return Checked("nev", [*good, *wrong], size_bytes)
+    wrong = [Rejected("nev", "nev", "V1", Reason.SCHEMA, "/x", b"{}") for _ in range(bad)]
+    return Checked("nev", {"nev": len(good) + len(wrong)}, [*good, *wrong], size_bytes)
 
 
 def is_full(batcher: Batcher) -> bool:
@@ -73,7 +73,7 @@ def test_a_batch_holds_rows_by_stream_and_counts_what_was_rejected() -> None:
 
 
 def test_a_dead_letter_can_always_be_stored() -> None:
-    rejected = Rejected("a\0b", "V1", Reason.SCHEMA, "/\0" + "x" * 1_000, b"\0")
+    rejected = Rejected("other", "a\0b", "V1", Reason.SCHEMA, "/\0" + "x" * 1_000, b"\0")
     letter = dead_letter(delivery({}, "t\0", at=NOW), rejected)
     assert letter == DeadLetter(NOW, "t\ufffd", "V1", "a\ufffdb", "schema", letter.detail, b"\0")
     assert letter.detail == "/\ufffd" + "x" * 298

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.check import Ages, Checker, derived_seq, instant
-from ingest.decode import Fault, Limits
-from ingest.model import Outcome, Reason, Rejected, Row
+from ingest.decode import Limits
+from ingest.model import Fault, Outcome, Reason, Rejected, Row
 from ingest.schema import Catalogue, load_catalogue
 from ingest.schema.stream import stream
 from tests.support import delivery, sample
@@ -93,7 +93,7 @@ def test_the_limits_of_age_belong_to_what_is_allowed(edge: timedelta) -> None:
     ("topic", "reason", "device", "name"),
     [
         ("other/topic", Reason.BAD_TOPIC, None, None),
-        ("iov/v1/V1/gbt32960", Reason.UNKNOWN_STREAM, "V1", "gbt32960"),
+        ("iov/v1/V1/envelope", Reason.UNKNOWN_STREAM, "V1", "envelope"),
     ],
 )
 def test_a_message_that_belongs_nowhere_is_kept_whole(
@@ -102,7 +102,7 @@ def test_a_message_that_belongs_nowhere_is_kept_whole(
     checked = CHECKER.check(delivery(b"raw", topic))
     assert checked.stream == "other"
     (found,) = checked.outcomes
-    assert found == Rejected(name, device, reason, found.detail, b"raw")  # type: ignore[union-attr]  # it is a Rejected, so equal to one
+    assert found == Rejected("other", name, device, reason, found.detail, b"raw")  # type: ignore[union-attr]  # it is a Rejected, so equal to one
 
 
 @pytest.mark.parametrize("topic", ["other/topic", "iov/v1/V1/what", "iov/v1/V1/nev"])
@@ -181,7 +181,12 @@ def test_an_internal_error_keeps_the_whole_message() -> None:
     assert checked.stream == "nev"
     assert checked.outcomes == [
         Rejected(
-            "nev", "V1", Reason.INTERNAL_ERROR, "an error in the service; see its log", b"[1,2]"
+            "nev",
+            "nev",
+            "V1",
+            Reason.INTERNAL_ERROR,
+            "an error in the service; see its log",
+            b"[1,2]",
         )
     ]
     assert CHECKER.internal_error(delivery(b"", "what")).stream == "other"

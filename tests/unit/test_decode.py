@@ -12,8 +12,8 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.decode import Decoded, Fault, Limits, decode, inflate, parse_topic, too_deep
-from ingest.model import Reason
+from ingest.decode import Decoded, Limits, decode, inflate, parse_topic, too_deep
+from ingest.model import Fault, Reason
 
 LIMITS = Limits(payload_bytes=1_000, inflated_bytes=4_000, samples=3)
 

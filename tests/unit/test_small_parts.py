@@ -48,7 +48,7 @@ def test_a_histogram_counts_like_prometheus_does(values: list[float]) -> None:
 
 
 def test_an_observed_value_shows_in_the_text_prometheus_reads() -> None:
-    metrics = Metrics(["nev"])
+    metrics = Metrics({"nev": ["clock_off"]})
     metrics.commit_seconds.observe(0.02)
     text = generate_latest(metrics.registry).decode()
     assert 'iov_commit_seconds_bucket{le="0.025"} 1.0' in text

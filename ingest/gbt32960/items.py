@@ -1,0 +1,336 @@
+"""What the units of a frame are made of: items that read themselves from bytes and write back.
+
+Every item knows its place in the sample, its raw range, scale and offset, and the values that mean
+"abnormal" and "invalid". Big-endian throughout. What a value alone cannot say is a mark under its
+JSON pointer: a flag for `quality` and, where a value was out of its range, the raw count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+ABNORMAL, INVALID, OUT_OF_RANGE = "abnormal", "invalid", "out_of_range"
+_PRINTABLE = (0x20, 0x7E)
+
+
+class Mark(NamedTuple):
+    """Why a field is null, or not as it should be."""
+
+    flag: str
+    raw: Any = None
+    """What stood on the wire where `flag` is `out_of_range`."""
+
+
+Marks = dict[str, Mark]
+"""By JSON pointer, relative to the object an item reads into."""
+
+
+class CutShortError(ValueError):
+    """The data ends inside an item."""
+
+
+class Reader:
+    """Bytes from front to back."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.at = 0
+
+    @property
+    def left(self) -> int:
+        """Bytes not read yet."""
+        return len(self.data) - self.at
+
+    def take(self, count: int) -> bytes:
+        """The next bytes; raises CutShortError where there are fewer."""
+        if self.left < count:
+            raise CutShortError
+        self.at += count
+        return self.data[self.at - count : self.at]
+
+    def count(self, size: int) -> int:
+        """The next bytes as one unsigned number."""
+        return int.from_bytes(self.take(size), "big")
+
+
+class Item(Protocol):
+    """One piece of a unit."""
+
+    def read(self, reader: Reader, into: dict[str, Any], marks: Marks) -> None:
+        """Read the item and put what it says into the object."""
+
+    def write(self, source: Mapping[str, Any], marks: Marks, out: bytearray) -> None:
+        """Write what the object says; what it does not say is "invalid"."""
+
+    def present(self, source: Mapping[str, Any]) -> bool:
+        """Whether the object says anything about it."""
+
+
+def sentinel(raw: int, size: int) -> str | None:
+    """`abnormal` for 0xFE, 0xFFFE, 0xFFFFFFFE, `invalid` for one more, else None.
+
+    Source: GB/T 32960.3-2016, the effective values of every table.
+    """
+    return {(1 << 8 * size) - 2: ABNORMAL, (1 << 8 * size) - 1: INVALID}.get(raw)
+
+
+def _put(into: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    for name in path[:-1]:
+        into = into.setdefault(name, {})
+    into[path[-1]] = value
+
+
+def _get(source: Mapping[str, Any], path: Sequence[str]) -> tuple[bool, Any]:
+    """(whether it is there, value)."""
+    for name in path[:-1]:
+        source = source.get(name) or {}
+    return path[-1] in source, source.get(path[-1])
+
+
+class _Field:
+    """An item that is one number on the wire and one value in the sample."""
+
+    name: str
+    size: int
+
+    def value(self, raw: int) -> Any:
+        """The value of a count; None where the count is out of range."""
+        raise NotImplementedError
+
+    def raw(self, value: Any) -> int:
+        """The count of a value."""
+        raise NotImplementedError
+
+    def read_one(self, reader: Reader) -> tuple[Any, Mark | None]:
+        """The value and its mark."""
+        raw = reader.count(self.size)
+        flag = sentinel(raw, self.size)
+        if flag is not None:
+            return None, Mark(flag)
+        value = self.value(raw)
+        return value, Mark(OUT_OF_RANGE, raw) if value is None else None
+
+    def write_one(self, value: Any, mark: Mark | None, out: bytearray) -> None:
+        """The count of a value, or of what its mark says."""
+        if value is not None:
+            raw = self.raw(value)
+        elif mark is not None and mark.raw is not None:
+            raw = mark.raw
+        else:
+            raw = (1 << 8 * self.size) - (2 if mark and mark.flag == ABNORMAL else 1)
+        out += raw.to_bytes(self.size, "big")
+
+    def read(self, reader: Reader, into: dict[str, Any], marks: Marks) -> None:
+        """See Item."""
+        value, mark = self.read_one(reader)
+        path = self.name.split(".")
+        _put(into, path, value)
+        if mark is not None:
+            marks["/" + "/".join(path)] = mark
+
+    def write(self, source: Mapping[str, Any], marks: Marks, out: bytearray) -> None:
+        """See Item."""
+        path = self.name.split(".")
+        self.write_one(_get(source, path)[1], marks.get("/" + "/".join(path)), out)
+
+    def present(self, source: Mapping[str, Any]) -> bool:
+        """See Item."""
+        return _get(source, self.name.split("."))[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Number(_Field):
+    """A number: `raw` from `low` to `high`, divided by `per_unit`, plus `offset`."""
+
+    name: str
+    size: int
+    high: int
+    per_unit: int = 1
+    offset: int = 0
+    low: int = 0
+
+    def value(self, raw: int) -> float | int | None:
+        """In the unit of the sample."""
+        if not self.low <= raw <= self.high:
+            return None
+        counts = raw + self.offset * self.per_unit
+        return counts if self.per_unit == 1 else counts / self.per_unit
+
+    def raw(self, value: float) -> int:
+        """Rounded to the resolution and kept within the range."""
+        return min(max(round((value - self.offset) * self.per_unit), self.low), self.high)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice(_Field):
+    """One of a list."""
+
+    name: str
+    values: Mapping[int, str]
+    size: int = 1
+
+    def value(self, raw: int) -> str | None:
+        """The word for it."""
+        return self.values.get(raw)
+
+    def raw(self, value: str) -> int:
+        """The number of the word."""
+        return next(raw for raw, word in self.values.items() if word == value)
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """A count and as many numbers; a count of "abnormal" or "invalid" has none after it."""
+
+    name: str
+    count_size: int
+    item: Number
+
+    def read(self, reader: Reader, into: dict[str, Any], marks: Marks) -> None:
+        """See Item."""
+        count = reader.count(self.count_size)
+        path = self.name.split(".")
+        at = "/" + "/".join(path)
+        flag = sentinel(count, self.count_size)
+        if flag is not None:
+            marks[at] = Mark(flag)
+            _put(into, path, None)
+            return
+        if reader.left < count * self.item.size:
+            raise CutShortError
+        values = []
+        for index in range(count):
+            value, mark = self.item.read_one(reader)
+            values.append(value)
+            if mark is not None:
+                marks[f"{at}/{index}"] = mark
+        _put(into, path, values)
+
+    def write(self, source: Mapping[str, Any], marks: Marks, out: bytearray) -> None:
+        """See Item."""
+        path = self.name.split(".")
+        at = "/" + "/".join(path)
+        values = _get(source, path)[1]
+        if values is None:
+            abnormal = at in marks and marks[at].flag == ABNORMAL
+            count = (1 << 8 * self.count_size) - (2 if abnormal else 1)
+            out += count.to_bytes(self.count_size, "big")
+            return
+        out += len(values).to_bytes(self.count_size, "big")
+        for index, value in enumerate(values):
+            self.item.write_one(value, marks.get(f"{at}/{index}"), out)
+
+    def present(self, source: Mapping[str, Any]) -> bool:
+        """See Item."""
+        return _get(source, self.name.split("."))[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """A count, unless there is only one, and as many objects."""
+
+    name: str
+    items: Sequence[Item]
+    has: str
+    """A field that every object this unit speaks of has; others belong to other units."""
+    count_size: int = 1
+
+    def read(self, reader: Reader, into: dict[str, Any], marks: Marks) -> None:
+        """See Item."""
+        count = reader.count(self.count_size) if self.count_size else 1
+        path = self.name.split(".")
+        at = "/" + "/".join(path)
+        flag = sentinel(count, self.count_size) if self.count_size else None
+        if flag is not None:
+            marks[at] = Mark(flag)
+            _put(into, path, None)
+            return
+        entries = []
+        for index in range(count):
+            entry: dict[str, Any] = {}
+            own: Marks = {}
+            for item in self.items:
+                item.read(reader, entry, own)
+            entries.append(entry)
+            marks |= {f"{at}/{index}{pointer}": mark for pointer, mark in own.items()}
+        _put(into, path, entries)
+
+    def write(self, source: Mapping[str, Any], marks: Marks, out: bytearray) -> None:
+        """See Item."""
+        path = self.name.split(".")
+        at = "/" + "/".join(path)
+        entries = _get(source, path)[1] or []
+        own = [(n, entry) for n, entry in enumerate(entries) if self.has in entry]
+        if self.count_size:
+            mark = marks.get(at)
+            if not own and mark is not None:
+                count = (1 << 8 * self.count_size) - (2 if mark.flag == ABNORMAL else 1)
+            else:
+                count = len(own)
+            out += count.to_bytes(self.count_size, "big")
+        for index, entry in own:
+            inner = within(marks, f"{at}/{index}")
+            for item in self.items:
+                item.write(entry, inner, out)
+
+    def present(self, source: Mapping[str, Any]) -> bool:
+        """See Item."""
+        there, entries = _get(source, self.name.split("."))
+        return there and (not entries or any(self.has in entry for entry in entries))
+
+
+def within(marks: Marks, at: str) -> Marks:
+    """The marks below a pointer, relative to it."""
+    return {
+        pointer[len(at) :]: mark for pointer, mark in marks.items() if pointer.startswith(at + "/")
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """ASCII of a fixed length, padded at its end."""
+
+    name: str
+    length: int
+
+    def read(self, reader: Reader, into: dict[str, Any], marks: Marks) -> None:
+        """See Item."""
+        raw = reader.take(self.length)
+        if raw in (b"\xff" * self.length, b"\xfe" * self.length):
+            marks[f"/{self.name}"] = Mark(INVALID if raw[:1] == b"\xff" else ABNORMAL)
+            into[self.name] = None
+        else:
+            into[self.name] = text(raw)
+
+    def write(self, source: Mapping[str, Any], marks: Marks, out: bytearray) -> None:
+        """See Item."""
+        value = source.get(self.name)
+        if value is None:
+            abnormal = marks.get(f"/{self.name}", Mark(INVALID)).flag == ABNORMAL
+            out += (b"\xfe" if abnormal else b"\xff") * self.length
+        else:
+            out += padded(value, self.length)
+
+    def present(self, source: Mapping[str, Any]) -> bool:
+        """See Item."""
+        return self.name in source
+
+
+def text(raw: bytes, *, exact: bool = False) -> str:
+    """ASCII without the padding; what is none becomes a question mark.
+
+    With `exact` it is written in hexadecimal, `0x…`, then: some makers fill codes with bytes.
+    """
+    kept = raw.rstrip(b"\0 ")
+    if exact and not all(_PRINTABLE[0] <= byte <= _PRINTABLE[1] for byte in kept):
+        return "0x" + raw.hex()
+    return "".join(chr(b) if _PRINTABLE[0] <= b <= _PRINTABLE[1] else "?" for b in kept)
+
+
+def padded(value: str, length: int) -> bytes:
+    """ASCII of a fixed length, or the bytes that `text` wrote in hexadecimal."""
+    if value.startswith("0x") and len(value) == 2 + 2 * length:
+        return bytes.fromhex(value[2:])
+    return value.encode("ascii", "replace")[:length].ljust(length, b"\0")

@@ -1,0 +1,46 @@
+"""What must never be stored: heart rates, plate numbers, titles of what is played.
+
+A schema lists names (`x-never-stored`); a field of such a name, however deep and however written
+(`heart_rate`, `heartRate`, `Heart-Rate`), is removed from a sample before anything of it is kept.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
+
+_NOT_PLAIN = re.compile(r"[^a-z0-9]")
+_REMEMBERED = 4_096
+
+
+class NeverStored:
+    """The names of one stream; false where it has none."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = frozenset(map(_plain, names))
+        # Vehicles send the same names for ever; hostile ones push each other out.
+        self.bans = lru_cache(_REMEMBERED)(lambda name: _plain(name) in self.names)
+
+    def __bool__(self) -> bool:
+        return bool(self.names)
+
+    def without(self, node: Any) -> Any:
+        """`node` without any field of these names."""
+        if not self.names:
+            return node
+        if isinstance(node, dict):
+            return {k: self.without(v) for k, v in node.items() if not self.bans(k)}
+        if isinstance(node, list):
+            return [self.without(item) for item in node]
+        return node
+
+    def may_be_in(self, text: bytes) -> bool:
+        """Whether one of the names may stand in a text that cannot be read as JSON."""
+        plain = _plain(text.decode("ascii", "ignore"))
+        return "\\u" in str(text) or any(name in plain for name in self.names)
+
+
+def _plain(name: str) -> str:
+    return _NOT_PLAIN.sub("", name.lower())

@@ -1,0 +1,118 @@
+"""`devices import`: what an operator knows about devices, from a CSV file into `iov.device`."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ingest.config import Settings
+from ingest.decode import parse_topic
+from ingest.errors import ConfigError
+from ingest.schema import Catalogue
+from ingest.schema.plausible import check_digit_agrees
+from ingest.store.connect import connect, expect_migrated
+from ingest.store.devices import DESCRIBED
+
+_DEVICE = "device"
+_MOST_PROBLEMS = 20
+
+_STAGE = """
+CREATE TEMPORARY TABLE stage_device (device text, kind text, vin text, region text, fleet text)
+ON COMMIT DROP
+"""
+_ADD = """
+INSERT INTO iov.device (device, first_seen_at)
+SELECT device, now() FROM stage_device ORDER BY device ON CONFLICT (device) DO NOTHING
+"""
+_DESCRIBE = """
+UPDATE iov.device d SET
+    kind = coalesce(s.kind, d.kind), vin = coalesce(s.vin, d.vin),
+    region = coalesce(s.region, d.region), fleet = coalesce(s.fleet, d.fleet), described_at = now()
+FROM stage_device s
+WHERE d.device = s.device AND (d.kind, d.vin, d.region, d.fleet) IS DISTINCT FROM
+    (coalesce(s.kind, d.kind), coalesce(s.vin, d.vin),
+     coalesce(s.region, d.region), coalesce(s.fleet, d.fleet))
+"""
+
+
+class Described(NamedTuple):
+    """One line of the file; an empty field says nothing and leaves what is known."""
+
+    device: str
+    kind: str | None = None
+    vin: str | None = None
+    region: str | None = None
+    fleet: str | None = None
+
+
+def read_devices(file: Path, catalogue: Catalogue) -> list[Described]:
+    """The devices of a CSV file with a header; raises ConfigError with every line that is wrong.
+
+    What a field may hold is said by the `session` schema, whose samples may say the same.
+    """
+    problems: list[str] = []
+    found: dict[str, Described] = {}
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            for number, device in _lines(csv.DictReader(lines), catalogue, problems):
+                if device.device in found:
+                    problems.append(f"line {number}: {device.device} was there before")
+                found[device.device] = device
+    except OSError as exc:
+        raise ConfigError([f"{file} cannot be read: {exc.strerror}"]) from exc
+    except (UnicodeDecodeError, csv.Error) as exc:
+        raise ConfigError([f"{file} is no CSV file in UTF-8: {exc}"]) from exc
+    if problems:
+        more = len(problems) - _MOST_PROBLEMS
+        shown = [f"{file}, {problem}" for problem in problems[:_MOST_PROBLEMS]]
+        raise ConfigError([*shown, *([f"{file}: {more} more"] if more > 0 else [])])
+    return list(found.values())
+
+
+def _lines(
+    reader: csv.DictReader[str], catalogue: Catalogue, problems: list[str]
+) -> Iterator[tuple[int, Described]]:
+    header = reader.fieldnames or ()
+    if _DEVICE not in header or set(header) - {_DEVICE, *DESCRIBED}:
+        wanted = ",".join((_DEVICE, *DESCRIBED))
+        problems.append(f"line 1: the header names device and any of the rest of {wanted}")
+        return
+    for line in reader:
+        said = {name: value.strip() for name, value in line.items() if isinstance(value, str)}
+        fields = {name: said[name] for name in DESCRIBED if said.get(name)}
+        device = said.get(_DEVICE, "")
+        fault = catalogue["session"].fault({"ts": 0, "event": "online", **fields})
+        if None in line:
+            problems.append(f"line {reader.line_num}: more fields than the header")
+        elif parse_topic(f"iov/v1/{device}/session") is None:
+            problems.append(f"line {reader.line_num}: the device is not [A-Za-z0-9_-]{{1,64}}")
+        elif fault is not None:
+            problems.append(f"line {reader.line_num}: {fault}")
+        else:
+            yield reader.line_num, Described(device, **fields)
+
+
+async def import_devices(
+    settings: Settings, catalogue: Catalogue, devices: list[Described]
+) -> dict[str, Any]:
+    """Add what is not there, describe what is; all of it or nothing. The keys of `--json`."""
+    connection = await connect(settings, "iov-ingest devices", command_timeout_s=None)
+    try:
+        await expect_migrated(connection, catalogue)
+        async with connection.transaction():
+            await connection.execute(_STAGE)
+            await connection.copy_records_to_table(
+                "stage_device", schema_name="pg_temp", records=devices
+            )
+            added = await connection.execute(_ADD)
+            changed = await connection.execute(_DESCRIBE)
+    finally:
+        connection.terminate()
+    return {
+        "devices": len(devices),
+        "added": int(added.rsplit(" ", 1)[1]),
+        "changed": int(changed.rsplit(" ", 1)[1]),
+        "vin_check_digit": sum(1 for d in devices if d.vin and not check_digit_agrees(d.vin)),
+    }
