@@ -72,6 +72,9 @@ _UNTIMED = (Command.HEARTBEAT, Command.ACTIVATE_ACK)
 """Commands whose data unit has no time."""
 _2025_ONLY = (Command.ACTIVATE, Command.ACTIVATE_ACK)
 
+_REPORTED = ("nev", "battery", "alarm")
+"""Streams of a report; the first of them that a frame has keeps what no table knows."""
+
 Samples = dict[str, dict[str, Any]]
 """By stream."""
 
@@ -205,7 +208,7 @@ def _units(edition: Edition, reader: Reader, head: dict[str, Any]) -> Samples:
         raise CutShortError
     if not samples:
         samples["nev"] = dict(head)
-    first = next(iter(samples))
+    first = next(stream for stream in _REPORTED if stream in samples)
     for stream, sample in samples.items():
         more = kept if stream == first else []
         _marked(sample, marks.get(stream, {}), more, undecoded=undecoded and stream == first)

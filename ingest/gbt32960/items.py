@@ -236,6 +236,8 @@ class Repeat:
     has: str
     """A field that every object this unit speaks of has; others belong to other units."""
     count_size: int = 1
+    leads: bool = True
+    """Of two units that speak of the same objects, the one that says there are none."""
 
     def read(self, reader: Reader, into: dict[str, Any], marks: Marks) -> None:
         """See Item."""
@@ -278,7 +280,9 @@ class Repeat:
     def present(self, source: Mapping[str, Any]) -> bool:
         """See Item."""
         there, entries = _get(source, self.name.split("."))
-        return there and (not entries or any(self.has in entry for entry in entries))
+        if not entries:
+            return there and self.leads
+        return any(self.has in entry for entry in entries)
 
 
 def within(marks: Marks, at: str) -> Marks:

@@ -120,7 +120,7 @@ _2016: dict[int, Unit] = {
     ], "cell_v")]),
     0x09: Unit("battery", [Repeat("packs", [
         Number("no", 1, 250, low=1), Numbers("probe_temps_c", 2, _PROBE_C),
-    ], "probe_temps_c")]),
+    ], "probe_temps_c", leads=False)]),
 }  # fmt: skip
 
 _2025: dict[int, Unit] = {
@@ -149,7 +149,7 @@ _2025: dict[int, Unit] = {
     ], "cell_v")]),
     0x08: Unit("battery", [Repeat("packs", [
         Number("no", 1, 50, low=1), Numbers("probe_temps_c", 2, _PROBE_C),
-    ], "probe_temps_c")]),
+    ], "probe_temps_c", leads=False)]),
     0x30: Unit("nev", [Repeat("fuel_cell.stacks", [
         Number("no", 1, 253, low=1), Number("voltage_v", 2, 20_000, 10),
         Number("current_a", 2, 20_000, 10), Number("h2_inlet_kpa", 2, 5_000, 10, -100),

@@ -137,8 +137,9 @@ def _vin(rule: Mapping[str, Any]) -> Test:
 
 def _clock(rule: Mapping[str, Any]) -> Test:
     flag = rule["flag"]
-    near = timedelta(seconds=rule.get("beyond_s", rule.get("apart_s", 0) - rule.get("within_s", 0)))
-    apart, within = rule.get("apart_s"), rule.get("within_s")
+    apart, within = rule.get("apart_s"), rule.get("within_s", 0)
+    beyond_s = rule["beyond_s"] if apart is None else apart - within - 1
+    near = timedelta(seconds=beyond_s)
 
     def test(_ts: Any, sample: dict[str, Any], around: Around) -> Iterable[Finding]:
         off = around.received_at - around.ts

@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import orjson
+import pytest
+
+from ingest.check import Checker
+from ingest.errors import SchemaError
+from ingest.model import Row
+from ingest.schema import load_catalogue
+from ingest.schema.plausible import check_digit_agrees, check_rules
+from tests.support import delivery
+
+NOW = datetime(2026, 11, 22, 8, 0, tzinfo=UTC)
+CHECKER = Checker(load_catalogue())
+GOOD_VIN, BAD_VIN = "LSVAA4181E2123456", "LSVAA4182E2123456"
+
+
+def noted(
+    payload: Any, stream: str = "nev", device: str = "V1"
+) -> list[tuple[dict[str, str] | None, Collection[str]]]:
+    """(quality, flags) of each sample of a message; all of them are accepted."""
+    found = []
+    for outcome in CHECKER.check(delivery(payload, f"iov/v1/{device}/{stream}", at=NOW)).outcomes:
+        assert isinstance(outcome, Row), outcome
+        quality = outcome.values[-2]
+        found.append((None if quality is None else orjson.loads(quality), outcome.flags))
+    return found
+
+
+def quality(payload: Any, stream: str = "nev", device: str = "V1") -> dict[str, str] | None:
+    ((found, _),) = noted(payload, stream, device)
+    return found
+
+
+def at(seconds: float = 0, **fields: Any) -> dict[str, Any]:
+    return {"ts": (NOW - timedelta(seconds=seconds)).isoformat()} | fields
+
+
+def test_an_ordinary_sample_has_nothing_noted() -> None:
+    assert noted(at(soc_pct=71, speed_kmh=40, insulation_kohm=8000)) == [(None, ())]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "flag"),
+    [
+        (300, None),
+        (301, "clock_off"),
+        (8 * 3600, "clock_off_8h"),
+        (8 * 3600 - 60, "clock_off_8h"),
+        (8 * 3600 + 60, "clock_off_8h"),
+        (8 * 3600 - 61, "clock_off"),
+        (8 * 3600 + 61, "clock_off"),
+        (5 * 86_400, "clock_off"),
+    ],
+)
+def test_a_clock_that_is_off_is_noted_eight_hours_apart_from_the_rest(
+    seconds: float, flag: str | None
+) -> None:
+    assert quality(at(seconds)) == (None if flag is None else {"/ts": flag})
+    assert quality(at(seconds, resend=True)) is None
+
+
+def test_a_clock_eight_hours_ahead_is_noted_where_that_is_allowed() -> None:
+    from ingest.check import Ages
+
+    checker = Checker(load_catalogue(), None, Ages(ahead=timedelta(days=1)))
+    (row,) = checker.check(delivery(at(-8 * 3600), at=NOW)).outcomes
+    assert isinstance(row, Row)
+    assert row.flags == ["clock_off_8h"]
+
+
+@pytest.mark.parametrize(
+    ("soc", "flag"), [(0, None), (0.01, "soc_fraction"), (0.85, "soc_fraction"), (1, "soc_fraction"),
+                      (1.01, None), (85, None)],
+)  # fmt: skip
+def test_a_state_of_charge_that_looks_like_a_fraction_is_noted(soc: float, flag: str) -> None:
+    assert quality(at(soc_pct=soc)) == (None if flag is None else {"/soc_pct": flag})
+
+
+def test_an_odometer_that_runs_backwards_within_a_message_is_noted() -> None:
+    message = [at(3, odometer_km=10.0), at(2, odometer_km=10.1), at(1, odometer_km=9.9)]
+    assert [flags for _, flags in noted(message)] == [(), (), ["odometer_backwards"]]
+    # The order in the message says nothing; the order in time does.
+    assert [flags for _, flags in noted(message[::-1])] == [["odometer_backwards"], (), ()]
+    assert [flags for _, flags in noted([message[2], message[2]])] == [(), ()]
+    truck = [at(2, total_distance_m=500), at(1, total_distance_m=400)]
+    assert noted(truck, "truck")[1][0] == {"/total_distance_m": "odometer_backwards"}
+    broken = [at(2, odometer_km="ten"), at(1, odometer_km=3)]
+    outcomes = CHECKER.check(delivery(broken, at=NOW)).outcomes
+    assert isinstance(outcomes[1], Row)
+    assert outcomes[1].flags == ()
+
+
+def test_the_check_digit_of_a_chinese_vin_as_device_or_field_is_noted() -> None:
+    assert quality(at(), device=GOOD_VIN) is None
+    assert quality(at(), device=BAD_VIN) == {"/device": "vin_check_digit"}
+    session = at(event="login", vin=BAD_VIN)
+    assert quality(session, "session") == {"/vin": "vin_check_digit"}
+    assert quality(session | {"vin": GOOD_VIN}, "session") is None
+
+
+@pytest.mark.parametrize(
+    ("vin", "agrees"),
+    [
+        ("LSVAA4181E2123456", True),
+        ("LSVAA4183E2123456", False),
+        ("1M8GDM9AXKP042788", True),  # the example of 49 CFR 565.15
+        ("1M8GDM9A1KP042788", True),  # not Chinese: not looked at
+        ("LSVAA418OE2123456", True),  # holds an O: no VIN at all
+        ("LSVAA418", True),
+        ("", True),
+    ],
+)
+def test_only_chinese_vins_are_looked_at(vin: str, agrees: bool) -> None:  # noqa: FBT001
+    assert check_digit_agrees(vin) is agrees
+
+
+def test_the_arithmetic_is_that_of_the_standard() -> None:
+    # The example of 49 CFR 565.15 with a first letter of the same weight and value as L would have.
+    weights = (8, 7, 6, 5, 4, 3, 2, 10, 0, 9, 8, 7, 6, 5, 4, 3, 2)
+    values = dict(zip("ABCDEFGHJKLMNPRSTUVWXYZ", map(int, "12345678123457923456789"), strict=True))
+    vin = "LM8GDM9A?KP042788"
+    total = sum(
+        w * (int(c) if c.isdigit() else values.get(c, 0)) for w, c in zip(weights, vin, strict=True)
+    )
+    digit = "0123456789X"[total % 11]
+    assert [check_digit_agrees(vin.replace("?", d)) for d in "0123456789X"].count(True) == 1
+    assert check_digit_agrees(vin.replace("?", digit))
+
+
+CELLS = {"packs": [{"no": 1, "total_cells": 3, "cell_v": [3.28, 3.27, 3.26]}]}
+
+
+@pytest.mark.parametrize(
+    ("extremes", "flagged"),
+    [
+        ({"max_cell": {"v": 3.28}, "min_cell": {"v": 3.26}}, set()),
+        ({"max_cell": {"v": 3.284}}, set()),
+        ({"max_cell": {"v": 3.3}}, {"/extremes/max_cell/v"}),
+        ({"max_cell": {"v": 3.27}}, {"/extremes/max_cell/v"}),
+        ({"min_cell": {"v": 3.2}}, {"/extremes/min_cell/v"}),
+        ({"max_cell": {"v": None}}, set()),
+    ],
+)
+def test_extremes_that_disagree_with_the_cells_are_noted(
+    extremes: dict[str, Any], flagged: set[str]
+) -> None:
+    found = quality(at(extremes=extremes, **CELLS), "battery") or {}
+    assert found == dict.fromkeys(flagged, "extremes_disagree")
+
+
+def test_part_of_a_pack_proves_a_highest_value_too_low_and_never_too_high() -> None:
+    part = {"packs": [{"no": 1, "total_cells": 360, "start_index": 201, "cell_v": [3.28, 3.3]}]}
+    assert quality(at(extremes={"max_cell": {"v": 3.9}}, **part), "battery") is None
+    found = quality(at(extremes={"max_cell": {"v": 3.28}}, **part), "battery")
+    assert found == {"/extremes/max_cell/v": "extremes_disagree"}
+
+
+def test_extremes_that_point_nowhere_are_noted_and_kept() -> None:
+    found = quality(at(extremes={"max_cell": {"sys": 0, "cell": 0}, "max_temp": {"probe": 251}}))
+    assert found == dict.fromkeys(
+        ("/extremes/max_cell/sys", "/extremes/max_cell/cell", "/extremes/max_temp/probe"),
+        "extreme_points_nowhere",
+    )
+
+
+def test_implausible_cells_and_placeholders_are_noted() -> None:
+    packs = [{"no": 1, "cell_v": [3.2, None, 6.5]}]
+    found = quality(at(packs=packs), "battery")
+    assert found == {"/packs/0/cell_v/2": "cell_voltage_implausible"}
+    assert quality(at(insulation_kohm=8191)) == {"/insulation_kohm": "placeholder"}
+
+
+def test_what_the_device_said_itself_stays_and_is_not_counted() -> None:
+    sample = at(soc_pct=0.5, insulation_kohm=8191, quality={"/soc_pct": "estimated"})
+    ((found, flags),) = noted(sample)
+    assert found == {"/soc_pct": "estimated", "/insulation_kohm": "placeholder"}
+    assert flags == ["placeholder"]
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        [],
+        {"rules": {}},
+        {"rules": [{"flag": "x", "test": "no such test", "streams": ["*"], "field": "/a"}]},
+        {"rules": [{"flag": "x", "test": "inside", "streams": ["*"], "field": "/a"}]},
+        {"rules": [{"test": "equals", "streams": ["*"], "field": "/a", "value": 1}]},
+        {"rules": [{"flag": "x", "test": "equals", "streams": "nev", "field": "/a", "value": 1}]},
+    ],
+)
+def test_a_rule_that_says_nothing_known_is_refused(document: Any) -> None:
+    with pytest.raises(SchemaError, match=r"rules.json: "):
+        check_rules(document, "rules.json")
