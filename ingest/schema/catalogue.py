@@ -10,13 +10,14 @@ from typing import Any
 import orjson
 
 from ingest.errors import SchemaError
+from ingest.model import GBT32960
 from ingest.schema.plausible import check_rules
 from ingest.schema.stream import Stream, stream
 
 Catalogue = Mapping[str, Stream]
 """Streams by name, in alphabetical order."""
 
-_SUFFIX = ".schema.json"
+SUFFIX = ".schema.json"
 _SHARED = "envelope"
 """The file of definitions that streams refer to; it is no stream itself."""
 _RULES = "plausibility.json"
@@ -33,16 +34,24 @@ def default_directory() -> Path:
 def load_catalogue(directory: Path | None = None) -> Catalogue:
     """Read every schema; raises SchemaError with the first file that is wrong and why."""
     directory = directory or default_directory()
-    files = sorted(directory.glob(f"*{_SUFFIX}"))
-    names = {file.name.removesuffix(_SUFFIX): file for file in files}
+    rules = load_rules(directory)
+    files = schema_files(directory)
+    return {name: stream(name, load_schema(file), rules) for name, file in files.items()}
+
+
+def schema_files(directory: Path) -> dict[str, Path]:
+    """The streams' files by stream; raises SchemaError where there is none or one is misnamed."""
+    files = sorted(directory.glob(f"*{SUFFIX}"))
+    names = {file.name.removesuffix(SUFFIX): file for file in files}
     names.pop(_SHARED, None)
     if not names:
-        raise SchemaError(f"{directory}: no *{_SUFFIX} there")
+        raise SchemaError(f"{directory}: no *{SUFFIX} there")
     for name, file in names.items():
         if not _STREAM_NAME.fullmatch(name):
             raise SchemaError(f"{file}: {name!r} is not a stream name")
-    rules = load_rules(directory)
-    return {name: stream(name, load_schema(file), rules) for name, file in names.items()}
+        if name == GBT32960:
+            raise SchemaError(f"{file}: {name} is the topic of GB/T 32960 frames")
+    return names
 
 
 def load_rules(directory: Path) -> list[Mapping[str, Any]]:

@@ -1,19 +1,61 @@
-"""A page of documentation for one stream, from its schema alone (Markdown)."""
+"""Pages of documentation from the schemas alone (Markdown): one for each stream, and an index."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from ingest.schema.columns import ENVELOPE, json_types
+import orjson
+
+from ingest.schema.catalogue import Catalogue
+from ingest.schema.columns import ENVELOPE, UNITY, json_types
 from ingest.schema.stream import Stream
+from ingest.schema.variants import variants
+
+_EXAMPLE_CHARACTERS = 1_500
+"""A longer example explains less than it takes to read."""
+_ABOUT = (
+    "What vehicles, roads and cockpits publish, one page and one table for each stream. A field "
+    "without a value is left out or `null`; unknown fields are kept in `extra`."
+)
+_MARKS = (
+    "Marks in the column *source*: **[F]** seen in real frames or recordings, **[G]** an "
+    "engineering choice where no standard was found, **[M]** remembered and not checked, so never "
+    "a hard limit."
+)
+_REGENERATE = "Made by `iov-ingest schema docs --output docs/streams` from `schemas/`; edit those."
 
 
-def page(stream: Stream) -> str:
+def pages(catalogue: Catalogue, directory: Path) -> dict[str, str]:
+    """Every page by file name, the index first."""
+    found = {"README.md": index(catalogue)}
+    found |= {f"{name}.md": page(stream, directory) for name, stream in catalogue.items()}
+    return found
+
+
+def index(catalogue: Catalogue) -> str:
+    """The streams at a glance."""
+    lines = [
+        "# Streams",
+        "",
+        _ABOUT,
+        "",
+        "| stream | what it is | table | columns |",
+        "| --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| [`{name}`]({name}.md) | {stream.schema['title']} | `iov.{stream.table}` "
+        f"| {len(stream.column_names)} |"
+        for name, stream in catalogue.items()
+    ]
+    lines += ["", _MARKS, "", _REGENERATE]
+    return "\n".join(lines) + "\n"
+
+
+def page(stream: Stream, directory: Path) -> str:
     """What the stream carries: every field with its type, unit, range, column and source."""
     schema = stream.schema
-    columns = {column.path: f"`{column.name} {column.sql_type}`" for column in stream.columns}
-    required = set(schema.get("required", ()))
     lines = [
         f"# `{stream.name}`: {schema.get('title', '')}",
         "",
@@ -24,28 +66,82 @@ def page(stream: Stream) -> str:
             "`(device_id, ts, seq)`."
         ),
         "",
+        *_variants(stream),
         "| field | type | unit | range | column | meaning | source |",
         "| --- | --- | --- | --- | --- | --- | --- |",
+        *_rows(stream),
+        *_plausibility(stream),
+        *_never_stored(stream),
+        *_example(stream, directory),
+        "",
+        _REGENERATE,
     ]
+    return "\n".join(lines) + "\n"
+
+
+def _rows(stream: Stream) -> Iterator[str]:
+    schema = stream.schema
+    columns = {column.path: f"`{column.name} {column.sql_type}`" for column in stream.columns}
+    required = set(schema.get("required", ()))
     for path, field in _fields(schema, ()):
         name = ".".join(path)
         column = columns.get(tuple(path))
-        if column is None:
-            column = f"`{path[0]}`" if path[0] in ENVELOPE else "in its array"
+        if column is None and path[0] in ENVELOPE:
+            column = f"`{path[0]}`"
+        elif column is None:
+            column = f"`iov.device.{path[0]}`" if field.get("x-device") else "in its array"
         meaning = field.get("title", "")
         if field.get("description"):
             meaning += f". {field['description']}"
+        if field.get("x-hash"):
+            meaning += f" Stored as {field['x-hash'].upper()}."
+        unit = field.get("x-unit", "")
         cells = (
             f"`{name}`" + (" (required)" if name in required else ""),
             _type(field),
-            field.get("x-unit", ""),
+            "" if unit == UNITY else unit,
             _range(field),
             column,
             meaning,
             field.get("x-source", ""),
         )
-        lines.append("| " + " | ".join(str(c).replace("|", "\\|") for c in cells) + " |")
-    return "\n".join(lines) + "\n"
+        yield "| " + " | ".join(str(c).replace("|", "\\|") for c in cells) + " |"
+
+
+def _variants(stream: Stream) -> Iterator[str]:
+    found = variants(stream.schema) or []
+    for variant in found:
+        others = frozenset().union(*(v.foreign for v in found))
+        own = [name for name in stream.schema["properties"] if name in others - variant.foreign]
+        fields = ", ".join(f"`{name}`" for name in own)
+        yield f"- `{variant.field}` = `{variant.value}`: {fields}"
+    if found:
+        yield ""
+
+
+def _plausibility(stream: Stream) -> Iterator[str]:
+    if not stream.plausibility.rules:
+        return
+    yield from ("", "## Noted in `quality`, never rejected", "", "| field | flag | when |")
+    yield "| --- | --- | --- |"
+    for rule in stream.plausibility.rules:
+        yield f"| `{rule['field']}` | `{rule['flag']}` | {rule['description']} |"
+
+
+def _never_stored(stream: Stream) -> Iterator[str]:
+    names = stream.schema.get("x-never-stored", ())
+    if names:
+        listed = ", ".join(f"`{name}`" for name in sorted(names))
+        yield from ("", "## Never stored", "", f"Removed wherever they stand: {listed}.")
+
+
+def _example(stream: Stream, directory: Path) -> Iterator[str]:
+    for file in sorted((directory / stream.name / "valid").glob("*.json")):
+        text = orjson.dumps(orjson.loads(file.read_bytes()), option=orjson.OPT_INDENT_2).decode()
+        if len(text) <= _EXAMPLE_CHARACTERS:
+            title = file.stem.replace("_", " ")
+            yield from ("", f"## Example: {title}", "", "```json", text, "```")
+            return
 
 
 def _fields(schema: dict[str, Any], path: tuple[str, ...]) -> Iterator[tuple[list[str], Any]]:

@@ -441,7 +441,8 @@ def test_sessions_go_round_too(edition: Edition, serial: int, packs: list[int]) 
     session: dict[str, Any] = {
         "ts": TS, "event": "login", "vin": VIN, "response": "command", "session_seq": serial,
         "iccid": "89860000000000000001", "bms_count": len(packs),
-        "pack_codes": ["001PE0AA0000AA0000000001"] * (len(packs) if edition == 2016 else sum(packs)),
+        "pack_codes": ["001PE0AA0000AA0000000001"]
+        * (len(packs) if edition == 2016 else sum(packs)),
     }  # fmt: skip
     if edition == 2025:
         session["packs_per_bms"] = packs

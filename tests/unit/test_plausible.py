@@ -36,7 +36,7 @@ def quality(payload: Any, stream: str = "nev", device: str = "V1") -> dict[str, 
     return found
 
 
-def at(seconds: float = 0, **fields: Any) -> dict[str, Any]:
+def at(seconds: float = 0, /, **fields: Any) -> dict[str, Any]:
     return {"ts": (NOW - timedelta(seconds=seconds)).isoformat()} | fields
 
 
@@ -74,9 +74,16 @@ def test_a_clock_eight_hours_ahead_is_noted_where_that_is_allowed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("soc", "flag"), [(0, None), (0.01, "soc_fraction"), (0.85, "soc_fraction"), (1, "soc_fraction"),
-                      (1.01, None), (85, None)],
-)  # fmt: skip
+    ("soc", "flag"),
+    [
+        (0, None),
+        (0.01, "soc_fraction"),
+        (0.85, "soc_fraction"),
+        (1, "soc_fraction"),
+        (1.01, None),
+        (85, None),
+    ],
+)
 def test_a_state_of_charge_that_looks_like_a_fraction_is_noted(soc: float, flag: str) -> None:
     assert quality(at(soc_pct=soc)) == (None if flag is None else {"/soc_pct": flag})
 
@@ -132,7 +139,7 @@ def test_the_arithmetic_is_that_of_the_standard() -> None:
     assert check_digit_agrees(vin.replace("?", digit))
 
 
-CELLS = {"packs": [{"no": 1, "total_cells": 3, "cell_v": [3.28, 3.27, 3.26]}]}
+CELLS: dict[str, Any] = {"packs": [{"no": 1, "total_cells": 3, "cell_v": [3.28, 3.27, 3.26]}]}
 
 
 @pytest.mark.parametrize(
@@ -149,14 +156,16 @@ CELLS = {"packs": [{"no": 1, "total_cells": 3, "cell_v": [3.28, 3.27, 3.26]}]}
 def test_extremes_that_disagree_with_the_cells_are_noted(
     extremes: dict[str, Any], flagged: set[str]
 ) -> None:
-    found = quality(at(extremes=extremes, **CELLS), "battery") or {}
+    found = quality(at(0, extremes=extremes, **CELLS), "battery") or {}
     assert found == dict.fromkeys(flagged, "extremes_disagree")
 
 
 def test_part_of_a_pack_proves_a_highest_value_too_low_and_never_too_high() -> None:
-    part = {"packs": [{"no": 1, "total_cells": 360, "start_index": 201, "cell_v": [3.28, 3.3]}]}
-    assert quality(at(extremes={"max_cell": {"v": 3.9}}, **part), "battery") is None
-    found = quality(at(extremes={"max_cell": {"v": 3.28}}, **part), "battery")
+    part: dict[str, Any] = {
+        "packs": [{"no": 1, "total_cells": 360, "start_index": 201, "cell_v": [3.28, 3.3]}]
+    }
+    assert quality(at(0, extremes={"max_cell": {"v": 3.9}}, **part), "battery") is None
+    found = quality(at(0, extremes={"max_cell": {"v": 3.28}}, **part), "battery")
     assert found == {"/extremes/max_cell/v": "extremes_disagree"}
 
 

@@ -15,7 +15,7 @@ from ingest.errors import SchemaError
 from ingest.schema import Stream, default_directory, load_catalogue, pointer
 from ingest.schema.catalogue import load_schema
 from ingest.schema.columns import columns
-from ingest.schema.docs import page
+from ingest.schema.docs import page, pages
 from ingest.schema.extract import source
 from ingest.schema.stream import stream
 from ingest.schema.table import add_column, create_table, literal, quoted
@@ -277,12 +277,60 @@ def test_names_and_texts_are_quoted() -> None:
 
 
 def test_the_page_of_a_stream_names_every_field() -> None:
-    text = page(CATALOGUE["nev"])
+    text = page(CATALOGUE["nev"], DIRECTORY)
     assert "`speed_kmh`" in text
     assert "`motors[].torque_nm`" in text
     assert "km/h" in text
     assert "GB/T 32960.3-2016, table 9" in text
-    assert page(CATALOGUE["session"]).count("(required)") == 2
+    assert page(CATALOGUE["session"], DIRECTORY).count("(required)") == 2
+
+
+def test_the_pages_in_docs_are_those_of_the_schemas() -> None:
+    # `iov-ingest schema docs --output docs/streams` brings them up to date.
+    here = DIRECTORY.parent / "docs" / "streams"
+    assert {f.name: f.read_text(encoding="utf-8") for f in here.iterdir()} == pages(
+        CATALOGUE, DIRECTORY
+    )
+
+
+def test_a_page_shows_variants_rules_and_what_is_never_stored() -> None:
+    text = page(CATALOGUE["v2x"], DIRECTORY)
+    assert "- `msg_type` = `RSM`: `participants`" in text
+    assert "`plate_no`" in text
+    assert "| `/soc_pct` | `soc_fraction` |" in page(CATALOGUE["nev"], DIRECTORY)
+    assert "`iov.device.vin`" in page(CATALOGUE["session"], DIRECTORY)
+    assert "## Example: " in text
+
+
+def test_a_field_of_another_variant_is_refused_and_null_is_not() -> None:
+    found = CATALOGUE["v2x"]
+    bsm = {"ts": 0, "msg_type": "BSM", "lat": 31.2}
+    assert accepts(found, bsm) is not None
+    assert found.fault(bsm | {"participants": None}) is None
+    fault = found.fault(bsm | {"participants": []})
+    assert fault == "/participants is not of type null"
+
+
+def test_what_describes_the_device_has_no_column_and_is_not_unknown() -> None:
+    found = CATALOGUE["session"]
+    assert found.device_fields == ("vin", "kind", "region", "fleet")
+    assert not {"vin", "kind"} & set(found.column_names)
+    result = found.row("V1", NOW, 1, NOW, {"ts": 0, "event": "login", "kind": "car", "vin": None})
+    assert not isinstance(result, str)
+    assert (result[1], result[0][-1]) == (0, None)
+    assert (
+        found.fault({"ts": 0, "event": "login", "kind": 7}) == "/kind is not of type null or string"
+    )
+
+
+def test_names_never_stored_are_known_however_they_are_written() -> None:
+    never = CATALOGUE["cockpit"].never_stored
+    private = {"heartRate": 61, "Heart-Rate": 1, "deep": [{"PLATE_NO": "x", "kept": 1}], "title": 2}
+    assert never.without(private) == {"deep": [{"kept": 1}], "title": 2}
+    assert never.may_be_in(b'{"heart_rate": 61')
+    assert never.may_be_in(b'{"he\\u0061rt": 1')
+    assert not never.may_be_in(b'{"speed": 61')
+    assert not CATALOGUE["nev"].never_stored
 
 
 NOT_A_SCHEMA = {"type": "number", "minimum": "x"}

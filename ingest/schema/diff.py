@@ -1,0 +1,118 @@
+"""Whether one schema may take the place of another: for senders, for the table and for readers.
+
+Compatible means that every sample that was accepted still is, that `migrate` can bring the table
+along, and that a column still says what it said. What widens is compatible, what narrows or changes
+its meaning is not; what is not known to be either counts as incompatible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from ingest.schema.columns import Column
+from ingest.schema.stream import Stream
+
+_WORDS = {"title", "description", "x-source", "$id", "$schema", "$comment"}
+"""They explain; nothing follows from them."""
+_UPPER = {"maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties"}
+_LOWER = {"minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties"}
+_WALKED = {"properties", "items"}
+_SETS = {"required", "enum", "type", "x-never-stored"}
+_INTEGERS = ["smallint", "integer", "bigint"]
+
+
+class Change(NamedTuple):
+    """One difference."""
+
+    where: str
+    """Stream and JSON pointer."""
+    what: str
+    compatible: bool
+
+
+def diff(old: Mapping[str, Stream], new: Mapping[str, Stream]) -> list[Change]:
+    """Every difference between two catalogues, in the order of the streams."""
+    changes: list[Change] = []
+    for name in sorted({*old, *new}):
+        if name not in new:
+            changes.append(Change(name, "the stream is gone", compatible=False))
+        elif name not in old:
+            changes.append(Change(name, "a new stream", compatible=True))
+        else:
+            changes += _schema(old[name].schema, new[name].schema, name)
+            changes += _columns(old[name].columns, new[name].columns, name)
+    return changes
+
+
+def _schema(old: Mapping[str, Any], new: Mapping[str, Any], where: str) -> Iterator[Change]:
+    for keyword in sorted({*old, *new} - _WALKED):
+        before, after = old.get(keyword), new.get(keyword)
+        if before != after:
+            yield from _keyword(keyword, before, after, where)
+    fields, more = old.get("properties", {}), new.get("properties", {})
+    for name in fields:
+        here = f"{where}/{name}"
+        if name in more:
+            yield from _schema(fields[name], more[name], here)
+        else:
+            what = "the field is gone: its values would go to extra"
+            yield Change(here, what, compatible=False)
+    for name in more:
+        if name not in fields:
+            yield Change(f"{where}/{name}", "a new field", compatible=True)
+    if isinstance(old.get("items"), dict) and isinstance(new.get("items"), dict):
+        yield from _schema(old["items"], new["items"], f"{where}/*")
+    elif ("items" in old) != ("items" in new):
+        yield Change(where, "items changed", compatible=False)
+
+
+def _keyword(keyword: str, before: Any, after: Any, where: str) -> Iterator[Change]:
+    if keyword in _WORDS or (keyword == "x-unit" and before is None):
+        yield Change(where, f"{keyword} reworded", compatible=True)
+    elif keyword in _UPPER | _LOWER:
+        wider = after is None or (
+            before is not None and (after > before if keyword in _UPPER else after < before)
+        )
+        word = "widened" if wider else "narrowed"
+        yield Change(where, f"{keyword} {word}: {before} → {after}", compatible=wider)
+    elif keyword in _SETS:
+        yield from _set(keyword, _members(before), _members(after), where)
+    else:
+        yield Change(where, f"{keyword} changed: {before} → {after}", compatible=False)
+
+
+def _set(keyword: str, before: set[str], after: set[str], where: str) -> Iterator[Change]:
+    gone, added = sorted(before - after), sorted(after - before)
+    # More is wider for what is allowed and narrower for what is asked or taken away.
+    more_is_wider = keyword in {"enum", "type"}
+    if keyword in {"enum", "type"} and (not before or not after):
+        wider = not after
+        yield Change(where, f"{keyword} {'dropped' if wider else 'set'}", compatible=wider)
+        return
+    if gone:
+        yield Change(where, f"{keyword} without {', '.join(gone)}", compatible=not more_is_wider)
+    if added:
+        yield Change(where, f"{keyword} with {', '.join(added)}", compatible=more_is_wider)
+
+
+def _members(value: Any) -> set[str]:
+    if value is None:
+        return set()
+    return {str(item) for item in (value if isinstance(value, list) else [value])}
+
+
+def _columns(old: list[Column], new: list[Column], where: str) -> Iterator[Change]:
+    """What the table makes of it: `migrate` adds columns and changes no type."""
+    after = {column.name: column for column in new}
+    for column in old:
+        now = after.get(column.name)
+        if now is None or now.sql_type == column.sql_type:
+            continue
+        narrower = {now.sql_type, column.sql_type} <= set(_INTEGERS) and (
+            _INTEGERS.index(now.sql_type) < _INTEGERS.index(column.sql_type)
+        )
+        what = f"column {column.name}: {column.sql_type} → {now.sql_type}"
+        if not narrower:
+            what += ", which migrate refuses"
+        yield Change(where, what, compatible=narrower)
