@@ -1,6 +1,6 @@
 # Everything is set up on first use: `make demo` and `make test` need nothing but git, make, python3-venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup mosquitto demo test lint format types floors bench clean
+.PHONY: help setup mosquitto demo test lint format types floors bench docs clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -44,6 +44,10 @@ floors: $(STAMP) ## import-linter: which module may know which
 
 bench: setup ## Committed messages per second, CPU per message; ARGS="--source aiomqtt"
 	@$(BIN)/iov-ingest bench $(ARGS)
+
+docs: $(STAMP) ## What is generated in docs/: a page for each stream, the picture of a simulated hour
+	$(BIN)/iov-ingest schema docs --output docs/streams
+	$(BIN)/iov-ingest picture --output docs/simulated-hour.png
 
 clean: ## Remove what the targets made
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

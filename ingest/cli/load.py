@@ -1,9 +1,10 @@
-"""`demo`, `simulate`, `replay`, `bench`: everything that makes load."""
+"""`demo`, `simulate`, `picture`, `replay`, `bench`: everything that makes load."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -130,6 +131,26 @@ def simulate(
         simulation = Simulation(fleet, rate, duration)
         run_async(_publish(settings, qos, simulation, round(rate * duration), simulation.stop))
         say(simulation.account(), as_json=as_json)
+
+
+@app.command()
+def picture(
+    output: Annotated[Path, typer.Option(help="PNG or SVG.")] = Path("simulated-hour.png"),
+    seed: Annotated[int, typer.Option(help="The same seed, the same hour.", min=0)] = 14,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw one simulated hour: the map, and four signals of one car with what happened to it.
+
+    Needs the extra `plot`: `pip install 'iov-ingest[plot]'`.
+    """
+    with ending():
+        try:
+            picture_tool = import_module("ingest.tools.picture")
+        except ModuleNotFoundError as exc:
+            raise ConfigError([f"no {exc.name}: pip install 'iov-ingest[plot]'"]) from exc
+        if output.suffix not in {".png", ".svg"}:
+            raise ConfigError(["--output ends in .png or .svg"])
+        say(picture_tool.draw(output, seed), as_json=as_json)
 
 
 @app.command()

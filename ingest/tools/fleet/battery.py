@@ -1,0 +1,82 @@
+"""A battery pack: what it gives, how its cells and temperatures follow, what is left."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from random import Random
+from typing import NamedTuple
+
+_AMBIENT_C = 24.0
+
+
+class Chemistry(NamedTuple):
+    """What the cells are made of."""
+
+    code: str
+    """GB/T 32960.3-2025: 01 LFP, 04 NCM, 08 sodium-ion, 09 solid-state."""
+    empty_v: float
+    full_v: float
+
+
+CHEMISTRIES = (
+    Chemistry("04", 3.35, 4.15),
+    Chemistry("01", 3.10, 3.38),
+    Chemistry("09", 3.45, 4.20),
+    Chemistry("08", 2.50, 3.75),
+)
+
+
+@dataclass
+class Battery:
+    """One pack of cells in series."""
+
+    random: Random
+    chemistry: Chemistry
+    cells: int
+    capacity_ah: float
+    soc_pct: float
+    current_a: float = 0.0
+    """Positive while discharging."""
+    temp_c: float = _AMBIENT_C
+    offsets_v: list[float] = field(init=False)
+    """How each cell differs from the mean."""
+    probes_c: list[float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.offsets_v = [self.random.gauss(0, 0.004) for _ in range(self.cells)]
+        self.probes_c = [self.random.gauss(0, 0.8) for _ in range(max(2, self.cells // 12))]
+
+    @property
+    def rest_v(self) -> float:
+        """Voltage of a cell without load."""
+        low, high = self.chemistry.empty_v, self.chemistry.full_v
+        return low + (high - low) * self.soc_pct / 100
+
+    @property
+    def resistance_ohm(self) -> float:
+        """Of the whole pack."""
+        return self.cells * 0.9 / 1000
+
+    @property
+    def voltage_v(self) -> float:
+        """Between the terminals, under load."""
+        return self.cells * self.rest_v - self.current_a * self.resistance_ohm
+
+    @property
+    def cell_v(self) -> list[float]:
+        """Voltage of every cell."""
+        mean = self.voltage_v / self.cells
+        return [round(mean + offset, 3) for offset in self.offsets_v]
+
+    @property
+    def probe_temps_c(self) -> list[int]:
+        """Temperature at every probe."""
+        return [round(self.temp_c + offset) for offset in self.probes_c]
+
+    def step(self, seconds: float, watts: float, heat_w: float = 0.0) -> None:
+        """Give `watts` for a while, or take them where they are negative."""
+        self.current_a = max(-400.0, min(600.0, watts / (self.cells * self.rest_v)))
+        self.soc_pct -= self.current_a * seconds / 36 / self.capacity_ah
+        self.soc_pct = max(1.5, min(100.0, self.soc_pct))
+        losses_w = self.current_a**2 * self.resistance_ohm + heat_w
+        self.temp_c += (losses_w - 40 * (self.temp_c - _AMBIENT_C)) * seconds / 300_000
