@@ -213,14 +213,18 @@ async def publisher(
             qos: int = 1,
             encoding: str | None = None,
             *,
+            content_type: str | None = None,
             retain: bool = False,
         ) -> None:
             text = payload if isinstance(payload, bytes) else orjson.dumps(payload)
-            properties = None
+            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]  # paho's
             if encoding is not None:
-                properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]  # paho's
                 properties.UserProperty = [("content-encoding", encoding)]
-            await client.publish(topic, text, qos=qos, properties=properties, retain=retain)
+            if content_type is not None:
+                properties.ContentType = content_type
+            await client.publish(
+                topic, text, qos=qos, properties=properties if version_5 else None, retain=retain
+            )
 
         yield publish
 

@@ -82,5 +82,9 @@ def say(account: dict[str, Any], *, as_json: bool) -> None:
         return
     table = Table(show_header=False, box=None)
     for key, value in account.items():
-        table.add_row(key, f"{value:,}" if isinstance(value, int | float) else str(value))
+        if isinstance(value, dict):
+            for name, number in value.items():
+                table.add_row(f"  {name}", f"{number:,}")
+        else:
+            table.add_row(key, f"{value:,}" if isinstance(value, int | float) else str(value))
     Console().print(table)

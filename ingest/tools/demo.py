@@ -12,6 +12,7 @@ from typing import Any
 import asyncpg
 
 from ingest.config import Settings, load
+from ingest.model import GBT32960
 from ingest.schema import Catalogue, load_catalogue
 from ingest.service import Service
 from ingest.store import migrate
@@ -36,14 +37,15 @@ class Demo:
     service: Service
     simulation: Simulation
 
-    def counted(self, metric: str) -> int:
-        """A counter of the service, over all its streams and reasons."""
+    def counted(self, metric: str, stream: str | None = None) -> int:
+        """A counter of the service, of one stream or over all, and over all reasons."""
         return int(sum(
             sample.value
             for family in self.service.metrics.registry.collect()
             if family.name == metric
             for sample in family.samples
             if sample.name == f"{metric}_total"
+            if stream is None or sample.labels["stream"] == stream
         ))  # fmt: skip
 
 
@@ -96,7 +98,8 @@ async def demo(
             stopping.cancel()
             await _at_rest(show)
             service.stop()
-        stored = await _stored(settings, catalogue)
+        streams = await _stored(settings, catalogue)
+        stored = sum(streams.values())
         rejected = show.counted("iov_samples_rejected")
         return {
             "published": simulation.samples,
@@ -105,6 +108,8 @@ async def demo(
             "rejected": rejected,
             "lost": simulation.samples - stored - rejected,
             "seconds": round(simulation.seconds, 3),
+            "streams": streams,
+            "frames": show.counted("iov_messages_received", GBT32960),
         }
 
 
@@ -132,14 +137,13 @@ async def _at_rest(show: Demo) -> None:
         await asyncio.sleep(_LOOK_EVERY_S)
 
 
-async def _stored(settings: Settings, catalogue: Catalogue) -> int:
-    """Rows in the database: counted at the far end, not by those who wrote them."""
+async def _stored(settings: Settings, catalogue: Catalogue) -> dict[str, int]:
+    """Rows in the database by stream: counted at the far end, not by those who wrote them."""
     connection = await asyncpg.connect(settings.dsn())
     try:
-        counts = [
-            await connection.fetchval(f'SELECT count(*) FROM iov."{stream.table}"')  # noqa: S608
-            for stream in catalogue.values()
-        ]
-        return sum(counts)
+        return {
+            name: await connection.fetchval(f'SELECT count(*) FROM iov."{stream.table}"')  # noqa: S608
+            for name, stream in catalogue.items()
+        }
     finally:
         await connection.close()

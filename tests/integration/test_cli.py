@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import asyncpg
 import pytest
 
-from ingest.schema import Catalogue
+from ingest.schema import Catalogue, default_directory, load_catalogue
 from ingest.tools.embedded import Mosquitto, Postgres
 from tests.support import Database, working
 
@@ -46,7 +47,22 @@ async def iov_ingest(*args: str | Path, **settings: str) -> Ended:
 
 @pytest.mark.parametrize(
     "command",
-    ["", "run", "migrate", "check", "demo", "simulate", "replay", "bench", "schema", "schema sql"],
+    [
+        "",
+        "run",
+        "migrate",
+        "check",
+        "demo",
+        "simulate",
+        "picture",
+        "replay",
+        "bench",
+        "schema",
+        "schema sql",
+        "schema diff",
+        "devices",
+        "devices import",
+    ],
 )
 async def test_every_command_has_help_that_teaches(command: str) -> None:
     ended = await iov_ingest(*command.split(), "--help")
@@ -82,16 +98,49 @@ async def test_a_settings_file_is_read(tmp_path: Path) -> None:
 async def test_schema_commands_show_what_follows_from_a_schema() -> None:
     listed = await iov_ingest("schema", "list")
     assert [line.split()[0] for line in listed.out.splitlines()] == [
-        "alarm", "battery", "nev", "session",
+        "ad-event", "ad-state", "alarm", "battery", "chassis", "cockpit", "health", "mobility",
+        "nev", "session", "truck", "v2x",
     ]  # fmt: skip
     shown = json.loads((await iov_ingest("schema", "show", "nev")).out)
     assert shown["properties"]["sent_at"]["format"] == "date-time"
     assert 'CREATE TABLE iov."alarm"' in (await iov_ingest("schema", "sql", "alarm")).out
     assert "| `speed_kmh` |" in (await iov_ingest("schema", "docs", "nev")).out
-    assert (await iov_ingest("schema", "lint")).status == 0
+    assert (await iov_ingest("schema", "sql")).out.count("CREATE TABLE") == 12
+    assert (await iov_ingest("schema", "lint")).out == "12 schemas are clean\n"
     missing = await iov_ingest("schema", "show", "what")
     assert missing.status == 2
     assert "there is no stream what" in missing.err
+
+
+async def test_schema_lint_and_diff_say_what_is_wrong_and_end_with_1(tmp_path: Path) -> None:
+    spoiled = tmp_path / "schemas"
+    shutil.copytree(default_directory(), spoiled)
+    file = spoiled / "nev.schema.json"
+    file.write_text(file.read_text().replace('"maximum": 500,', '"maximum": 300,', 1))
+    (spoiled / "alarm" / "valid" / "more.json").write_text("{}")
+    ended = await iov_ingest("schema", "lint", spoiled, "--json")
+    assert (ended.status, ended.json["ok"]) == (1, False)
+    assert "alarm: valid/more.json: /ts is required" in ended.json["problems"]
+    ended = await iov_ingest("schema", "diff", default_directory(), spoiled, "--json")
+    assert (ended.status, ended.json["compatible"]) == (1, False)
+    narrowed = "maximum narrowed: 500 → 300"
+    assert [change["what"] for change in ended.json["changes"]] == [narrowed]
+    ended = await iov_ingest("schema", "diff", file, default_directory() / "nev.schema.json")
+    assert (ended.status, ended.out.splitlines()[-1]) == (0, "compatible")
+
+
+async def test_schema_docs_writes_a_page_for_each_stream_and_an_index(tmp_path: Path) -> None:
+    ended = await iov_ingest("schema", "docs", "--output", tmp_path / "pages")
+    assert ended.status == 0
+    assert len(list((tmp_path / "pages").iterdir())) == 13
+
+
+async def test_the_picture_of_an_hour_is_drawn(tmp_path: Path) -> None:
+    ended = await iov_ingest("picture", "--output", tmp_path / "hour.png", "--json")
+    assert ended.status == 0
+    assert ended.json["km"] > 5
+    assert (tmp_path / "hour.png").read_bytes().startswith(b"\x89PNG")
+    assert (await iov_ingest("picture", "--output", tmp_path / "hour.txt")).status == 2
 
 
 async def test_migrate_check_simulate_and_replay_as_an_operator_would(
@@ -177,12 +226,17 @@ async def test_migrate_says_what_it_cannot_reach() -> None:
 
 
 async def test_the_demo_loses_nothing() -> None:
-    ended = await iov_ingest("demo", "--duration", "3", "--rate", "300", "--json")
+    ended = await iov_ingest("demo", "--duration", "5", "--rate", "500", "--json")
     assert ended.status == 0
     account = ended.json
-    assert list(account) == ["published", "stored", "duplicates", "rejected", "lost", "seconds"]
+    assert list(account) == [
+        "published", "stored", "duplicates", "rejected", "lost", "seconds", "streams", "frames",
+    ]  # fmt: skip
     assert account["lost"] == account["rejected"] == 0
     assert account["stored"] == account["published"] > 500
+    assert account["streams"].keys() == load_catalogue().keys()
+    assert all(account["streams"].values()), account["streams"]
+    assert account["frames"] > 0
     for words in ("mosquitto at mqtt://127.0.0.1:", "/metrics", "psql", "SELECT device"):
         assert words in ended.err
 
