@@ -7,8 +7,9 @@ words that quote nothing a vehicle sent.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import repeat
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -27,7 +28,7 @@ from ingest.model import (
     Rejected,
     Row,
 )
-from ingest.schema import Around, Catalogue, Sibling, Stream, pointer, rfc3339
+from ingest.schema import Catalogue, Sibling, Stream, pointer, rfc3339
 
 MAX_SEQ = 4_294_967_295
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -62,9 +63,9 @@ class Checker:
             )
             return self._whole(delivery, None, None, fault)
         device, name = address
-        if is_frame(delivery, name):
-            return self._check_frame(delivery, device)
         stream = self._catalogue.get(name)
+        if (stream is None or delivery.content_type is not None) and is_frame(delivery, name):
+            return self._check_frame(delivery, device)
         if stream is None:
             fault = self._too_large(delivery) or Fault(Reason.UNKNOWN_STREAM, "no such schema")
             return self._whole(delivery, device, name, fault)
@@ -73,7 +74,7 @@ class Checker:
             return self._whole(delivery, device, name, decoded)
         try:
             outcomes = self._outcomes(
-                delivery, device, [(stream, s) for s in decoded.samples], decoded.may_hold_nul
+                delivery, device, repeat(stream), decoded.samples, decoded.may_hold_nul
             )
         except (TypeError, ValueError):
             # Neither the validator nor orjson follows a document down without end. Looking for
@@ -81,7 +82,7 @@ class Checker:
             if not too_deep(decoded.samples):
                 raise
             return self._whole(delivery, device, name, Fault(Reason.BAD_JSON, "nested too deep"))
-        return Checked(name, {name: len(outcomes)}, outcomes, decoded.size_bytes)
+        return Checked(name, outcomes, decoded.size_bytes)
 
     def _check_frame(self, delivery: Delivery, device: str) -> Checked:
         """The outcomes of a GB/T 32960 frame, one for each sample it holds."""
@@ -89,33 +90,31 @@ class Checker:
         frame = payload if isinstance(payload, Fault) else gbt32960.decode(payload)
         if isinstance(frame, Fault):
             return self._whole(delivery, device, GBT32960, frame)
-        samples = [
-            (self._catalogue[name], sample)
-            for name, sample in _timed(frame, delivery.arrival.at)
-            if name in self._catalogue
-        ]
-        if not samples:
+        known = [s for s in _timed(frame, delivery.arrival.at) if s[0] in self._catalogue]
+        if not known:
             fault = Fault(Reason.UNKNOWN_STREAM, "no schema for any stream of the frame")
             return self._whole(delivery, device, GBT32960, fault)
-        outcomes = self._outcomes(delivery, device, samples, noted=True)
-        counts = Counter(stream.name for stream, _ in samples)
-        return Checked(GBT32960, counts, outcomes, len(delivery.payload))
+        streams, samples = [self._catalogue[name] for name, _ in known], [s for _, s in known]
+        outcomes = self._outcomes(delivery, device, streams, samples, noted=True)
+        counts = Counter(name for name, _ in known)
+        return Checked(GBT32960, outcomes, len(delivery.payload), counts)
 
     def _outcomes(
         self,
         delivery: Delivery,
         device: str,
-        samples: Sequence[tuple[Stream, Any]],
+        streams: Iterable[Stream],
+        samples: Sequence[Any],
         may_hold_nul: bool = False,  # noqa: FBT001, FBT002  one call, per message
         *,
         noted: bool = False,
     ) -> list[Outcome]:
-        """`noted`: what stands in `quality` was put there by us."""
+        """An outcome for each sample; `noted`: what stands in `quality` was put there by us."""
         received_at = delivery.arrival.at
         bounds = (received_at - self._ages.oldest, received_at + self._ages.ahead)
-        siblings = _siblings(samples) if len(samples) > 1 else ()
+        siblings = _siblings(zip(streams, samples, strict=False)) if len(samples) > 1 else ()
         outcomes: list[Outcome] = []
-        for index, (stream, sample) in enumerate(samples):
+        for index, (stream, sample) in enumerate(zip(streams, samples, strict=False)):
             result = _row(
                 stream, device, sample, index, received_at, bounds, may_hold_nul, siblings
             )
@@ -163,7 +162,7 @@ class Checker:
             name if name is not None and (name in self._catalogue or name == GBT32960) else OTHER
         )
         rejected = Rejected(label, name, device, *fault, self._raw(delivery, name))
-        return Checked(label, {label: 1}, [rejected], len(delivery.payload))
+        return Checked(label, [rejected], len(delivery.payload))
 
     def _raw(self, delivery: Delivery, name: str | None) -> bytes:
         """The raw message, unless it may hold what must never be stored and cannot be cleaned."""
@@ -194,7 +193,7 @@ def _timed(frame: gbt32960.Frame, received_at: datetime) -> list[tuple[str, dict
     return samples
 
 
-def _siblings(samples: Sequence[tuple[Stream, Any]]) -> list[Sibling]:
+def _siblings(samples: Iterable[tuple[Stream, Any]]) -> list[Sibling]:
     """The samples of a message that are objects with a time."""
     return [
         Sibling(stream.name, ts, sample)
@@ -232,7 +231,7 @@ def _row(
         return Fault(Reason.REFUSED_BY_STORE, f"{pointer(where)} holds U+0000")
     values, unknown_fields = row
     flags: Collection[str] = ()
-    findings = stream.plausibility.findings(sample, Around(device, received_at, ts, siblings))
+    findings = stream.plausibility.findings(sample, device, received_at, ts, siblings)
     if findings:
         flags = _note(findings, sample, values)
     described = _described(stream, sample) if stream.device_fields else None

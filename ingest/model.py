@@ -119,8 +119,8 @@ class Checked(NamedTuple):
 
     stream: str
     """Metric label: a stream of the catalogue, `gbt32960` or `other`."""
-    samples: Mapping[str, int]
-    """How many outcomes there are, by metric label."""
     outcomes: list[Outcome]
     size_bytes: int
     """The payload after inflating, a measure of the memory its outcomes take."""
+    samples: Mapping[str, int] | None = None
+    """How many outcomes there are by metric label; None: all are of `stream`."""

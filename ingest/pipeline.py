@@ -70,8 +70,10 @@ class Pipeline:
                     await self._taken.wait()
                 checked = self._check(delivery)
                 messages[checked.stream] += 1
-                for label, number in checked.samples.items():
-                    samples[label] += number
+                if checked.samples is None:
+                    samples[checked.stream] += len(checked.outcomes)
+                else:
+                    samples.update(checked.samples)
                 self._batcher.add(delivery, checked, time.monotonic())
             self._metrics.count(self._metrics.messages_received, messages)
             self._metrics.count(self._metrics.samples_received, samples)

@@ -1,12 +1,11 @@
 """A schema file becomes a validator, a row extractor, a table and a page of documentation."""
 
 from ingest.schema.catalogue import Catalogue, default_directory, load_catalogue
-from ingest.schema.plausible import Around, Sibling
+from ingest.schema.plausible import Sibling
 from ingest.schema.rfc3339 import rfc3339
 from ingest.schema.stream import Stream, pointer
 
 __all__ = [
-    "Around",
     "Catalogue",
     "Sibling",
     "Stream",

@@ -60,7 +60,7 @@ def nev_payload(ts: datetime) -> bytes:
         "status": "started", "charge_status": "not_charging", "run_mode": "ev",
         "speed_kmh": 46.8, "odometer_km": 20214.7, "pack_voltage_v": 351.2,
         "pack_current_a": 13.3, "soc_pct": 71, "dcdc": "working", "gear": "D",
-        "drive_force": True, "brake_force": False, "insulation_kohm": 8191,
+        "drive_force": True, "brake_force": False, "insulation_kohm": 6200,
         "accel_pedal_pct": 14, "brake_pedal_pct": 0,
         "motors": [{
             "no": 1, "state": "consuming", "controller_temp_c": 41, "temp_c": 47,
