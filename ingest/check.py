@@ -119,7 +119,7 @@ class Checker:
                 stream, device, sample, index, received_at, bounds, may_hold_nul, siblings
             )
             if isinstance(result, Fault):
-                own = orjson.dumps(stream.never_stored.without(sample))
+                own = orjson.dumps(stream.letter(sample))
                 outcomes.append(Rejected(stream.name, stream.name, device, *result, own))
             else:
                 if noted and (quality := sample.get("quality")):
@@ -149,7 +149,7 @@ class Checker:
             decoded = decode(delivery.payload, delivery.encoding, self._limits)
             assert not isinstance(decoded, Fault)
             sample = decoded.samples[index]
-        return orjson.dumps(self._catalogue[name].never_stored.without(sample))
+        return orjson.dumps(self._catalogue[name].letter(sample))
 
     def _too_large(self, delivery: Delivery) -> Fault | None:
         size, most = len(delivery.payload), self._limits.payload_bytes

@@ -17,6 +17,7 @@ from random import Random
 
 import structlog
 
+from ingest import gbt32960
 from ingest.batch import Batcher
 from ingest.batch import Limits as BatchLimits
 from ingest.check import Ages, Checker
@@ -48,7 +49,7 @@ class Service:
     ) -> None:
         random = Random()  # noqa: S311  spreads reconnects, protects nothing
         self._settings = settings
-        self.metrics = Metrics({s.name: s.plausibility.flags for s in catalogue.values()})
+        self.metrics = Metrics(_flags(catalogue))
         self.checker = checker or Checker(
             catalogue,
             Limits(settings.max_payload_bytes, settings.max_inflated_bytes, settings.max_samples),
@@ -112,6 +113,14 @@ class Service:
             log.warning("gave up draining", left_to_the_broker=self.source.inbox.in_flight)
             self.writer.cut()
             pipeline.cancel()
+
+
+def _flags(catalogue: Catalogue) -> dict[str, list[str]]:
+    """What may be noted in `quality`, by stream: the rules' flags, and those of frames."""
+    return {
+        name: [*stream.plausibility.flags, *(gbt32960.FLAGS if name in gbt32960.STREAMS else ())]
+        for name, stream in catalogue.items()
+    }
 
 
 async def run(settings: Settings, catalogue: Catalogue) -> None:

@@ -34,6 +34,11 @@ from ingest.model import Fault, Reason
 CONTENT_TYPE = "application/vnd.gbt32960"
 """MQTT 5 content type of a frame."""
 
+FLAGS = ("abnormal", "invalid", "out_of_range", "undecoded", "estimated")
+"""What is noted in `quality` of the samples of a frame; the last where `ts` is its arrival."""
+STREAMS = ("session", "nev", "battery", "alarm")
+"""What frames hold samples of."""
+
 _STARTS: dict[bytes, Edition] = {b"##": 2016, b"$$": 2025}
 _START_OF = {edition: start for start, edition in _STARTS.items()}
 _HEADER_BYTES = 24

@@ -54,7 +54,7 @@ def functions(schema: dict[str, Any], columns: Sequence[Column]) -> Functions:
         **{f"foreign_{n}": found.foreign for n, found in enumerate(variants(schema) or ())},
         "dumps": orjson.dumps,
         "rfc3339": rfc3339,
-        "sha256": _sha256,
+        "sha256": sha256,
         "unknown": _unknown,
     }
     exec(source(schema, columns), names)  # noqa: S102  text from our own schema files
@@ -211,5 +211,6 @@ def _unknown(
     return extra, len(fields)
 
 
-def _sha256(text: str) -> str:
+def sha256(text: str) -> str:
+    """Digest of a text in hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()

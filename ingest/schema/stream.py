@@ -11,7 +11,7 @@ import jsonschema_rs
 
 from ingest.errors import SchemaError
 from ingest.schema.columns import Column, columns, device_fields
-from ingest.schema.extract import LEADING, TRAILING, Extracted, Functions, functions
+from ingest.schema.extract import LEADING, TRAILING, Extracted, Functions, functions, sha256
 from ingest.schema.plausible import Rules
 from ingest.schema.private import NeverStored
 from ingest.schema.rfc3339 import rfc3339
@@ -53,6 +53,17 @@ class Stream:
             return accepted
         return self.fault(sample) or self.functions.extract(device, ts, seq, received_at, sample)
 
+    def letter(self, sample: Any) -> Any:
+        """A sample as a dead letter may keep it: nothing private, and digests for what is hashed.
+
+        A value that should be text and is none is left out where its digest should be.
+        """
+        kept = self.never_stored.without(sample)
+        for column in self.columns:
+            if column.convert == "sha256":
+                kept = _with_digest(kept, column.path)
+        return kept
+
     def fault(self, sample: dict[str, Any]) -> str | None:
         """What the schema has against `sample`, or None.
 
@@ -83,6 +94,16 @@ def stream(name: str, schema: dict[str, Any], rules: Sequence[Mapping[str, Any]]
         Rules(name, rules),
         device_fields(schema),
     )
+
+
+def _with_digest(node: Any, path: tuple[str, ...]) -> Any:
+    """A copy of `node` with the value at a path replaced by its digest."""
+    if not isinstance(node, dict) or node.get(path[0]) is None:
+        return node
+    value = node[path[0]]
+    if len(path) > 1:
+        return node | {path[0]: _with_digest(value, path[1:])}
+    return node | {path[0]: sha256(value) if isinstance(value, str) else None}
 
 
 def _is_date_time(text: str) -> bool:

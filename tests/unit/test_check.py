@@ -168,6 +168,17 @@ def test_what_must_never_be_stored_is_removed_from_extra_and_dead_letters() -> N
     assert b"plate" not in checker.sample_json(delivery(sample(1, NOW, **private), at=NOW), 0)
 
 
+def test_what_is_hashed_in_its_column_is_hashed_in_a_dead_letter_too() -> None:
+    found = rejected({"ts": NOW.isoformat(), "event": "?", "iccid": "1"}, "iov/v1/V1/session")
+    digest = "6b86b273ff34fce19d6b804eff5a3f5747ada4eaa22f1d49c01e52ddb7875b4b"
+    assert orjson.loads(found.payload)["iccid"] == digest
+    found = rejected({"ts": NOW.isoformat(), "event": "login", "iccid": 8986}, "iov/v1/V1/session")
+    assert orjson.loads(found.payload)["iccid"] is None
+    helper = {"remote_assist": {"operator_hash": "1", "active": "?"}}
+    found = rejected({"ts": NOW.isoformat(), **helper}, "iov/v1/V1/mobility")
+    assert orjson.loads(found.payload)["remote_assist"]["operator_hash"] == digest
+
+
 def test_limits_of_the_settings_hold() -> None:
     checker = Checker(CATALOGUE, Limits(samples=1), Ages(timedelta(days=1), timedelta(0)))
     found = checker.check(delivery([sample(1, NOW), sample(2, NOW)], at=NOW)).outcomes
