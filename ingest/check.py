@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from itertools import repeat
-from typing import Any, NamedTuple
-from zlib import crc32
+from typing import Any
 
 import orjson
 
 from ingest import gbt32960
 from ingest.decode import Limits, decode, parse_topic, too_deep, unpack
+from ingest.envelope import Ages, instant, sequence, timely
 from ingest.model import (
     GBT32960,
     OTHER,
@@ -28,20 +28,10 @@ from ingest.model import (
     Rejected,
     Row,
 )
-from ingest.schema import Catalogue, Sibling, Stream, pointer, rfc3339
+from ingest.schema import Catalogue, Sibling, Stream, pointer
 
-MAX_SEQ = 4_294_967_295
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_NOT_IN_SEQ = {"resend", "sent_at"}
 _QUALITY = -2
 """Where `quality` stands in a row's values."""
-
-
-class Ages(NamedTuple):
-    """How far from the clock a sample's `ts` may be."""
-
-    oldest: timedelta = timedelta(days=30)
-    ahead: timedelta = timedelta(seconds=300)
 
 
 class Checker:
@@ -214,14 +204,12 @@ def _row(
 ) -> Row | Fault:
     if not isinstance(sample, dict):
         return Fault(Reason.BAD_ENVELOPE, "a sample is an object")
-    ts = _timely(sample, bounds)
+    ts = timely(sample, bounds)
     if isinstance(ts, Fault):
         return ts
-    seq = sample.get("seq")
-    if seq is None:
-        seq = derived_seq(sample)
-    elif type(seq) is not int or not 0 <= seq <= MAX_SEQ:
-        return Fault(Reason.BAD_ENVELOPE, f"/seq is no integer from 0 to {MAX_SEQ}")
+    seq = sequence(sample)
+    if isinstance(seq, Fault):
+        return seq
     if stream.never_stored:
         sample = stream.never_stored.without(sample)
     row = stream.row(device, ts, seq, received_at, sample)
@@ -238,18 +226,6 @@ def _row(
     return Row(stream.name, device, values, index, unknown_fields, flags, described)
 
 
-def _timely(sample: dict[str, Any], bounds: tuple[datetime, datetime]) -> datetime | Fault:
-    """When the sample was true, if it is neither too old nor too far ahead."""
-    ts = instant(sample.get("ts"))
-    if isinstance(ts, Fault):
-        return ts
-    if ts < bounds[0]:
-        return Fault(Reason.TOO_OLD, "/ts is older than the limit")
-    if ts > bounds[1]:
-        return Fault(Reason.CLOCK_AHEAD, "/ts is further ahead than the limit")
-    return ts
-
-
 def _note(findings: dict[str, str], sample: dict[str, Any], values: list[Any]) -> list[str]:
     """Add findings to the row's `quality`; the flags noted. The device's own marks stay."""
     own = sample.get("quality") or {}
@@ -260,32 +236,6 @@ def _note(findings: dict[str, str], sample: dict[str, Any], values: list[Any]) -
 def _described(stream: Stream, sample: dict[str, Any]) -> dict[str, str] | None:
     said = {name: sample[name] for name in stream.device_fields if sample.get(name) is not None}
     return said or None
-
-
-def instant(ts: Any) -> datetime | Fault:
-    """`ts` in UTC: RFC 3339 with zone, or integer Unix milliseconds."""
-    if ts is None:
-        return Fault(Reason.BAD_ENVELOPE, "/ts is absent")
-    try:
-        if type(ts) is str:
-            return rfc3339(ts)
-        if type(ts) is int:
-            return _EPOCH + timedelta(milliseconds=ts)
-    except OverflowError:
-        return Fault(Reason.BAD_TIMESTAMP, "/ts is outside the calendar")
-    except ValueError as exc:
-        return Fault(Reason.BAD_TIMESTAMP, f"/ts is {exc}")
-    return Fault(Reason.BAD_TIMESTAMP, "/ts is neither text nor integer milliseconds")
-
-
-def derived_seq(sample: dict[str, Any]) -> int:
-    """The negative `seq` of a sample that has none.
-
-    −1−CRC-32 of its JSON with sorted keys, without `resend` and `sent_at`, which differ between
-    a sample and its redelivery.
-    """
-    content = {k: v for k, v in sample.items() if k not in _NOT_IN_SEQ}
-    return -1 - crc32(orjson.dumps(content, option=orjson.OPT_SORT_KEYS))
 
 
 def _nul(node: Any, path: tuple[str | int, ...]) -> tuple[str | int, ...] | None:

@@ -20,9 +20,10 @@ import structlog
 from ingest import gbt32960
 from ingest.batch import Batcher
 from ingest.batch import Limits as BatchLimits
-from ingest.check import Ages, Checker
+from ingest.check import Checker
 from ingest.config import Settings
 from ingest.decode import Limits
+from ingest.envelope import Ages
 from ingest.metrics import Metrics, release
 from ingest.pipeline import Pipeline
 from ingest.schema import Catalogue

@@ -15,6 +15,7 @@ from ingest.gbt32960.items import (
     Marks,
     Number,
     Reader,
+    absent,
     sentinel,
     within,
 )
@@ -60,7 +61,7 @@ class Gear:
     def write(self, source: Mapping[str, Any], marks: Marks, out: bytearray) -> None:
         """See Item."""
         if source.get("gear") is None:
-            out.append(0xFE if marks.get("/gear", Mark(INVALID)).flag == ABNORMAL else 0xFF)
+            out += absent(marks.get("/gear"), 1)
             return
         raw = _GEARS.index(source["gear"])
         raw |= _DRIVE_FORCE if source.get("drive_force") else 0
@@ -170,13 +171,12 @@ class Flags:
         """See Item."""
         mark = marks.get(f"/{self.name}")
         flags = source.get(self.name)
-        if mark is not None and mark.raw is not None:
-            raw = mark.raw
-        elif flags is None:
-            raw = 0xFFFF_FFFE if mark and mark.flag == ABNORMAL else 0xFFFF_FFFF
+        if flags is None:
+            out += absent(mark, _FLAGS_SIZE)
         else:
-            raw = sum(1 << ALARM_FLAGS.index(flag) for flag in flags)
-        out += raw.to_bytes(_FLAGS_SIZE, "big")
+            bits = sum(1 << ALARM_FLAGS.index(flag) for flag in flags)
+            reserved = mark.raw if mark is not None and mark.raw is not None else 0
+            out += (bits | reserved).to_bytes(_FLAGS_SIZE, "big")
 
     def present(self, source: Mapping[str, Any]) -> bool:
         """See Item."""
@@ -213,7 +213,7 @@ class FlagLevels:
         mark = marks.get(f"/{self.name}")
         levels = source.get(self.name)
         if levels is None and mark is not None:
-            out.append(0xFE if mark.flag == ABNORMAL else 0xFF)
+            out += absent(mark, 1)
             return
         pairs = [[ALARM_FLAGS.index(one["flag"]), one["level"]] for one in levels or ()]
         pairs += mark.raw if mark is not None and mark.raw is not None else []
@@ -250,7 +250,7 @@ class HexCodes:
         codes = (source.get(group) or {}).get(part)
         mark = marks.get(f"/{group}/{part}")
         if codes is None and mark is not None:
-            out.append(0xFE if mark.flag == ABNORMAL else 0xFF)
+            out += absent(mark, 1)
             return
         out.append(len(codes or ()))
         for code in codes or ():

@@ -76,13 +76,20 @@ def sentinel(raw: int, size: int) -> str | None:
     return {(1 << 8 * size) - 2: ABNORMAL, (1 << 8 * size) - 1: INVALID}.get(raw)
 
 
-def _put(into: dict[str, Any], path: Sequence[str], value: Any) -> None:
+def absent(mark: Mark | None, size: int) -> bytes:
+    """What stands for a value that is not there: as its mark says, else "invalid"."""
+    abnormal = mark is not None and mark.flag == ABNORMAL
+    return ((1 << 8 * size) - (2 if abnormal else 1)).to_bytes(size, "big")
+
+
+def put(into: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    """Put a value where a path leads, making the objects on the way."""
     for name in path[:-1]:
         into = into.setdefault(name, {})
     into[path[-1]] = value
 
 
-def _get(source: Mapping[str, Any], path: Sequence[str]) -> tuple[bool, Any]:
+def get(source: Mapping[str, Any], path: Sequence[str]) -> tuple[bool, Any]:
     """(whether it is there, value)."""
     for name in path[:-1]:
         source = source.get(name) or {}
@@ -115,29 +122,28 @@ class _Field:
     def write_one(self, value: Any, mark: Mark | None, out: bytearray) -> None:
         """The count of a value, or of what its mark says."""
         if value is not None:
-            raw = self.raw(value)
+            out += self.raw(value).to_bytes(self.size, "big")
         elif mark is not None and mark.raw is not None:
-            raw = mark.raw
+            out += mark.raw.to_bytes(self.size, "big")
         else:
-            raw = (1 << 8 * self.size) - (2 if mark and mark.flag == ABNORMAL else 1)
-        out += raw.to_bytes(self.size, "big")
+            out += absent(mark, self.size)
 
     def read(self, reader: Reader, into: dict[str, Any], marks: Marks) -> None:
         """See Item."""
         value, mark = self.read_one(reader)
         path = self.name.split(".")
-        _put(into, path, value)
+        put(into, path, value)
         if mark is not None:
             marks["/" + "/".join(path)] = mark
 
     def write(self, source: Mapping[str, Any], marks: Marks, out: bytearray) -> None:
         """See Item."""
         path = self.name.split(".")
-        self.write_one(_get(source, path)[1], marks.get("/" + "/".join(path)), out)
+        self.write_one(get(source, path)[1], marks.get("/" + "/".join(path)), out)
 
     def present(self, source: Mapping[str, Any]) -> bool:
         """See Item."""
-        return _get(source, self.name.split("."))[0]
+        return get(source, self.name.split("."))[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,111 +186,6 @@ class Choice(_Field):
         return next(raw for raw, word in self.values.items() if word == value)
 
 
-@dataclass(frozen=True, slots=True)
-class Numbers:
-    """A count and as many numbers; a count of "abnormal" or "invalid" has none after it."""
-
-    name: str
-    count_size: int
-    item: Number
-
-    def read(self, reader: Reader, into: dict[str, Any], marks: Marks) -> None:
-        """See Item."""
-        count = reader.count(self.count_size)
-        path = self.name.split(".")
-        at = "/" + "/".join(path)
-        flag = sentinel(count, self.count_size)
-        if flag is not None:
-            marks[at] = Mark(flag)
-            _put(into, path, None)
-            return
-        if reader.left < count * self.item.size:
-            raise CutShortError
-        values = []
-        for index in range(count):
-            value, mark = self.item.read_one(reader)
-            values.append(value)
-            if mark is not None:
-                marks[f"{at}/{index}"] = mark
-        _put(into, path, values)
-
-    def write(self, source: Mapping[str, Any], marks: Marks, out: bytearray) -> None:
-        """See Item."""
-        path = self.name.split(".")
-        at = "/" + "/".join(path)
-        values = _get(source, path)[1]
-        if values is None:
-            abnormal = at in marks and marks[at].flag == ABNORMAL
-            count = (1 << 8 * self.count_size) - (2 if abnormal else 1)
-            out += count.to_bytes(self.count_size, "big")
-            return
-        out += len(values).to_bytes(self.count_size, "big")
-        for index, value in enumerate(values):
-            self.item.write_one(value, marks.get(f"{at}/{index}"), out)
-
-    def present(self, source: Mapping[str, Any]) -> bool:
-        """See Item."""
-        return _get(source, self.name.split("."))[0]
-
-
-@dataclass(frozen=True, slots=True)
-class Repeat:
-    """A count, unless there is only one, and as many objects."""
-
-    name: str
-    items: Sequence[Item]
-    has: str
-    """A field that every object this unit speaks of has; others belong to other units."""
-    count_size: int = 1
-    leads: bool = True
-    """Of two units that speak of the same objects, the one that says there are none."""
-
-    def read(self, reader: Reader, into: dict[str, Any], marks: Marks) -> None:
-        """See Item."""
-        count = reader.count(self.count_size) if self.count_size else 1
-        path = self.name.split(".")
-        at = "/" + "/".join(path)
-        flag = sentinel(count, self.count_size) if self.count_size else None
-        if flag is not None:
-            marks[at] = Mark(flag)
-            _put(into, path, None)
-            return
-        entries = []
-        for index in range(count):
-            entry: dict[str, Any] = {}
-            own: Marks = {}
-            for item in self.items:
-                item.read(reader, entry, own)
-            entries.append(entry)
-            marks |= {f"{at}/{index}{pointer}": mark for pointer, mark in own.items()}
-        _put(into, path, entries)
-
-    def write(self, source: Mapping[str, Any], marks: Marks, out: bytearray) -> None:
-        """See Item."""
-        path = self.name.split(".")
-        at = "/" + "/".join(path)
-        entries = _get(source, path)[1] or []
-        own = [(n, entry) for n, entry in enumerate(entries) if self.has in entry]
-        if self.count_size:
-            mark = marks.get(at)
-            if not own and mark is not None:
-                count = (1 << 8 * self.count_size) - (2 if mark.flag == ABNORMAL else 1)
-            else:
-                count = len(own)
-            out += count.to_bytes(self.count_size, "big")
-        for index, entry in own:
-            inner = within(marks, f"{at}/{index}")
-            for item in self.items:
-                item.write(entry, inner, out)
-
-    def present(self, source: Mapping[str, Any]) -> bool:
-        """See Item."""
-        there, entries = _get(source, self.name.split("."))
-        if not entries:
-            return there and self.leads
-        return any(self.has in entry for entry in entries)
-
-
 def within(marks: Marks, at: str) -> Marks:
     """The marks below a pointer, relative to it."""
     return {
@@ -312,8 +213,7 @@ class Text:
         """See Item."""
         value = source.get(self.name)
         if value is None:
-            abnormal = marks.get(f"/{self.name}", Mark(INVALID)).flag == ABNORMAL
-            out += (b"\xfe" if abnormal else b"\xff") * self.length
+            out += absent(marks.get(f"/{self.name}"), 1) * self.length
         else:
             out += padded(value, self.length)
 

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from ingest.gbt32960.bits import BrakePedal, FlagLevels, Flags, Gear, HexCodes, Location
-from ingest.gbt32960.items import Choice, Item, Number, Numbers, Repeat
+from ingest.gbt32960.items import Choice, Item, Number
+from ingest.gbt32960.lists import Numbers, Repeat
 
 Edition = Literal[2016, 2025]
 

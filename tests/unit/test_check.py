@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.check import Ages, Checker, derived_seq, instant
+from ingest.check import Checker
 from ingest.decode import Limits
+from ingest.envelope import Ages, derived_seq, instant
 from ingest.model import Fault, Outcome, Reason, Rejected, Row
 from ingest.schema import Catalogue, load_catalogue
 from ingest.schema.stream import stream

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from ingest.check import Checker
 from ingest.gbt32960 import CONTENT_TYPE, Command, Frame, decode, encode
 from ingest.gbt32960.bits import BrakePedal, FlagLevels, Flags, Gear, HexCodes, Location
-from ingest.gbt32960.items import Choice, Item, Number, Numbers, Repeat
+from ingest.gbt32960.items import Choice, Item, Number
+from ingest.gbt32960.lists import Numbers, Repeat
 from ingest.gbt32960.tables import UNITS, Edition
 from ingest.model import Fault, Outcome, Reason, Rejected, Row
 from ingest.schema import load_catalogue

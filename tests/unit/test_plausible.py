@@ -65,7 +65,7 @@ def test_a_clock_that_is_off_is_noted_eight_hours_apart_from_the_rest(
 
 
 def test_a_clock_eight_hours_ahead_is_noted_where_that_is_allowed() -> None:
-    from ingest.check import Ages
+    from ingest.envelope import Ages
 
     checker = Checker(load_catalogue(), None, Ages(ahead=timedelta(days=1)))
     (row,) = checker.check(delivery(at(-8 * 3600), at=NOW)).outcomes

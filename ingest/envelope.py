@@ -1,0 +1,71 @@
+"""What every sample carries: its instant and its sequence number. Pure."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+from zlib import crc32
+
+import orjson
+
+from ingest.model import Fault, Reason
+from ingest.schema import rfc3339
+
+MAX_SEQ = 4_294_967_295
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_NOT_IN_SEQ = {"resend", "sent_at"}
+
+
+class Ages(NamedTuple):
+    """How far from the clock a sample's `ts` may be."""
+
+    oldest: timedelta = timedelta(days=30)
+    ahead: timedelta = timedelta(seconds=300)
+
+
+def timely(sample: dict[str, Any], bounds: tuple[datetime, datetime]) -> datetime | Fault:
+    """When the sample was true, if it is neither too old nor too far ahead."""
+    ts = instant(sample.get("ts"))
+    if isinstance(ts, Fault):
+        return ts
+    if ts < bounds[0]:
+        return Fault(Reason.TOO_OLD, "/ts is older than the limit")
+    if ts > bounds[1]:
+        return Fault(Reason.CLOCK_AHEAD, "/ts is further ahead than the limit")
+    return ts
+
+
+def instant(ts: Any) -> datetime | Fault:
+    """`ts` in UTC: RFC 3339 with zone, or integer Unix milliseconds."""
+    if ts is None:
+        return Fault(Reason.BAD_ENVELOPE, "/ts is absent")
+    try:
+        if type(ts) is str:
+            return rfc3339(ts)
+        if type(ts) is int:
+            return _EPOCH + timedelta(milliseconds=ts)
+    except OverflowError:
+        return Fault(Reason.BAD_TIMESTAMP, "/ts is outside the calendar")
+    except ValueError as exc:
+        return Fault(Reason.BAD_TIMESTAMP, f"/ts is {exc}")
+    return Fault(Reason.BAD_TIMESTAMP, "/ts is neither text nor integer milliseconds")
+
+
+def sequence(sample: dict[str, Any]) -> int | Fault:
+    """The `seq` of a sample, or one derived from its content."""
+    seq = sample.get("seq")
+    if seq is None:
+        return derived_seq(sample)
+    if type(seq) is not int or not 0 <= seq <= MAX_SEQ:
+        return Fault(Reason.BAD_ENVELOPE, f"/seq is no integer from 0 to {MAX_SEQ}")
+    return seq
+
+
+def derived_seq(sample: dict[str, Any]) -> int:
+    """The negative `seq` of a sample that has none.
+
+    −1−CRC-32 of its JSON with sorted keys, without `resend` and `sent_at`, which differ between
+    a sample and its redelivery.
+    """
+    content = {k: v for k, v in sample.items() if k not in _NOT_IN_SEQ}
+    return -1 - crc32(orjson.dumps(content, option=orjson.OPT_SORT_KEYS))

@@ -1,0 +1,121 @@
+"""Items that come with a count: lists of numbers and lists of objects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ingest.gbt32960.items import (
+    CutShortError,
+    Item,
+    Mark,
+    Marks,
+    Number,
+    Reader,
+    absent,
+    get,
+    put,
+    sentinel,
+    within,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """A count and as many numbers; a count of "abnormal" or "invalid" has none after it."""
+
+    name: str
+    count_size: int
+    item: Number
+
+    def read(self, reader: Reader, into: dict[str, Any], marks: Marks) -> None:
+        """See Item."""
+        count = reader.count(self.count_size)
+        path = self.name.split(".")
+        at = "/" + "/".join(path)
+        flag = sentinel(count, self.count_size)
+        if flag is not None:
+            marks[at] = Mark(flag)
+            put(into, path, None)
+            return
+        if reader.left < count * self.item.size:
+            raise CutShortError
+        values = []
+        for index in range(count):
+            value, mark = self.item.read_one(reader)
+            values.append(value)
+            if mark is not None:
+                marks[f"{at}/{index}"] = mark
+        put(into, path, values)
+
+    def write(self, source: Mapping[str, Any], marks: Marks, out: bytearray) -> None:
+        """See Item."""
+        path = self.name.split(".")
+        at = "/" + "/".join(path)
+        values = get(source, path)[1]
+        if values is None:
+            out += absent(marks.get(at), self.count_size)
+            return
+        out += len(values).to_bytes(self.count_size, "big")
+        for index, value in enumerate(values):
+            self.item.write_one(value, marks.get(f"{at}/{index}"), out)
+
+    def present(self, source: Mapping[str, Any]) -> bool:
+        """See Item."""
+        return get(source, self.name.split("."))[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """A count, unless there is only one, and as many objects."""
+
+    name: str
+    items: Sequence[Item]
+    has: str
+    """A field that every object this unit speaks of has; others belong to other units."""
+    count_size: int = 1
+    leads: bool = True
+    """Of two units that speak of the same objects, the one that says there are none."""
+
+    def read(self, reader: Reader, into: dict[str, Any], marks: Marks) -> None:
+        """See Item."""
+        count = reader.count(self.count_size) if self.count_size else 1
+        path = self.name.split(".")
+        at = "/" + "/".join(path)
+        flag = sentinel(count, self.count_size) if self.count_size else None
+        if flag is not None:
+            marks[at] = Mark(flag)
+            put(into, path, None)
+            return
+        entries = []
+        for index in range(count):
+            entry: dict[str, Any] = {}
+            own: Marks = {}
+            for item in self.items:
+                item.read(reader, entry, own)
+            entries.append(entry)
+            marks |= {f"{at}/{index}{pointer}": mark for pointer, mark in own.items()}
+        put(into, path, entries)
+
+    def write(self, source: Mapping[str, Any], marks: Marks, out: bytearray) -> None:
+        """See Item."""
+        path = self.name.split(".")
+        at = "/" + "/".join(path)
+        entries = get(source, path)[1] or []
+        own = [(n, entry) for n, entry in enumerate(entries) if self.has in entry]
+        if self.count_size and not own and at in marks:
+            out += absent(marks[at], self.count_size)
+        elif self.count_size:
+            out += len(own).to_bytes(self.count_size, "big")
+        for index, entry in own:
+            inner = within(marks, f"{at}/{index}")
+            for item in self.items:
+                item.write(entry, inner, out)
+
+    def present(self, source: Mapping[str, Any]) -> bool:
+        """See Item."""
+        there, entries = get(source, self.name.split("."))
+        if not entries:
+            return there and self.leads
+        return any(self.has in entry for entry in entries)
