@@ -108,6 +108,8 @@ def test_the_check_digit_of_a_chinese_vin_as_device_or_field_is_noted() -> None:
     session = at(event="login", vin=BAD_VIN)
     assert quality(session, "session") == {"/vin": "vin_check_digit"}
     assert quality(session | {"vin": GOOD_VIN}, "session") is None
+    trailers = [{"no": 1, "vin": GOOD_VIN}, {"no": 2, "vin": BAD_VIN}]
+    assert quality(at(trailers=trailers), "truck") == {"/trailers/1/vin": "vin_check_digit"}
 
 
 @pytest.mark.parametrize(

@@ -325,8 +325,8 @@ def test_what_describes_the_device_has_no_column_and_is_not_unknown() -> None:
 
 def test_names_never_stored_are_known_however_they_are_written() -> None:
     never = CATALOGUE["cockpit"].never_stored
-    private = {"heartRate": 61, "Heart-Rate": 1, "deep": [{"PLATE_NO": "x", "kept": 1}], "title": 2}
-    assert never.without(private) == {"deep": [{"kept": 1}], "title": 2}
+    private = {"heartRate": 61, "Heart-Rate": 1, "deep": [{"PLATE_NO": "x", "kept": 1}], "app": 2}
+    assert never.without(private) == {"deep": [{"kept": 1}], "app": 2}
     assert never.may_be_in(b'{"heart_rate": 61')
     assert never.may_be_in(b'{"he\\u0061rt": 1')
     assert not never.may_be_in(b'{"speed": 61')
