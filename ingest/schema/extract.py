@@ -18,7 +18,7 @@ import orjson
 
 from ingest.schema.accept import Tests, only
 from ingest.schema.columns import ENVELOPE, Column, device_fields
-from ingest.schema.rfc3339 import rfc3339
+from ingest.schema.rfc3339 import storable
 from ingest.schema.variants import variants
 
 Extracted = tuple[list[Any], int]
@@ -34,7 +34,7 @@ _ARGUMENTS = "device, ts, seq, received_at, sample"
 _CONVERSIONS = {
     "int": "int({value})",
     "int[]": "[None if i is None else int(i) for i in {value}]",
-    "time": "rfc3339({value})",
+    "time": "storable({value})",
     "json": "dumps({value})",
     "sha256": "sha256({value})",
 }
@@ -53,7 +53,7 @@ def functions(schema: dict[str, Any], columns: Sequence[Column]) -> Functions:
         **{f"known_{object_}": known for object_, known in _known_names(schema, columns).items()},
         **{f"foreign_{n}": found.foreign for n, found in enumerate(variants(schema) or ())},
         "dumps": orjson.dumps,
-        "rfc3339": rfc3339,
+        "storable": storable,
         "sha256": sha256,
         "unknown": _unknown,
     }

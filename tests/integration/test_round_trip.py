@@ -17,7 +17,8 @@ from ingest.batch import Batch
 from ingest.check import Checker
 from ingest.config import load
 from ingest.metrics import Metrics
-from ingest.schema import Catalogue, Stream, load_catalogue, rfc3339
+from ingest.schema import Catalogue, Stream, load_catalogue
+from ingest.schema.rfc3339 import storable
 from ingest.store import Writer
 from tests.instances import instances
 from tests.support import Database, delivery
@@ -98,7 +99,7 @@ def _as_kept(stream: Stream, sample: dict[str, Any]) -> dict[str, Any]:
             place = (place or {}).get(step)
         value = (place or {}).get(column.path[-1])
         if value is not None and column.convert == "time":
-            place[column.path[-1]] = rfc3339(value)
+            place[column.path[-1]] = storable(value)
         if value is not None and column.convert == "sha256":
             place[column.path[-1]] = hashlib.sha256(value.encode()).hexdigest()
     for name in ("ts", "quality", *stream.device_fields):
