@@ -88,7 +88,7 @@ async def _demo(duration: float | None, devices: int, rate: float, seed: int) ->
 async def _show(show: demo_tool.Demo, live: Live) -> None:
     """Throughput while it runs, once a second."""
     before = 0
-    while True:
+    while not show.over:
         stored = show.counted("iov_samples_stored")
         table = Table(box=None)
         for title in ("published", "stored", "stored/s", "in flight", "ready"):

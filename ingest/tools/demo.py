@@ -36,6 +36,8 @@ class Demo:
     """Name of the broker that runs."""
     service: Service
     simulation: Simulation
+    over: bool = False
+    """Everything is settled; the service leaves."""
 
     def counted(self, metric: str, stream: str | None = None) -> int:
         """A counter of the service, of one stream or over all, and over all reasons."""
@@ -97,6 +99,7 @@ async def demo(
                 await simulation.run(publisher)
             stopping.cancel()
             await _at_rest(show)
+            show.over = True
             service.stop()
         streams = await _stored(settings, catalogue)
         stored = sum(streams.values())
