@@ -103,6 +103,16 @@ def test_frames_are_of_both_editions_and_say_who_sends_them() -> None:
     assert found[2025].samples["nev"]["crs"] == "WGS84"
 
 
+def test_a_device_sends_one_frame_a_second_for_frames_have_whole_seconds() -> None:
+    checker, keys = Checker(CATALOGUE), []
+    for at, message in messages(Fleet(1, 1, ["gbt32960", "chassis"]), 600, 0.05):
+        for row in checker.check(delivery(message.payload, message.topic, at=at)).outcomes:
+            assert isinstance(row, Row)
+            keys.append((row.stream, row.values[1], row.values[2]))
+    assert len(set(keys)) == len(keys)
+    assert len([key for key in keys if key[0] == "nev"]) > 20
+
+
 def lived(vehicle: Vehicle, seconds: int = HOUR_S) -> Iterator[Vehicle]:
     for second in range(1, seconds + 1):
         vehicle.advance(NOW + timedelta(seconds=second))

@@ -94,6 +94,8 @@ def test_an_odometer_that_runs_backwards_within_a_message_is_noted() -> None:
     # The order in the message says nothing; the order in time does.
     assert [flags for _, flags in noted(message[::-1])] == [["odometer_backwards"], (), ()]
     assert [flags for _, flags in noted([message[2], message[2]])] == [(), ()]
+    spike = [at(4, odometer_km=10.0), at(3, odometer_km=10.4), at(1, odometer_km=10.2)]
+    assert [flags for _, flags in noted(spike)] == [(), (), ["odometer_backwards"]]
     truck = [at(2, total_distance_m=500), at(1, total_distance_m=400)]
     assert noted(truck, "truck")[1][0] == {"/total_distance_m": "odometer_backwards"}
     broken = [at(2, odometer_km="ten"), at(1, odometer_km=3)]
