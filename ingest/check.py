@@ -28,8 +28,11 @@ from ingest.model import (
     Rejected,
     Row,
 )
-from ingest.schema import Catalogue, Sibling, Stream, pointer
+from ingest.schema import Catalogue, NeverStored, Sibling, Siblings, Stream, pointer
 
+_PACKED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")
+"""What gzip (RFC 1952) and zstd (RFC 8878) begin with."""
+_ALONE = Siblings()
 _QUALITY = -2
 """Where `quality` stands in a row's values."""
 
@@ -43,6 +46,9 @@ class Checker:
         self._catalogue = catalogue
         self._limits = limits or Limits()
         self._ages = ages or Ages()
+        self._never_stored = NeverStored(
+            name for stream in catalogue.values() for name in stream.never_stored.names
+        )
 
     def check(self, delivery: Delivery) -> Checked:
         """One outcome per sample, or one rejection for a message that cannot be split."""
@@ -66,7 +72,7 @@ class Checker:
             outcomes = self._outcomes(
                 delivery, device, repeat(stream), decoded.samples, decoded.may_hold_nul
             )
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RecursionError):
             # Neither the validator nor orjson follows a document down without end. Looking for
             # depth only then costs honest messages nothing.
             if not too_deep(decoded.samples):
@@ -80,14 +86,18 @@ class Checker:
         frame = payload if isinstance(payload, Fault) else gbt32960.decode(payload)
         if isinstance(frame, Fault):
             return self._whole(delivery, device, GBT32960, frame)
-        known = [s for s in _timed(frame, delivery.arrival.at) if s[0] in self._catalogue]
-        if not known:
-            fault = Fault(Reason.UNKNOWN_STREAM, "no schema for any stream of the frame")
-            return self._whole(delivery, device, GBT32960, fault)
-        streams, samples = [self._catalogue[name] for name, _ in known], [s for _, s in known]
-        outcomes = self._outcomes(delivery, device, streams, samples, noted=True)
-        counts = Counter(name for name, _ in known)
-        return Checked(GBT32960, outcomes, len(delivery.payload), counts)
+        samples = _timed(frame, delivery.arrival.at)
+        known = [s for s in samples if s[0] in self._catalogue]
+        streams = [self._catalogue[name] for name, _ in known]
+        outcomes = self._outcomes(delivery, device, streams, [s for _, s in known], noted=True)
+        for name, sample in samples:
+            if name not in self._catalogue:
+                fault = Fault(Reason.UNKNOWN_STREAM, "no such schema")
+                outcomes.append(Rejected(OTHER, name, device, *fault, orjson.dumps(sample)))
+        counts = Counter(o.stream if isinstance(o, Row) else o.label for o in outcomes)
+        # What a frame says in bits its samples may say in long texts.
+        size_bytes = len(payload) + sum(map(_weight, outcomes))
+        return Checked(GBT32960, outcomes, size_bytes, counts)
 
     def _outcomes(
         self,
@@ -102,7 +112,7 @@ class Checker:
         """An outcome for each sample; `noted`: what stands in `quality` was put there by us."""
         received_at = delivery.arrival.at
         bounds = (received_at - self._ages.oldest, received_at + self._ages.ahead)
-        siblings = _siblings(zip(streams, samples, strict=False)) if len(samples) > 1 else ()
+        siblings = _siblings(zip(streams, samples, strict=False)) if len(samples) > 1 else _ALONE
         outcomes: list[Outcome] = []
         for index, (stream, sample) in enumerate(zip(streams, samples, strict=False)):
             result = _row(
@@ -155,15 +165,41 @@ class Checker:
         return Checked(label, [rejected], len(delivery.payload))
 
     def _raw(self, delivery: Delivery, name: str | None) -> bytes:
-        """The raw message, unless it may hold what must never be stored and cannot be cleaned."""
+        """The raw message without what must never be stored; empty where that cannot be told.
+
+        A message of no stream we know may hold what any stream must not.
+        """
         stream = self._catalogue.get(name or "")
-        if stream is None or not stream.never_stored:
-            return delivery.payload
+        never_stored = self._never_stored if stream is None else stream.never_stored
+        payload, text = delivery.payload, self._text(delivery)
+        if payload[:2] in gbt32960.STARTS:
+            return payload
+        if text is None:
+            return b"" if stream is not None and never_stored else payload
+        named = never_stored.may_be_in(text)
+        if not named and not (stream and stream.hashes):
+            return payload
         try:
-            return orjson.dumps(stream.never_stored.without(orjson.loads(delivery.payload)))
+            document = orjson.loads(text)
+            samples = document if isinstance(document, list) else [document]
+            kept = [(stream.letter if stream else never_stored.without)(s) for s in samples]
+            return orjson.dumps(kept if isinstance(document, list) else kept[0])
         except (TypeError, ValueError, RecursionError):
-            hidden = delivery.encoding or stream.never_stored.may_be_in(delivery.payload)
-            return b"" if hidden else delivery.payload
+            return b"" if named else payload
+
+    def _text(self, delivery: Delivery) -> bytes | None:
+        """What a message says, inflated where it is packed; None where it cannot be read."""
+        if delivery.encoding is None:
+            return None if delivery.payload.startswith(_PACKED) else delivery.payload
+        inflated = unpack(delivery.payload, delivery.encoding, self._limits)
+        return None if isinstance(inflated, Fault) else inflated
+
+
+def _weight(outcome: Outcome) -> int:
+    """Bytes of the texts in an outcome."""
+    if isinstance(outcome, Rejected):
+        return len(outcome.payload)
+    return sum(len(value) for value in outcome.values if isinstance(value, bytes | str | list))
 
 
 def is_frame(delivery: Delivery, stream: str) -> bool:
@@ -183,13 +219,12 @@ def _timed(frame: gbt32960.Frame, received_at: datetime) -> list[tuple[str, dict
     return samples
 
 
-def _siblings(samples: Iterable[tuple[Stream, Any]]) -> list[Sibling]:
-    """The samples of a message that are objects with a time."""
-    return [
+def _siblings(samples: Iterable[tuple[Stream, Any]]) -> Siblings:
+    return Siblings([
         Sibling(stream.name, ts, sample)
         for stream, sample in samples
         if isinstance(sample, dict) and isinstance(ts := instant(sample.get("ts")), datetime)
-    ]
+    ])  # fmt: skip
 
 
 def _row(
@@ -200,7 +235,7 @@ def _row(
     received_at: datetime,
     bounds: tuple[datetime, datetime],
     may_hold_nul: bool,  # noqa: FBT001  one call, per sample
-    siblings: Sequence[Sibling],
+    siblings: Siblings,
 ) -> Row | Fault:
     if not isinstance(sample, dict):
         return Fault(Reason.BAD_ENVELOPE, "a sample is an object")

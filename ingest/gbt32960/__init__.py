@@ -1,5 +1,23 @@
 """GB/T 32960.3 frames, editions 2016 and 2025: bytes to samples and back. Pure."""
 
-from ingest.gbt32960.frame import CONTENT_TYPE, FLAGS, STREAMS, Command, Frame, decode, encode
+from ingest.gbt32960.frame import (
+    CONTENT_TYPE,
+    FLAGS,
+    STARTS,
+    STREAMS,
+    Command,
+    Frame,
+    decode,
+    encode,
+)
 
-__all__ = ["CONTENT_TYPE", "FLAGS", "STREAMS", "Command", "Frame", "decode", "encode"]
+__all__ = [
+    "CONTENT_TYPE",
+    "FLAGS",
+    "STARTS",
+    "STREAMS",
+    "Command",
+    "Frame",
+    "decode",
+    "encode",
+]

@@ -17,16 +17,19 @@ from typing import Any
 
 from ingest.gbt32960.items import (
     OUT_OF_RANGE,
+    Choice,
     CutShortError,
     Mark,
     Marks,
     Number,
     Reader,
     Text,
+    absent,
     padded,
+    sentinel,
     text,
 )
-from ingest.gbt32960.report import Samples, marked, read_units, write_units
+from ingest.gbt32960.report import Samples, marked, marks_of, read_units, write_units
 from ingest.gbt32960.tables import Edition
 from ingest.model import Fault, Reason
 
@@ -38,8 +41,9 @@ FLAGS = ("abnormal", "invalid", "out_of_range", "undecoded", "estimated")
 STREAMS = ("session", "nev", "battery", "alarm")
 """What frames hold samples of."""
 
-_STARTS: dict[bytes, Edition] = {b"##": 2016, b"$$": 2025}
-_START_OF = {edition: start for start, edition in _STARTS.items()}
+STARTS: dict[bytes, Edition] = {b"##": 2016, b"$$": 2025}
+"""What frames begin with, and the edition it stands for."""
+_START_OF = {edition: start for start, edition in STARTS.items()}
 _HEADER_BYTES = 24
 _TIME_BYTES = 6
 _VIN_BYTES = 17
@@ -53,6 +57,9 @@ _RESPONSES = {
 _SERIAL = Number("session_seq", 2, 65_531, low=1)
 _ICCID = Text("iccid", 20)
 _CHIP_ID = Text("chip_id", 16)
+_ACTIVATED = Choice("response", {1: "ok", 2: "error"})
+_MOST_SYSTEMS = {2016: 250, 2025: 20}
+_MOST_PACKS = 50
 
 
 class Command(enum.IntEnum):
@@ -92,7 +99,7 @@ class Frame:
 
 def decode(payload: bytes) -> Frame | Fault:
     """The frame of a payload, or why it is none; `bad_encoding` for all but its command."""
-    if len(payload) <= _HEADER_BYTES or payload[:2] not in _STARTS:
+    if len(payload) <= _HEADER_BYTES or payload[:2] not in STARTS:
         return Fault(Reason.BAD_ENCODING, "no GB/T 32960 frame: begins with neither ## nor $$")
     data = payload[_HEADER_BYTES:-1]
     told = int.from_bytes(payload[22:24], "big")
@@ -102,7 +109,7 @@ def decode(payload: bytes) -> Frame | Fault:
         return Fault(Reason.BAD_ENCODING, "wrong check byte")
     if payload[21] != _PLAIN:
         return Fault(Reason.BAD_ENCODING, f"encrypted data unit, method 0x{payload[21]:02X}")
-    edition = _STARTS[payload[:2]]
+    edition = STARTS[payload[:2]]
     if payload[2] not in set(Command) - set(_2025_ONLY if edition == 2016 else ()):  # noqa: PLR2004  a year
         return Fault(Reason.BAD_ENVELOPE, f"command 0x{payload[2]:02X} carries no sample")
     command = Command(payload[2])
@@ -151,7 +158,8 @@ def _samples(edition: Edition, command: Command, response: int, vin: str, data: 
             session["public_key"] = reader.take(reader.count(2)).hex()
             reader.take(_VIN_BYTES)
         case Command.ACTIVATE_ACK:
-            session["response"] = {1: "ok", 2: "error"}.get(reader.count(1))
+            marks.pop("/response", None)
+            _ACTIVATED.read(reader, session, marks)
     if reader.left:
         # A signature, for one; nothing is lost.
         session["rest"] = reader.take(reader.left).hex()
@@ -161,14 +169,38 @@ def _samples(edition: Edition, command: Command, response: int, vin: str, data: 
 def _read_login(edition: Edition, reader: Reader, session: dict[str, Any], marks: Marks) -> None:
     _SERIAL.read(reader, session, marks)
     _ICCID.read(reader, session, marks)
-    session["bms_count"] = count = reader.count(1)
+    count = _read_count(reader, session, marks, _MOST_SYSTEMS[edition])
     if edition == 2016:  # noqa: PLR2004  a year
         length = reader.count(1)
+        flag = sentinel(length, 1)
+        if flag is not None:
+            marks["/pack_codes"] = Mark(flag)
+            session["pack_codes"] = None
+            return
         codes = count if length else 0
     else:
-        session["packs_per_bms"] = list(reader.take(count))
-        length, codes = _PACK_CODE_BYTES_2025, sum(session["packs_per_bms"])
+        raws = reader.take(count)
+        session["packs_per_bms"] = [raw if raw <= _MOST_PACKS else None for raw in raws]
+        for index, raw in enumerate(raws):
+            if raw > _MOST_PACKS:
+                flag = sentinel(raw, 1)
+                marks[f"/packs_per_bms/{index}"] = Mark(flag) if flag else Mark(OUT_OF_RANGE, raw)
+        length = _PACK_CODE_BYTES_2025
+        codes = sum(raw for raw in raws if sentinel(raw, 1) is None)
     session["pack_codes"] = [text(reader.take(length), exact=True) for _ in range(codes)]
+
+
+def _read_count(reader: Reader, session: dict[str, Any], marks: Marks, most: int) -> int:
+    """How many battery systems follow; a count beyond the edition's range is one still."""
+    raw = reader.count(1)
+    flag = sentinel(raw, 1)
+    session["bms_count"] = raw if raw <= most else None
+    if flag is not None:
+        marks["/bms_count"] = Mark(flag)
+        return 0
+    if raw > most:
+        marks["/bms_count"] = Mark(OUT_OF_RANGE, raw)
+    return raw
 
 
 def _time(raw: bytes) -> str:
@@ -196,30 +228,45 @@ def _data(frame: Frame) -> bytes:
     return bytes(out)
 
 
-def _code_bytes(code: str) -> int:
-    return (len(code) - 2) // 2 if code.startswith("0x") else len(code)
-
-
 def _write_session(frame: Frame, session: Mapping[str, Any], out: bytearray) -> None:
+    marks = marks_of(session)
     match frame.command:
         case Command.LOGIN:
-            codes = session.get("pack_codes") or ()
-            _SERIAL.write(session, {}, out)
-            _ICCID.write(session, {}, out)
-            out.append(session.get("bms_count") or 0)
-            if frame.edition == 2016:  # noqa: PLR2004  a year
-                length = max(map(_code_bytes, codes), default=0)
-                out.append(length)
-            else:
-                length = _PACK_CODE_BYTES_2025
-                out += bytes(session.get("packs_per_bms") or ())
-            for code in codes:
-                out += padded(code, length)
+            _SERIAL.write(session, marks, out)
+            _ICCID.write(session, marks, out)
+            _write_packs(frame.edition, session, marks, out)
         case Command.LOGOUT:
-            _SERIAL.write(session, {}, out)
+            _SERIAL.write(session, marks, out)
         case Command.ACTIVATE:
             key = bytes.fromhex(session.get("public_key") or "")
-            _CHIP_ID.write(session, {}, out)
+            _CHIP_ID.write(session, marks, out)
             out += len(key).to_bytes(2, "big") + key + padded(frame.vin, _VIN_BYTES)
         case Command.ACTIVATE_ACK:
-            out.append(1 if session.get("response") == "ok" else 2)
+            _ACTIVATED.write(session, marks, out)
+
+
+def _write_packs(
+    edition: Edition, session: Mapping[str, Any], marks: Marks, out: bytearray
+) -> None:
+    codes = session.get("pack_codes")
+    count, mark = session.get("bms_count"), marks.get("/bms_count")
+    if count is None and mark is None:
+        count = len(session.get("packs_per_bms") or codes or ())
+    Number("bms_count", 1, _MOST_SYSTEMS[edition]).write_one(count, mark, out)
+    if edition == 2016:  # noqa: PLR2004  a year
+        length = max(map(_code_bytes, codes or ()), default=0)
+        if codes is None and "/pack_codes" in marks:
+            out += absent(marks["/pack_codes"], 1)
+        else:
+            out.append(length)
+    else:
+        length = _PACK_CODE_BYTES_2025
+        for index, packs in enumerate(session.get("packs_per_bms") or ()):
+            one = marks.get(f"/packs_per_bms/{index}")
+            Number("packs", 1, _MOST_PACKS).write_one(packs, one, out)
+    for code in codes or ():
+        out += padded(code, length)
+
+
+def _code_bytes(code: str) -> int:
+    return (len(code) - 2) // 2 if code.startswith("0x") else len(code)

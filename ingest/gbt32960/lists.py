@@ -41,12 +41,17 @@ class Numbers:
             return
         if reader.left < count * self.item.size:
             raise CutShortError
-        values = []
-        for index in range(count):
+        values, found = [], []
+        for _ in range(count):
             value, mark = self.item.read_one(reader)
             values.append(value)
-            if mark is not None:
-                marks[f"{at}/{index}"] = mark
+            found.append(mark)
+        first = found[0] if found else None
+        if first is not None and first.raw is None and found.count(first) == count:
+            # A car that is off sends nothing but "invalid": one mark says it of all.
+            marks[at] = first
+        else:
+            marks |= {f"{at}/{n}": mark for n, mark in enumerate(found) if mark is not None}
         put(into, path, values)
 
     def write(self, source: Mapping[str, Any], marks: Marks, out: bytearray) -> None:
@@ -59,7 +64,7 @@ class Numbers:
             return
         out += len(values).to_bytes(self.count_size, "big")
         for index, value in enumerate(values):
-            self.item.write_one(value, marks.get(f"{at}/{index}"), out)
+            self.item.write_one(value, marks.get(f"{at}/{index}", marks.get(at)), out)
 
     def present(self, source: Mapping[str, Any]) -> bool:
         """See Item."""

@@ -80,31 +80,55 @@ def _merge(sample: dict[str, Any], part: dict[str, Any], marks: Marks) -> Marks:
     Voltages and temperatures of one pack come in two units: objects of a list that have the same
     `no` and nothing else in common are one.
     """
-    moved = dict(marks)
+    moved: Marks = {}
     for name, value in part.items():
-        there = sample.get(name)
+        there, own = sample.get(name), _below(marks, name)
         if isinstance(there, dict) and isinstance(value, dict):
-            there.update(value)
+            own = _merge(there, value, own)
         elif isinstance(there, list) and isinstance(value, list):
-            own = {
-                at: moved.pop(at) for at in marks if at.startswith(f"/{name}/")
-            }  # taken out first: an index may be another's new one
-            for index, entry in enumerate(value):
-                to = _place(there, entry)
-                there[to : to + 1] = [there[to] | entry if to < len(there) else entry]
-                for at, mark in within(own, f"/{name}/{index}").items():
-                    moved[f"/{name}/{to}{at}"] = mark
+            places = _join(there, value)
+            own = {at: mark for at, mark in own.items() if not at} | {
+                f"/{places[int(step)]}{rest}": mark
+                for (step, rest), mark in ((_split(at), mark) for at, mark in own.items() if at)
+            }
         else:
             sample[name] = value
+        moved |= {f"/{name}{at}": mark for at, mark in own.items()}
     return moved
 
 
-def _place(entries: list[dict[str, Any]], entry: dict[str, Any]) -> int:
-    """The index of the object that `entry` completes, or of a new one."""
-    for index, other in enumerate(entries):
-        if other.get("no") == entry.get("no") is not None and other.keys() & entry.keys() == {"no"}:
-            return index
-    return len(entries)
+def _below(marks: Marks, name: str) -> Marks:
+    """The marks of a field and of what is in it, relative to it."""
+    at = f"/{name}"
+    return {
+        pointer[len(at) :]: mark
+        for pointer, mark in marks.items()
+        if pointer == at or pointer.startswith(at + "/")
+    }
+
+
+def _split(pointer: str) -> tuple[str, str]:
+    """("0", "/rest") of "/0/rest"."""
+    step, slash, rest = pointer[1:].partition("/")
+    return step, slash + rest
+
+
+def _join(there: list[dict[str, Any]], value: list[dict[str, Any]]) -> list[int]:
+    """Put each object where it completes one that is there, or at the end; where each went."""
+    fields = {name for entry in value for name in entry} - {"no"}
+    waiting: dict[Any, int] = {}
+    for index, entry in enumerate(there):
+        if entry.get("no") is not None and fields.isdisjoint(entry):
+            waiting.setdefault(entry["no"], index)
+    places = []
+    for entry in value:
+        to = waiting.pop(entry.get("no"), len(there))
+        if to < len(there):
+            there[to] |= entry
+        else:
+            there.append(entry)
+        places.append(to)
+    return places
 
 
 def marked(
@@ -122,6 +146,12 @@ def marked(
     if quality:
         sample["quality"] = quality
     return sample
+
+
+def marks_of(sample: Mapping[str, Any]) -> Marks:
+    """The marks that `quality` and `raw` of a sample stand for."""
+    raw = sample.get("raw") or {}
+    return {at: Mark(flag, raw.get(at)) for at, flag in (sample.get("quality") or {}).items()}
 
 
 def _hex(number: int, data: bytes) -> dict[str, str]:
@@ -150,10 +180,7 @@ def write_units(edition: Edition, samples: Samples, out: bytearray) -> None:
 
 def _sources(unit: Unit, sample: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], Marks]]:
     """What is written as such a unit: the sample, or each object of a list without a count."""
-    marks = {
-        pointer: Mark(flag, (sample.get("raw") or {}).get(pointer))
-        for pointer, flag in (sample.get("quality") or {}).items()
-    }
+    marks = marks_of(sample)
     (item, *_) = unit.items
     if not isinstance(item, Repeat) or item.count_size:
         yield sample, marks

@@ -1,13 +1,16 @@
 """A schema file becomes a validator, a row extractor, a table and a page of documentation."""
 
 from ingest.schema.catalogue import Catalogue, default_directory, load_catalogue
-from ingest.schema.plausible import Sibling
+from ingest.schema.private import NeverStored
 from ingest.schema.rfc3339 import rfc3339
+from ingest.schema.siblings import Sibling, Siblings
 from ingest.schema.stream import Stream, pointer
 
 __all__ = [
     "Catalogue",
+    "NeverStored",
     "Sibling",
+    "Siblings",
     "Stream",
     "default_directory",
     "load_catalogue",

@@ -6,41 +6,28 @@ tests they are written in. A rule looks at one field of a sample the validator h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 from ingest.errors import SchemaError
+from ingest.schema.siblings import Siblings, find
+from ingest.schema.vin import VIN_CHARACTERS, check_digit_agrees
 
 DEVICE = "device"
 """A rule's field `/device` is the device's name, which no sample holds."""
 EVERY_STREAM = "*"
-EACH = "*"
-"""Step of a rule's field that stands for every member or item."""
-
 _NEVER = timedelta(days=1_000_000)
-VIN_CHARACTERS = 17
-"""A device of another length is named by no VIN."""
-
 Finding = tuple[str, str]
 """(JSON pointer, flag)."""
-
-
-class Sibling(NamedTuple):
-    """One sample of a message."""
-
-    stream: str
-    ts: datetime
-    sample: dict[str, Any]
 
 
 class Around(NamedTuple):
     """What a rule may know besides the sample."""
 
+    stream: str
     ts: datetime
-    siblings: Sequence[Sibling]
-    """Every sample of the message, this one included; none where it has only one."""
+    siblings: Siblings
 
 
 Test = Callable[[Any, dict[str, Any], Around], Iterable[Finding]]
@@ -58,6 +45,7 @@ class Rules:
 
     def __init__(self, stream: str, rules: Iterable[Mapping[str, Any]]) -> None:
         own = [r for r in rules if stream in r["streams"] or EVERY_STREAM in r["streams"]]
+        self._stream = stream
         self.rules: Sequence[Mapping[str, Any]] = own
         """As they are written, for documentation."""
         self.flags = sorted({rule["flag"] for rule in own})
@@ -87,7 +75,7 @@ class Rules:
         device: str,
         received_at: datetime,
         ts: datetime,
-        siblings: Sequence[Sibling],
+        siblings: Siblings,
     ) -> dict[str, str]:
         """Flag by JSON pointer; the first rule that applies to a pointer wins."""
         found: list[Finding] = []
@@ -104,7 +92,7 @@ class Rules:
             for name, tests in group.items():
                 value = sample.get(name)
                 if value is not None:
-                    around = Around(ts, siblings)
+                    around = Around(self._stream, ts, siblings)
                     for test in tests:
                         found += test(value, sample, around)
         return dict(reversed(found)) if found else _NOTHING
@@ -133,23 +121,6 @@ def _steps(rule: Mapping[str, Any], key: str = "field") -> list[str]:
     return str(rule[key]).split("/")[1:]
 
 
-def _find(value: Any, steps: Sequence[str], pointer: str) -> Iterator[tuple[str, Any]]:
-    """(pointer, value) of everything the steps lead to that is not null."""
-    if value is None:
-        return
-    if not steps:
-        yield pointer, value
-        return
-    step, rest = steps[0], steps[1:]
-    if isinstance(value, dict):
-        names = list(value) if step == EACH else [step]
-        for name in names:
-            yield from _find(value.get(name), rest, f"{pointer}/{name}")
-    elif isinstance(value, list) and step == EACH:
-        for index, item in enumerate(value):
-            yield from _find(item, rest, f"{pointer}/{index}")
-
-
 def _test(rule: Mapping[str, Any]) -> Test:
     """The test of a rule, whatever its kind."""
     if rule["test"] in _WRONG:
@@ -162,7 +133,7 @@ def _each(rule: Mapping[str, Any], wrong: Wrong) -> Test:
     flag, (first, *rest) = rule["flag"], _steps(rule)
 
     def test(value: Any, _sample: dict[str, Any], _around: Around) -> Iterable[Finding]:
-        return [(at, flag) for at, found in _find(value, rest, f"/{first}") if wrong(found)]
+        return [(at, flag) for at, found in find(value, rest, f"/{first}") if wrong(found)]
 
     return test
 
@@ -215,14 +186,9 @@ def _clock(rule: Mapping[str, Any]) -> tuple[str, Callable[[timedelta, dict[str,
 def _decreasing(rule: Mapping[str, Any]) -> Test:
     flag, (name,) = rule["flag"], _steps(rule)
 
-    def test(value: Any, sample: dict[str, Any], around: Around) -> Iterable[Finding]:
-        earlier = [
-            other.sample.get(name)
-            for other in around.siblings
-            if other.ts < around.ts and other.sample is not sample
-        ]
-        numbers = [n for n in earlier if isinstance(n, int | float)]
-        return ((f"/{name}", flag),) if numbers and value < max(numbers) else ()
+    def test(value: Any, _sample: dict[str, Any], around: Around) -> Iterable[Finding]:
+        highest = around.siblings.highest_before(around.stream, name, around.ts)
+        return ((f"/{name}", flag),) if value < highest else ()
 
     return test
 
@@ -230,53 +196,60 @@ def _decreasing(rule: Mapping[str, Any]) -> Test:
 def _extreme(rule: Mapping[str, Any]) -> Test:
     flag, (first, *rest), within = rule["flag"], _steps(rule), rule["within"]
     highest = {"highest": True, "lowest": False}[rule["is"]]
-    array, total = _steps(rule, "of"), _steps(rule, "total") if "total" in rule else None
+    of, path, total = rule["in"], rule["of"], rule.get("total")
 
     def test(value: Any, sample: dict[str, Any], around: Around) -> Iterable[Finding]:
-        # Where the stream is the array's own, the sample itself is among them or is the only one.
-        beside = [o.sample for o in around.siblings if o.stream == rule["in"] and o.ts == around.ts]
-        holders = beside or [sample]
-        numbers = [n for h in holders for _, n in _find(h, array, "") if isinstance(n, int | float)]
-        if not numbers:
+        found = around.siblings.array(of, around.ts, path, sample)
+        if not found.number:
             return ()
-        bound = max(numbers) if highest else min(numbers)
-        all_there = total is not None and len(numbers) == sum(
-            n for holder in holders for _, n in _find(holder, total, "")
-        )
-        found = []
-        for at, reported in _find(value, rest, f"/{first}"):
+        bound = found.highest if highest else found.lowest
+        cells = around.siblings.array(of, around.ts, total, sample) if total else None
+        all_there = cells is not None and found.number == cells.total
+        wrong = []
+        for at, reported in find(value, rest, f"/{first}"):
             missed = bound - reported if highest else reported - bound
             if missed > within or (all_there and -missed > within):
-                found.append((at, flag))
-        return found
+                wrong.append((at, flag))
+        return wrong
+
+    return test
+
+
+def _absent(rule: Mapping[str, Any]) -> Test:
+    """Names something that is not among, or with `above` is beyond, what is there."""
+    flag, (first, *rest), of, path = rule["flag"], _steps(rule), rule["in"], rule["of"]
+    above = bool(rule.get("above"))
+
+    def test(value: Any, sample: dict[str, Any], around: Around) -> Iterable[Finding]:
+        there = around.siblings.array(of, around.ts, path, sample)
+        if not there.number:
+            return ()
+        return [
+            (at, flag)
+            for at, named in find(value, rest, f"/{first}")
+            if (named > there.highest if above else named not in there.values)
+        ]
+
+    return test
+
+
+def _lone_first(rule: Mapping[str, Any]) -> Test:
+    """A list that begins with one value and is null from there on."""
+    flag, (first, *rest), wanted = rule["flag"], _steps(rule), rule["value"]
+
+    def test(value: Any, _sample: dict[str, Any], _around: Around) -> Iterable[Finding]:
+        return [
+            (f"{at}/0", flag)
+            for at, found in find(value, rest, f"/{first}")
+            if len(found) > 1 and found[0] == wanted and found.count(None) == len(found) - 1
+        ]
 
     return test
 
 
 _TESTS: dict[str, Callable[[Mapping[str, Any]], Test]] = {
+    "absent": _absent,
     "decreasing": _decreasing,
     "extreme": _extreme,
+    "lone_first": _lone_first,
 }
-
-_CHECK_DIGIT = 8
-_WEIGHTS = (8, 7, 6, 5, 4, 3, 2, 10, 0, 9, 8, 7, 6, 5, 4, 3, 2)
-_VALUES = {str(n): n for n in range(10)} | dict(
-    zip("ABCDEFGHJKLMNPRSTUVWXYZ", (*range(1, 9), *range(1, 6), 7, *range(9, 10), *range(2, 10)),
-        strict=True)
-)  # fmt: skip
-
-
-@lru_cache(100_000)
-def check_digit_agrees(vin: str) -> bool:
-    """Whether the ninth character of a Chinese VIN is its check digit; true for all other names.
-
-    Source: GB 16735, the same arithmetic as 49 CFR 565.15: weighted sum of the characters' values
-    modulo 11, 10 written X. A name of 17 characters that begins with L and holds I, O, Q or
-    anything else that no VIN has is taken for no VIN.
-    """
-    if len(vin) != VIN_CHARACTERS or vin[0] != "L" or not _VALUES.keys() >= set(vin):
-        return True
-    total = sum(
-        weight * _VALUES[character] for weight, character in zip(_WEIGHTS, vin, strict=True)
-    )
-    return vin[_CHECK_DIGIT] == "0123456789X"[total % 11]

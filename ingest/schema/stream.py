@@ -53,6 +53,11 @@ class Stream:
             return accepted
         return self.fault(sample) or self.functions.extract(device, ts, seq, received_at, sample)
 
+    @property
+    def hashes(self) -> bool:
+        """Whether a field is stored as a digest only."""
+        return any(column.convert == "sha256" for column in self.columns)
+
     def letter(self, sample: Any) -> Any:
         """A sample as a dead letter may keep it: nothing private, and digests for what is hashed.
 

@@ -11,7 +11,7 @@ from ingest.config import Settings
 from ingest.decode import parse_topic
 from ingest.errors import ConfigError
 from ingest.schema import Catalogue
-from ingest.schema.plausible import check_digit_agrees
+from ingest.schema.vin import check_digit_agrees
 from ingest.store.connect import connect, expect_migrated
 from ingest.store.devices import DESCRIBED
 

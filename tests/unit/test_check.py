@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import zlib
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -178,6 +179,50 @@ def test_what_is_hashed_in_its_column_is_hashed_in_a_dead_letter_too() -> None:
     helper = {"remote_assist": {"operator_hash": "1", "active": "?"}}
     found = rejected({"ts": NOW.isoformat(), **helper}, "iov/v1/V1/mobility")
     assert orjson.loads(found.payload)["remote_assist"]["operator_hash"] == digest
+
+
+@pytest.mark.parametrize(
+    ("topic", "more"),
+    [
+        ("iov/v1/dev!/cockpit", {}),
+        ("iov/v1/dev1/cockpit2", {}),
+        ("iov/v1/dev1/gbt32960", {}),
+        ("iov/v1/dev1/cockpit", {"content_type": "application/vnd.gbt32960"}),
+        ("iov/v1/dev1/cockpit2", {"encoding": "gzip"}),
+    ],
+)
+def test_what_must_never_be_stored_is_in_no_dead_letter_whatever_its_topic(
+    topic: str, more: dict[str, str]
+) -> None:
+    payload = orjson.dumps({"ts": 1, "event": "dms_warning", "heart_rate": 77, "kept": 1})
+    sent = gzip.compress(payload) if more.get("encoding") else payload
+    found = rejected(sent, topic, **more)
+    assert orjson.loads(found.payload) == {"ts": 1, "event": "dms_warning", "kept": 1}
+    harmless = orjson.dumps({"ts": 1, "speed": 3})
+    assert rejected(harmless, topic, **more | {"encoding": None}).payload == harmless
+
+
+def test_what_is_packed_and_does_not_say_so_is_hidden_where_it_may_hide_something() -> None:
+    packed = gzip.compress(b'{"heart_rate": 77}')
+    assert rejected(packed, "iov/v1/V1/cockpit").payload == b""
+    assert rejected(packed, "iov/v1/V1/nev").payload == packed
+
+
+def test_a_message_that_cannot_be_split_keeps_digests_of_what_is_hashed() -> None:
+    many = [{"ts": 1, "event": "login", "iccid": "8986"}] * 1_001
+    found = rejected(many, "iov/v1/V1/session")
+    assert found.reason is Reason.TOO_LARGE
+    assert b"8986" not in found.payload.replace(
+        orjson.loads(found.payload)[0]["iccid"].encode(), b""
+    )
+
+
+def test_too_deep_is_bad_json_on_every_stream() -> None:
+    deep = b'{"ts":%d,"event":"boot","seq":1,"a":%s1%s}'
+    for levels in (300, 500, 900):
+        text = deep % (int(NOW.timestamp() * 1000), b"[" * levels, b"]" * levels)
+        for name in ("nev", "cockpit"):
+            assert rejected(text, f"iov/v1/V1/{name}").reason is Reason.BAD_JSON
 
 
 def test_limits_of_the_settings_hold() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from functools import reduce
@@ -266,6 +267,97 @@ def test_a_unit_that_comes_twice_does_not_push_out_the_first() -> None:
     assert found["units"] == [{"id": "0x01", "hex": other[1:].hex()}]
 
 
+def test_a_second_unit_of_stacks_adds_to_the_first() -> None:
+    one = "30 01 {:02X} 089D 0371 0642 05C8 51 0000"
+    stacks = bytes.fromhex(one.format(1)) + bytes.fromhex(one.format(2))
+    found = samples(stacks, edition=2025)["nev"]["fuel_cell"]["stacks"]
+    assert [stack["no"] for stack in found] == [1, 2]
+
+
+def test_a_list_of_nothing_but_one_sentinel_has_one_mark() -> None:
+    cells = bytes.fromhex("07 01 01 FFFF FFFF 03E9") + b"\xff" * 2_002
+    found = outcomes(frame(TIME + cells, edition=2025))
+    (row,) = found
+    assert isinstance(row, Row), row
+    assert orjson.loads(row.values[-2]) == {
+        "/packs/0/voltage_v": "invalid",
+        "/packs/0/current_a": "invalid",
+        "/packs/0/cell_v": "invalid",
+    }
+
+
+def test_a_battery_with_thousands_of_marks_is_stored_all_the_same() -> None:
+    cells = bytes.fromhex("07 01 01 FFFF FFFF 0BB8") + b"\xff\xff\xff\xfe" * 1_500
+    (row,) = outcomes(frame(TIME + cells, edition=2025))
+    assert isinstance(row, Row), row
+    assert len(orjson.loads(row.values[-2])) == 3_002
+
+
+def test_a_hostile_frame_is_read_in_the_time_its_size_takes() -> None:
+    # Quadratic in the number of objects this took eighty seconds.
+    units = (bytes([0x09, 253]) + bytes([1, 0, 0]) * 253) * 85
+    checked = CHECKER.check(delivery(frame(TIME + units), "iov/v1/V1/gbt32960", at=AT))
+    (found,) = checked.outcomes
+    assert isinstance(found, Rejected)
+    assert found.detail == "/packs has more than 250 items"
+    assert checked.size_bytes > len(units) + len(found.payload) - 100
+
+
+def test_the_weight_of_a_frame_is_that_of_what_comes_of_it() -> None:
+    probes = bytes.fromhex("08 01 01 FA00") + b"\xfe\xff" * 32_000
+    checked = CHECKER.check(
+        delivery(zlib.compress(frame(TIME + probes, edition=2025)), "iov/v1/V1/gbt32960", at=AT,
+                 encoding="deflate")
+    )  # fmt: skip
+    (row,) = checked.outcomes
+    assert isinstance(row, Row), row
+    assert checked.size_bytes > 1_000_000
+
+
+def test_counts_of_a_login_that_say_nothing_are_null_and_marked() -> None:
+    head = TIME + bytes.fromhex("000C") + b"89860000000000000001"
+    cases: tuple[tuple[bytes, Edition, dict[str, str]], ...] = (
+        (b"\xfe\x00", 2016, {"/bms_count": "abnormal"}),
+        (b"\xff\xff", 2016, {"/bms_count": "invalid", "/pack_codes": "invalid"}),
+        (b"\xff", 2025, {"/bms_count": "invalid"}),
+        (b"\x02\x00\x33" + b"A" * 24 * 51, 2025, {"/packs_per_bms/1": "out_of_range"}),
+        (b"\x15" + b"\x00" * 21, 2025, {"/bms_count": "out_of_range"}),
+    )
+    for tail, edition, expected in cases:
+        payload = frame(head + tail, command=1, edition=edition)
+        (row,) = outcomes(payload)
+        assert isinstance(row, Row), row
+        assert orjson.loads(row.values[-2]) == expected
+        found = decode(payload)
+        assert isinstance(found, Frame)
+        assert encode(found) == payload
+    bytes_as_code = frame(head + bytes([1, 60]) + b"\x01" * 60, command=1)
+    (row,) = outcomes(bytes_as_code)
+    assert isinstance(row, Row), row
+
+
+def test_an_activation_that_failed_says_so() -> None:
+    for status, response, flag in ((1, "ok", None), (2, "error", None), (9, None, "out_of_range")):
+        payload = frame(bytes([status, 0]), command=10, edition=2025)
+        found = decode(payload)
+        assert isinstance(found, Frame)
+        session = found.samples["session"]
+        assert (session["response"], session["rest"]) == (response, "00")
+        assert session.get("quality", {}).get("/response") == flag
+        assert encode(found) == payload
+
+
+def test_parts_of_a_frame_that_no_schema_describes_are_dead_letters() -> None:
+    checker = Checker({name: s for name, s in CATALOGUE.items() if name != "alarm"})
+    payload = frame(TIME + VEHICLE_2016 + bytes.fromhex("07 00 00000000 00 00 00 00"))
+    checked = checker.check(delivery(payload, "iov/v1/V1/gbt32960", at=AT))
+    kept, lost = checked.outcomes
+    assert isinstance(kept, Row)
+    assert isinstance(lost, Rejected)
+    assert (lost.reason, lost.stream, lost.label) == (Reason.UNKNOWN_STREAM, "alarm", "other")
+    assert checked.samples == {"nev": 1, "other": 1}
+
+
 def test_a_signature_is_kept_and_is_no_fault() -> None:
     found = samples(VEHICLE_2025 + bytes.fromhex("FF 01 0002 ABCD 0000"), edition=2025)["nev"]
     assert found["units"] == [{"id": "0xFF", "hex": "010002abcd0000"}]
@@ -354,6 +446,7 @@ def test_extremes_are_compared_with_the_cells_of_the_same_frame() -> None:
     assert isinstance(nev, Row)
     assert orjson.loads(nev.values[-2]) == {
         "/extremes/max_cell/v": "extremes_disagree",
+        "/extremes/max_cell/sys": "extreme_points_nowhere",
         "/extremes/max_cell/cell": "extreme_points_nowhere",
     }
 
@@ -410,7 +503,11 @@ def reports(draw: st.DrawFn, edition: Edition) -> bytes:
     ]
     custom = draw(st.lists(st.tuples(st.integers(0x80, 0xFE), st.binary(max_size=4)), max_size=2))
     units += [bytes([n]) + len(data).to_bytes(2, "big") + data for n, data in custom]
-    return TIME + b"".join(draw(st.permutations(units)))
+    # Temperatures after voltages: packs stand in the order they were first heard of, and writing
+    # puts voltages first.
+    after = {n for n, unit in UNITS[edition].items() if not getattr(unit.items[0], "leads", True)}
+    shuffled: list[bytes] = draw(st.permutations(units))
+    return TIME + b"".join(sorted(shuffled, key=lambda unit: unit[0] in after))
 
 
 @pytest.mark.parametrize("edition", EDITIONS)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,7 +12,8 @@ from ingest.check import Checker
 from ingest.errors import SchemaError
 from ingest.model import Row
 from ingest.schema import load_catalogue
-from ingest.schema.plausible import check_digit_agrees, check_rules
+from ingest.schema.plausible import check_rules
+from ingest.schema.vin import check_digit_agrees
 from tests.support import delivery
 
 NOW = datetime(2026, 11, 22, 8, 0, tzinfo=UTC)
@@ -179,6 +181,39 @@ def test_extremes_that_point_nowhere_are_noted_and_kept() -> None:
         ("/extremes/max_cell/sys", "/extremes/max_cell/cell", "/extremes/max_temp/probe"),
         "extreme_points_nowhere",
     )
+
+
+def test_extremes_are_compared_with_the_packs_that_are_there() -> None:
+    packs = {"packs": [{"no": 1, "total_cells": 2, "cell_v": [3.2, 3.3]}]}
+    extremes = {"max_cell": {"sys": 8, "cell": 2}, "min_cell": {"sys": 1, "cell": 9}}
+    assert quality(at(0, extremes=extremes, **packs), "battery") == dict.fromkeys(
+        ("/extremes/max_cell/sys", "/extremes/min_cell/cell"), "extreme_points_nowhere"
+    )
+
+
+def test_a_first_probe_with_nothing_after_it_is_a_placeholder() -> None:
+    for temperatures, flagged in (([-26, None, None], True), ([-26, 20], False), ([-26], False)):
+        found = quality(at(packs=[{"no": 1, "probe_temps_c": temperatures}]), "battery")
+        assert found == ({"/packs/0/probe_temps_c/0": "placeholder"} if flagged else None)
+
+
+def test_a_neighbour_that_is_nonsense_harms_no_other_sample() -> None:
+    good = at(0, extremes={"max_cell": {"v": 3.3}}, **CELLS)
+    nonsense = [{"total_cells": "x", "cell_v": [True, "y", {}], "no": []}]
+    found = CHECKER.check(
+        delivery([good, at(0, packs=nonsense), at(1)], "iov/v1/V1/battery", at=NOW)
+    ).outcomes
+    assert [isinstance(outcome, Row) for outcome in found] == [True, False, True]
+
+
+def test_many_samples_of_one_instant_cost_no_more_than_their_number() -> None:
+    # Each of them asking all of the others anew took minutes.
+    pack = {"no": 1, "cell_v": [3.3] * 1_000}
+    many = [at(0, seq=n, extremes={"max_cell": {"v": 3.3}}, packs=[pack]) for n in range(300)]
+    packed = delivery(
+        gzip.compress(orjson.dumps(many)), "iov/v1/V1/battery", at=NOW, encoding="gzip"
+    )
+    assert sum(isinstance(outcome, Row) for outcome in CHECKER.check(packed).outcomes) == 300
 
 
 def test_implausible_cells_and_placeholders_are_noted() -> None:

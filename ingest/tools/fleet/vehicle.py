@@ -9,7 +9,7 @@ from random import Random
 from typing import Any, ClassVar, NamedTuple
 from zlib import crc32
 
-from ingest.schema.plausible import check_digit_agrees
+from ingest.schema.vin import check_digit_agrees
 from ingest.tools.fleet import words
 from ingest.tools.fleet.battery import CHEMISTRIES, Battery
 from ingest.tools.fleet.device import Device, text
