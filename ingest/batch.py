@@ -7,6 +7,7 @@ passive: a loop adds, asks and takes; the clock is an argument.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -61,17 +62,11 @@ def _storable(text: str) -> str:
 
 
 class Description(NamedTuple):
-    """What a device said about itself, and when."""
+    """What a device said about itself at one time."""
 
+    device: str
     at: datetime
-    fields: dict[str, str]
-
-    def joined(self, other: Description | None) -> Description:
-        """Both, the later one's word before the earlier one's."""
-        if other is None:
-            return self
-        first, last = sorted((self, other), key=lambda said: said.at)
-        return Description(last.at, first.fields | last.fields)
+    fields: Mapping[str, str]
 
 
 @dataclass(slots=True)
@@ -102,8 +97,8 @@ class Batch:
     """Fields no schema names, by stream."""
     flags: Counter[tuple[str, str]] = field(default_factory=Counter)
     """What was noted in `quality`, by stream and flag."""
-    described: dict[str, Description] = field(default_factory=dict)
-    """What samples say about their devices, by device."""
+    described: list[Description] = field(default_factory=list)
+    """What samples say about their devices."""
     samples: int = 0
     size_bytes: int = 0
 
@@ -126,8 +121,9 @@ class Batch:
                 for flag in outcome.flags:
                     self.flags[stream, flag] += 1
                 if outcome.described:
-                    said = Description(outcome.values[_TS], dict(outcome.described))
-                    self.described[outcome.device] = said.joined(self.described.get(outcome.device))
+                    self.described.append(
+                        Description(outcome.device, outcome.values[_TS], outcome.described)
+                    )
             else:
                 assert isinstance(outcome, Rejected)
                 self.dead_letters.append(dead_letter(delivery, outcome))

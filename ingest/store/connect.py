@@ -26,7 +26,7 @@ GROUP BY c.relname
 _MAY_STAGE = "SELECT has_database_privilege(current_database(), 'TEMPORARY')"
 _NO_RIGHT = """
 SELECT t FROM unnest($1::text[]) AS t
-WHERE NOT has_table_privilege(format('iov.%I', t), 'INSERT')
+WHERE NOT has_any_column_privilege(format('iov.%I', t), 'INSERT')
 """
 
 
@@ -81,7 +81,7 @@ async def expect_migrated(connection: asyncpg.Connection, catalogue: Catalogue) 
     """Raise NotReady unless every table has the columns the schemas ask for and may be written."""
     wanted = {stream.table: set(stream.column_names) for stream in catalogue.values()}
     wanted["dead_letter"] = {"payload"}
-    wanted["device"] = {"device_id", "described_at"}
+    wanted["device"] = {"device_id", "kind_at"}
     present = {
         row["table"]: set(row["columns"]) for row in await connection.fetch(_COLUMNS, list(wanted))
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from itertools import islice
 
 import asyncpg
@@ -26,15 +26,14 @@ DESCRIBED = ("kind", "vin", "region", "fleet")
 
 
 async def describe(
-    connection: asyncpg.Connection, ids: Mapping[str, int], described: Mapping[str, Description]
+    connection: asyncpg.Connection, ids: Mapping[str, int], described: Sequence[Description]
 ) -> None:
     """Keep what was said about devices whose ids are known; part of the caller's transaction."""
-    said = list(described.items())
     await connection.execute(
         _DESCRIBE,
-        [ids[device] for device, _ in said],
-        [description.at for _, description in said],
-        *([description.fields.get(name) for _, description in said] for name in DESCRIBED),
+        [ids[said.device] for said in described],
+        [said.at for said in described],
+        *([said.fields.get(name) for said in described] for name in DESCRIBED),
     )
 
 

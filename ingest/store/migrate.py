@@ -164,12 +164,12 @@ EXCEPTION
 END $$"""
 
 
-def _granted(statement: str) -> str:
+def _granted(statement: str, preposition: str = "TO") -> str:
     """The grant, where the role is there."""
     return f"""
 DO $$ BEGIN
     IF to_regrole('{WORKER_ROLE}') IS NOT NULL THEN
-        {statement} TO {WORKER_ROLE};
+        {statement} {preposition} {WORKER_ROLE};
     END IF;
 END $$"""
 
@@ -190,7 +190,10 @@ def _base_grants() -> dict[int, list[str]]:
             _granted(
                 "GRANT EXECUTE ON FUNCTION iov.describe_devices"
                 "(integer[], timestamptz[], text[], text[], text[], text[])"
-            )
+            ),
+            # What a device is goes through that function only.
+            _granted("REVOKE INSERT ON iov.device", preposition="FROM"),
+            _granted("GRANT INSERT (device, first_seen_at) ON iov.device"),
         ],
     }
 

@@ -26,12 +26,13 @@ _ADD = """
 INSERT INTO iov.device (device, first_seen_at)
 SELECT device, now() FROM stage_device ORDER BY device ON CONFLICT (device) DO NOTHING
 """
+# Through the same function as the workers: in the same order, so that nobody waits in a circle.
 _DESCRIBE = """
-UPDATE iov.device d SET
-    kind = coalesce(s.kind, d.kind), vin = coalesce(s.vin, d.vin),
-    region = coalesce(s.region, d.region), fleet = coalesce(s.fleet, d.fleet), described_at = now()
-FROM stage_device s
-WHERE d.device = s.device AND (d.kind, d.vin, d.region, d.fleet) IS DISTINCT FROM
+SELECT iov.describe_devices(
+    array_agg(d.device_id), array_agg(now()), array_agg(s.kind), array_agg(s.vin),
+    array_agg(s.region), array_agg(s.fleet))
+FROM stage_device s JOIN iov.device d USING (device)
+WHERE (d.kind, d.vin, d.region, d.fleet) IS DISTINCT FROM
     (coalesce(s.kind, d.kind), coalesce(s.vin, d.vin),
      coalesce(s.region, d.region), coalesce(s.fleet, d.fleet))
 """
@@ -52,6 +53,8 @@ def read_devices(file: Path, catalogue: Catalogue) -> list[Described]:
 
     What a field may hold is said by the `session` schema, whose samples may say the same.
     """
+    if "session" not in catalogue:
+        raise ConfigError(["there is no schema of the stream session, which says what is allowed"])
     problems: list[str] = []
     found: dict[str, Described] = {}
     try:
@@ -107,12 +110,12 @@ async def import_devices(
                 "stage_device", schema_name="pg_temp", records=devices
             )
             added = await connection.execute(_ADD)
-            changed = await connection.execute(_DESCRIBE)
+            changed = await connection.fetchval(_DESCRIBE)
     finally:
         connection.terminate()
     return {
         "devices": len(devices),
         "added": int(added.rsplit(" ", 1)[1]),
-        "changed": int(changed.rsplit(" ", 1)[1]),
+        "changed": changed or 0,
         "vin_check_digit": sum(1 for d in devices if d.vin and not check_digit_agrees(d.vin)),
     }

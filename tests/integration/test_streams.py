@@ -102,14 +102,34 @@ async def test_what_a_device_is_comes_from_its_sessions_and_from_nothing_else(
             await publish(at(8, event="login", **said), "iov/v1/D1/session")
             await running.settles(2)
             assert tuple((await database.all(device))[0]) == ("car", VIN, "cn", "north")
-            # A later word counts, an earlier one that comes late does not, what is absent stays.
+            # Of each field the later word counts, and what is absent stays.
             later = [at(1, event="online", fleet="south"), at(5, event="online", fleet="east")]
             await publish(later, "iov/v1/D1/session")
             await publish(at(6, event="online", fleet="west", kind="bus"), "iov/v1/D1/session")
             await running.settles(5)
-        assert tuple((await database.all(device))[0]) == ("car", VIN, "cn", "south")
+        assert tuple((await database.all(device))[0]) == ("bus", VIN, "cn", "south")
     columns = await database.all("SELECT * FROM iov.session LIMIT 1")
     assert not {"vin", "kind", "region", "fleet"} & set(columns[0].keys())
+
+
+async def test_of_each_field_the_later_word_counts_in_whatever_order_they_come(
+    broker: Mosquitto, database: Database, worker: AbstractAsyncContextManager[Worker]
+) -> None:
+    now = datetime.now(UTC)
+    device = "SELECT kind, vin, region, fleet FROM iov.device WHERE device = 'D3'"
+    words: list[tuple[float, dict[str, str]]] = [
+        (9_000, {"kind": "car"}),
+        (20, {"kind": "car", "region": "cn"}),  # again, hours later
+        (8_000, {"kind": "bus", "vin": VIN}),  # late: between the two
+        (10, {"fleet": "north"}),
+        (15, {"region": "eu"}),  # older than the newest word, and the newest of its field
+    ]
+    async with worker as running, publisher(broker.url) as publish:
+        for count, (age_s, said) in enumerate(words, 1):
+            ts = (now - timedelta(seconds=age_s)).isoformat()
+            await publish({"ts": ts, "event": "online", **said}, "iov/v1/D3/session")
+            await running.settles(count)
+    assert tuple((await database.all(device))[0]) == ("car", VIN, "eu", "north")
 
 
 async def test_a_worker_that_may_not_read_devices_describes_them(
@@ -127,8 +147,13 @@ async def test_a_worker_that_may_not_read_devices_describes_them(
         await worker.settles(1)
     assert await database.one("SELECT kind FROM iov.device WHERE device = 'D2'") == "truck"
     connection = await asyncpg.connect(url)
-    with pytest.raises(asyncpg.InsufficientPrivilegeError):
-        await connection.fetch("SELECT vin FROM iov.device")
+    for statement in (
+        "SELECT vin FROM iov.device",
+        "UPDATE iov.device SET vin = 'x'",
+        "INSERT INTO iov.device (device, vin, first_seen_at) VALUES ('X', 'x', now())",
+    ):
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await connection.execute(statement)
     await connection.close()
 
 

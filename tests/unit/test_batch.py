@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.batch import Batch, Batcher, DeadLetter, Description, Limits, dead_letter
+from ingest.batch import Batch, Batcher, DeadLetter, Limits, dead_letter
 from ingest.model import Checked, Delivery, Reason, Rejected, Row
 from tests.support import delivery
 
@@ -103,12 +103,3 @@ def test_every_delivery_is_in_exactly_one_batch_in_order(
         # The last message may go over a limit; without it none was reached.
         assert batch.samples - 6 < rows
         assert batch.size_bytes - 60 < 100
-
-
-def test_of_what_a_device_says_about_itself_the_later_word_counts() -> None:
-    first, last = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 2, tzinfo=UTC)
-    early = Description(first, {"kind": "bus", "vin": "V"})
-    late = Description(last, {"kind": "car"})
-    both = Description(last, {"kind": "car", "vin": "V"})
-    assert late.joined(early) == early.joined(late) == both
-    assert early.joined(None) == early

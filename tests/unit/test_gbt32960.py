@@ -507,7 +507,8 @@ def reports(draw: st.DrawFn, edition: Edition) -> bytes:
     # puts voltages first.
     after = {n for n, unit in UNITS[edition].items() if not getattr(unit.items[0], "leads", True)}
     shuffled: list[bytes] = draw(st.permutations(units))
-    return TIME + b"".join(sorted(shuffled, key=lambda unit: unit[0] in after))
+    ordered: list[bytes] = sorted(shuffled, key=lambda unit: unit[0] in after)
+    return TIME + b"".join(ordered)
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
