@@ -223,6 +223,19 @@ def test_in_a_tunnel_a_car_is_silent_and_tells_all_of_it_later() -> None:
     assert all(b - a == timedelta(seconds=1) for a, b in pairwise(instants))
 
 
+def test_trucks_and_robots_are_silent_in_tunnels_too() -> None:
+    for kind, stream in ((Truck, "truck"), (DeliveryRobot, "mobility")):
+        device = kind("D", Random(1), NOW)
+        device.motion.start, device.motion.end = (city.RIVER, 3), (city.RIVER + 1, 3)
+        device.motion.after, device.motion.along_m = (city.RIVER + 2, 3), 380.0
+        assert not device.reachable
+        for second in range(1, 60):
+            device.advance(NOW + timedelta(seconds=second))
+        held = [s for name, found in device.outbox for s in found if name == stream]
+        assert len(held) > 3
+        assert all(s["resend"] and s["sent_at"] > s["ts"] for s in held if "event" not in s)
+
+
 def test_nobody_publishes_from_a_tunnel() -> None:
     fleet = Fleet(20, 3)
     by_name = {device.name: device for device in fleet.devices(NOW)}

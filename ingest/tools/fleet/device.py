@@ -24,6 +24,8 @@ class Device:
     kind: ClassVar[str]
     weights: ClassVar[dict[str, int]]
     """How often it speaks on each of its streams."""
+    held_stream: ClassVar[str | None] = None
+    """The stream that is kept for later while it cannot publish."""
 
     def __init__(self, name: str, random: Random, now: datetime) -> None:
         self.name = name
@@ -32,6 +34,8 @@ class Device:
         self.outbox: deque[tuple[str, list[dict[str, Any]]]] = deque()
         """(stream, samples) to be published before anything else."""
         self._seq: dict[str, int] = {}
+        self._held: list[dict[str, Any]] = []
+        self._second_s = 0.0
 
     @property
     def reachable(self) -> bool:
@@ -47,9 +51,36 @@ class Device:
             seconds = min(_STEP_S, left_s)
             self.clock += timedelta(seconds=seconds)
             self.step(seconds)
+            self._second_s += seconds
+            if self._second_s >= 1:
+                self._second_s -= 1
+                self.each_second()
+            if self._held and self.reachable:
+                self._send_held()
 
     def step(self, seconds: float) -> None:
         """Change its state by what happens in up to a second."""
+
+    def each_second(self) -> None:
+        """What happens once a second: what cannot be published is held."""
+        if self.held_stream is not None and not self.reachable:
+            self._held.append({"ts": text(self.clock)} | self.say(self.held_stream))
+
+    def _send_held(self) -> None:
+        """Publish what was held, as resent, in one message."""
+        assert self.held_stream is not None
+        held, self._held = self._held, []
+        late = {"resend": True, "trigger": "resend", "sent_at": text(self.clock)}
+        samples = [
+            sample | {"seq": self.next_seq(self.held_stream)} | late for sample in held
+        ]  # fmt: skip
+        self.outbox.append((self.held_stream, samples))
+
+    def say_now(self, stream: str, fields: dict[str, Any]) -> None:
+        """Put one sample before everything else; in a tunnel it will be a resent one."""
+        head = {"ts": text(self.clock), "seq": self.next_seq(stream)}
+        late = {} if self.reachable else {"resend": True}
+        self.outbox.append((stream, [head | fields | late]))
 
     def sample(self, stream: str, ts: datetime | None = None) -> dict[str, Any]:
         """What it says on a stream, now or as of `ts`."""

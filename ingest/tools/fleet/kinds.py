@@ -7,7 +7,7 @@ from random import Random
 from typing import Any, ClassVar
 
 from ingest.tools.fleet.battery import CHEMISTRIES, Battery
-from ingest.tools.fleet.device import Device, text
+from ingest.tools.fleet.device import Device
 from ingest.tools.fleet.motion import Motion
 from ingest.tools.fleet.vehicle import Vehicle
 
@@ -45,6 +45,7 @@ class Robotaxi(Vehicle):
     weights: ClassVar[dict[str, int]] = {**Vehicle.weights, "mobility": 12, "ad-state": 14}
     autonomy = "SAE_4"
     operation = "autonomous"
+    driven = False
 
     def say(self, stream: str) -> dict[str, Any]:
         """See Device."""
@@ -66,7 +67,7 @@ class Robotaxi(Vehicle):
             "battery_pct": round(self.battery.soc_pct), "passengers": 2 if riding else 0,
             "door_state": "closed", "remote_assist": {"active": stopped}, "crs": "WGS84",
         }  # fmt: skip
-        if riding:
+        if riding or event == "trip_end":
             fields["trip"] = {"id": self.trip_id, "type": "private", "driver_type": "autonomous"}
         return fields | ({"event": event} if event else {})
 
@@ -85,6 +86,7 @@ class Truck(Device):
     """A diesel truck with a trailer: slow to move, heavy, and it counts fuel instead of cells."""
 
     kind = "truck"
+    held_stream = "truck"
     weights: ClassVar[dict[str, int]] = {"truck": 70, "session": 5, "health": 5}
 
     def __init__(self, name: str, random: Random, now: datetime) -> None:
@@ -117,6 +119,11 @@ class Truck(Device):
         self.coolant_c += (86 - self.coolant_c) * seconds / 300
         braking = motion.accel_mps2 < -0.5  # noqa: PLR2004  m/s²
         self.air_kpa = max(620.0, min(860.0, self.air_kpa + (-9 if braking else 4) * seconds))
+
+    @property
+    def reachable(self) -> bool:
+        """See Device."""
+        return not self.motion.in_tunnel
 
     @property
     def engine_rpm(self) -> float:
@@ -155,6 +162,7 @@ class DeliveryRobot(Device):
     """A robot on the pavement, with a small battery and something to deliver."""
 
     kind = "delivery_robot"
+    held_stream = "mobility"
     weights: ClassVar[dict[str, int]] = {"mobility": 80, "battery": 8, "session": 4, "health": 4}
 
     def __init__(self, name: str, random: Random, now: datetime) -> None:
@@ -163,6 +171,11 @@ class DeliveryRobot(Device):
         self.battery = Battery(random, random.choice(CHEMISTRIES), 13, 40.0, random.uniform(30, 95))
         self.deliveries = 0
         self.kilograms = random.uniform(0.5, 12)
+
+    @property
+    def reachable(self) -> bool:
+        """See Device."""
+        return not self.motion.in_tunnel
 
     def step(self, seconds: float) -> None:
         """See Device."""
@@ -173,9 +186,7 @@ class DeliveryRobot(Device):
             self.battery.soc_pct = 95.0
         if self.motion.travelled_m // 900 > before:
             self.deliveries += 1
-            fields = self.say("mobility") | {"event": "order_drop_off"}
-            head = {"ts": text(self.clock), "seq": self.next_seq("mobility")}
-            self.outbox.append(("mobility", [head | fields]))
+            self.say_now("mobility", self.say("mobility") | {"event": "order_drop_off"})
             self.kilograms = self.random.uniform(0.5, 12)
 
     def say(self, stream: str) -> dict[str, Any]:

@@ -70,6 +70,9 @@ class Vehicle(Device):
         "nev": 58, "battery": 8, "alarm": 3, "session": 3, "ad-state": 6, "ad-event": 1,
         "health": 3, "chassis": 6, "cockpit": 3, "v2x": 5, "gbt32960": 4,
     }  # fmt: skip
+    held_stream: ClassVar[str | None] = "nev"
+    driven: ClassVar[bool] = True
+    """Somebody sits at the wheel."""
     run_mode: ClassVar[str] = "ev"
     autonomy: ClassVar[str] = "SAE_2"
     operation: ClassVar[str] = "local"
@@ -98,8 +101,6 @@ class Vehicle(Device):
         self.parked_until: datetime | None = None
         self.history: deque[State] = deque(maxlen=BURST_S)
         self.burst_until: datetime | None = None
-        self._tunnel: list[dict[str, Any]] = []
-        self._second = 0.0
         self.vin = _vin(name)
         self.state: State = self._state(0.0)
 
@@ -129,8 +130,8 @@ class Vehicle(Device):
 
     def step(self, seconds: float) -> None:
         """See Device."""
-        was_in_tunnel = self.motion.in_tunnel
-        arrives = self.trip_left_m <= 0 and not was_in_tunnel
+        in_tunnel = self.motion.in_tunnel
+        arrives = self.trip_left_m <= 0 and not in_tunnel
         self.motion.goes = not (self.parked or arrives or self.alarm.level >= 3)  # noqa: PLR2004  3: stop now
         before_m = self.motion.travelled_m
         self.motion.step(seconds, self.clock.timestamp())
@@ -140,29 +141,18 @@ class Vehicle(Device):
         self._trip(moved_m)
         self.state = self._state(torque)
         self._watch_alarms(seconds)
-        self._second += seconds
-        if self._second >= 1:
-            self._second -= 1
-            self.each_second()
-        if was_in_tunnel and not self.motion.in_tunnel:
-            self._leave_tunnel()
 
     def each_second(self) -> None:
-        """What happens once a second: memory, burst, tunnel."""
+        """See Device; and what an alarm wants to be known."""
+        super().each_second()
         self.history.append(self.state)
-        if self.motion.in_tunnel:
-            self._tunnel.append(words.nev(self, self.state) | self._late("resend"))
-        elif self.burst_until is not None:
-            self.say_now("nev", words.nev(self, self.state) | {"trigger": "alarm"})
+        if self.burst_until is not None:
+            if self.reachable:
+                self.say_now("nev", words.nev(self, self.state) | {"trigger": "alarm"})
             if self.clock >= self.burst_until:
                 self.burst_until = None
         if self.motion.accel_mps2 < _HARD_BRAKING_MPS2:
             self.say_now("ad-event", words.capture(self, "hard_brake"))
-
-    def say_now(self, stream: str, fields: dict[str, Any]) -> None:
-        """Put one sample before everything else it has to say."""
-        head = {"ts": text(self.clock), "seq": self.next_seq(stream)}
-        self.outbox.append((stream, [head | fields]))
 
     def say(self, stream: str) -> dict[str, Any]:
         """See Device."""
@@ -237,7 +227,7 @@ class Vehicle(Device):
         self.say_now("alarm", words.alarm(self) | {"trigger": "alarm"})
         if level < 3:  # noqa: PLR2004
             return
-        late = self._late("alarm_pre")
+        late = {"resend": True, "trigger": "alarm_pre", "sent_at": text(self.clock)}
         before = [
             {"ts": text(state.at), "seq": self.next_seq("nev")} | words.nev(self, state) | late
             for state in self.history
@@ -246,22 +236,6 @@ class Vehicle(Device):
             self.outbox.append(("nev", before))
         self.burst_until = self.clock + timedelta(seconds=BURST_S)
         self.say_now("ad-event", words.minimum_risk(self))
-
-    def _late(self, trigger: str) -> dict[str, Any]:
-        return {"resend": True, "trigger": trigger, "sent_at": text(self.clock)}
-
-    def _leave_tunnel(self) -> None:
-        """Send what could not be sent, as resent, in one message."""
-        held, self._tunnel = self._tunnel, []
-        sent = {"sent_at": text(self.clock)}
-        seconds = len(held)
-        samples = [
-            {"ts": text(self.clock - timedelta(seconds=seconds - n)), "seq": self.next_seq("nev")}
-            | fields | sent
-            for n, fields in enumerate(held)
-        ]  # fmt: skip
-        if samples:
-            self.outbox.append(("nev", samples))
 
     def _state(self, torque_nm: float) -> State:
         motion, battery = self.motion, self.battery

@@ -26,7 +26,7 @@ def nev(vehicle: Vehicle, state: State) -> Fields:
         "speed_kmh": round(state.speed_kmh, 1), "odometer_km": round(state.odometer_km, 1),
         "pack_voltage_v": round(state.voltage_v, 1), "pack_current_a": round(state.current_a, 1),
         "soc_pct": round(state.soc_pct), "dcdc": "off" if state.parked else "working",
-        "gear": "P" if state.parked else "D" if moving else "N",
+        "gear": "P" if state.parked else "D",
         "drive_force": moving and not generating, "brake_force": moving and generating,
         "insulation_kohm": 6_200,
         "motors": [{
@@ -98,7 +98,7 @@ def nav(vehicle: Vehicle, event: str) -> Fields:
 
 def cockpit(vehicle: Vehicle) -> Fields:
     """Cabin and attention."""
-    seats = [not vehicle.parked, vehicle.trips % 2 == 1, False, False]
+    seats = [vehicle.driven and not vehicle.parked, vehicle.trips % 2 == 1, False, False]
     return {
         "event": "hmi_action", "app": "climate", "result": "ok",
         "latency_ms": round(vehicle.random.uniform(20, 180)),
