@@ -7,6 +7,7 @@ JSON pointer: a flag for `quality` and, where a value was out of its range, the 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -96,19 +97,19 @@ def get(source: Mapping[str, Any], path: Sequence[str]) -> tuple[bool, Any]:
     return path[-1] in source, source.get(path[-1])
 
 
-class _Field:
+class _Field(ABC):
     """An item that is one number on the wire and one value in the sample."""
 
     name: str
     size: int
 
+    @abstractmethod
     def value(self, raw: int) -> Any:
         """The value of a count; None where the count is out of range."""
-        raise NotImplementedError
 
+    @abstractmethod
     def raw(self, value: Any) -> int:
         """The count of a value."""
-        raise NotImplementedError
 
     def read_one(self, reader: Reader) -> tuple[Any, Mark | None]:
         """The value and its mark."""

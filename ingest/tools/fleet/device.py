@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -18,7 +19,7 @@ def text(ts: datetime) -> str:
     return ts.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-class Device:
+class Device(ABC):
     """Something that publishes. `advance` lets time pass for it, `sample` says how it is."""
 
     kind: ClassVar[str]
@@ -58,6 +59,7 @@ class Device:
             if self._held and self.reachable:
                 self._send_held()
 
+    @abstractmethod
     def step(self, seconds: float) -> None:
         """Change its state by what happens in up to a second."""
 
@@ -87,9 +89,9 @@ class Device:
         fields = self.say(stream)
         return {"ts": text(ts or self.clock), "seq": self.next_seq(stream)} | fields
 
+    @abstractmethod
     def say(self, stream: str) -> dict[str, Any]:
         """The fields of a sample, without its head."""
-        raise NotImplementedError
 
     def next_seq(self, stream: str) -> int:
         """Counted from 0 for each stream."""
