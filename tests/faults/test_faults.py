@@ -237,9 +237,13 @@ async def test_the_database_is_away_for_ten_seconds_under_load(
 async def test_the_broker_restarts_under_load(
     own: Database, broker: Mosquitto, catalogue: Catalogue
 ) -> None:
+    # A plain subscription: mosquitto 2.0.11 does not restore shared ones from its store, so what
+    # is published between its start and our SUBSCRIBE would match nobody, be acknowledged and be
+    # gone (seen without any code of ours between it and its clients).
+    plain = {"mqtt_group": ""}
     load_ = Load(broker.url)
-    async with working(broker.url, own.url, catalogue) as worker, asyncio.TaskGroup() as tasks:
-        tasks.create_task(load_.run())
+    async with working(broker.url, own.url, catalogue, **plain) as worker, asyncio.TaskGroup() as t:
+        t.create_task(load_.run())
         for restarts in (1, 2):
             before = worker.settled()
             await until(lambda: worker.settled() > before + 500, "the load")  # noqa: B023  awaited in the same turn
@@ -249,18 +253,8 @@ async def test_the_broker_restarts_under_load(
                 lambda: worker.metric("iov_reconnects_total", peer="broker") >= restarts  # noqa: B023  likewise
             )
         load_.stop()
-    async with working(broker.url, own.url, catalogue) as worker:
-        try:
-            await all_stored(own, load_, deadline_s=20)
-        except AssertionError:
-            # Seen once in some ten runs and not explained: perhaps the fault of mosquitto before
-            # 2.0.13 that keeps messages queued until its next start. It must not be ours: the
-            # worker is ready and holds nothing back. Kept is not lost; lost would still show.
-            assert worker.in_flight == 0
-            assert not worker.service.problems()
-            await broker.stop()
-            await broker.start()
-            await all_stored(own, load_)
+    async with working(broker.url, own.url, catalogue, **plain):
+        await all_stored(own, load_)
 
 
 async def test_backends_are_terminated_in_the_middle_of_their_work(
