@@ -240,10 +240,10 @@ async def test_the_broker_restarts_under_load(
     # A plain subscription: mosquitto 2.0.11 does not restore shared ones from its store, so what
     # is published between its start and our SUBSCRIBE would match nobody, be acknowledged and be
     # gone (seen without any code of ours between it and its clients).
-    plain = {"mqtt_group": ""}
     load_ = Load(broker.url)
-    async with working(broker.url, own.url, catalogue, **plain) as worker, asyncio.TaskGroup() as t:
-        t.create_task(load_.run())
+    plain = working(broker.url, own.url, catalogue, mqtt_group="")
+    async with plain as worker, asyncio.TaskGroup() as tasks:
+        tasks.create_task(load_.run())
         for restarts in (1, 2):
             before = worker.settled()
             await until(lambda: worker.settled() > before + 500, "the load")  # noqa: B023  awaited in the same turn
@@ -253,7 +253,7 @@ async def test_the_broker_restarts_under_load(
                 lambda: worker.metric("iov_reconnects_total", peer="broker") >= restarts  # noqa: B023  likewise
             )
         load_.stop()
-    async with working(broker.url, own.url, catalogue, **plain):
+    async with working(broker.url, own.url, catalogue, mqtt_group=""):
         await all_stored(own, load_)
 
 
