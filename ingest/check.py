@@ -20,6 +20,7 @@ from ingest.envelope import Ages, instant, sequence, timely
 from ingest.model import (
     GBT32960,
     OTHER,
+    Arrival,
     Checked,
     Delivery,
     Fault,
@@ -32,7 +33,6 @@ from ingest.schema import Catalogue, NeverStored, Sibling, Siblings, Stream, poi
 
 _PACKED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")
 """What gzip (RFC 1952) and zstd (RFC 8878) begin with."""
-_ALONE = Siblings()
 _QUALITY = -2
 """Where `quality` stands in a row's values."""
 
@@ -46,6 +46,8 @@ class Checker:
         self._catalogue = catalogue
         self._limits = limits or Limits()
         self._ages = ages or Ages()
+        self._bounded: Arrival | None = None
+        self._bounds: tuple[datetime, datetime]
         self._never_stored = NeverStored(
             name for stream in catalogue.values() for name in stream.never_stored.names
         )
@@ -89,7 +91,12 @@ class Checker:
         samples = _timed(frame, delivery.arrival.at)
         known = [s for s in samples if s[0] in self._catalogue]
         streams = [self._catalogue[name] for name, _ in known]
-        outcomes = self._outcomes(delivery, device, streams, [s for _, s in known], noted=True)
+        outcomes = self._outcomes(delivery, device, streams, [s for _, s in known])
+        for index, (_, sample) in enumerate(known):
+            outcome = outcomes[index]
+            if isinstance(outcome, Row) and (quality := sample.get("quality")):
+                # What a frame's sample has there was put there by us.
+                outcomes[index] = outcome._replace(flags=(*outcome.flags, *quality.values()))
         for name, sample in samples:
             if name not in self._catalogue:
                 fault = Fault(Reason.UNKNOWN_STREAM, "no such schema")
@@ -106,25 +113,26 @@ class Checker:
         streams: Iterable[Stream],
         samples: Sequence[Any],
         may_hold_nul: bool = False,  # noqa: FBT001, FBT002  one call, per message
-        *,
-        noted: bool = False,
     ) -> list[Outcome]:
-        """An outcome for each sample; `noted`: what stands in `quality` was put there by us."""
-        received_at = delivery.arrival.at
-        bounds = (received_at - self._ages.oldest, received_at + self._ages.ahead)
-        siblings = _siblings(zip(streams, samples, strict=False)) if len(samples) > 1 else _ALONE
+        """An outcome for each sample; there may be more streams than samples."""
+        arrival = delivery.arrival
+        if arrival is not self._bounded:
+            # One read of the socket brings many messages.
+            self._bounded = arrival
+            self._bounds = arrival.at - self._ages.oldest, arrival.at + self._ages.ahead
+        siblings = None
+        if len(samples) > 1:
+            siblings = _siblings(zip(streams, samples, strict=False))
+        at, bounds = arrival.at, self._bounds
         outcomes: list[Outcome] = []
-        for index, (stream, sample) in enumerate(zip(streams, samples, strict=False)):
-            result = _row(
-                stream, device, sample, index, received_at, bounds, may_hold_nul, siblings
-            )
-            if isinstance(result, Fault):
+        for stream, sample in zip(streams, samples, strict=False):
+            index = len(outcomes)
+            result = _row(stream, device, sample, index, at, bounds, may_hold_nul, siblings)
+            if isinstance(result, Row):
+                outcomes.append(result)
+            else:
                 own = orjson.dumps(stream.letter(sample))
                 outcomes.append(Rejected(stream.name, stream.name, device, *result, own))
-            else:
-                if noted and (quality := sample.get("quality")):
-                    result = result._replace(flags=(*result.flags, *quality.values()))
-                outcomes.append(result)
         return outcomes
 
     def internal_error(self, delivery: Delivery) -> Checked:
@@ -235,7 +243,7 @@ def _row(
     received_at: datetime,
     bounds: tuple[datetime, datetime],
     may_hold_nul: bool,  # noqa: FBT001  one call, per sample
-    siblings: Siblings,
+    siblings: Siblings | None,
 ) -> Row | Fault:
     if not isinstance(sample, dict):
         return Fault(Reason.BAD_ENVELOPE, "a sample is an object")
@@ -245,7 +253,7 @@ def _row(
     seq = sequence(sample)
     if isinstance(seq, Fault):
         return seq
-    if stream.never_stored:
+    if stream.never_stored.names:
         sample = stream.never_stored.without(sample)
     row = stream.row(device, ts, seq, received_at, sample)
     if isinstance(row, str):

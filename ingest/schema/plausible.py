@@ -75,7 +75,7 @@ class Rules:
         device: str,
         received_at: datetime,
         ts: datetime,
-        siblings: Siblings,
+        siblings: Siblings | None,
     ) -> dict[str, str]:
         """Flag by JSON pointer; the first rule that applies to a pointer wins."""
         found: list[Finding] = []
@@ -88,16 +88,17 @@ class Rules:
         off = received_at - ts
         if off > self._near or off < -self._near:
             found += [("/ts", flag) for flag, at_fault in self._clock if at_fault(off, sample)]
-        for group in (self._deep, self._among) if siblings else (self._deep,):
+        for group in (self._deep,) if siblings is None else (self._deep, self._among):
             for name, tests in group.items():
                 value = sample.get(name)
                 if value is not None:
-                    around = Around(self._stream, ts, siblings)
+                    around = Around(self._stream, ts, siblings or _ALONE)
                     for test in tests:
                         found += test(value, sample, around)
         return dict(reversed(found)) if found else _NOTHING
 
 
+_ALONE = Siblings()
 _NOTHING: dict[str, str] = {}
 
 

@@ -22,7 +22,7 @@ class Sibling(NamedTuple):
 
 
 class Siblings:
-    """All samples of a message that are objects with a time; none where it has only one.
+    """All samples of a message that are objects with a time.
 
     What rules ask of them is found once for a message, however many of its samples ask.
     """
