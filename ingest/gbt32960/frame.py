@@ -110,7 +110,7 @@ def decode(payload: bytes) -> Frame | Fault:
     if payload[21] != _PLAIN:
         return Fault(Reason.BAD_ENCODING, f"encrypted data unit, method 0x{payload[21]:02X}")
     edition = STARTS[payload[:2]]
-    if payload[2] not in set(Command) - set(_2025_ONLY if edition == 2016 else ()):  # noqa: PLR2004  a year
+    if payload[2] not in set(Command) - set(_2025_ONLY if edition == 2016 else ()):
         return Fault(Reason.BAD_ENVELOPE, f"command 0x{payload[2]:02X} carries no sample")
     command = Command(payload[2])
     vin = text(payload[4:21])
@@ -170,7 +170,7 @@ def _read_login(edition: Edition, reader: Reader, session: dict[str, Any], marks
     _SERIAL.read(reader, session, marks)
     _ICCID.read(reader, session, marks)
     count = _read_count(reader, session, marks, _MOST_SYSTEMS[edition])
-    if edition == 2016:  # noqa: PLR2004  a year
+    if edition == 2016:
         length = reader.count(1)
         flag = sentinel(length, 1)
         if flag is not None:
@@ -253,7 +253,7 @@ def _write_packs(
     if count is None and mark is None:
         count = len(session.get("packs_per_bms") or codes or ())
     Number("bms_count", 1, _MOST_SYSTEMS[edition]).write_one(count, mark, out)
-    if edition == 2016:  # noqa: PLR2004  a year
+    if edition == 2016:
         length = max(map(_code_bytes, codes or ()), default=0)
         if codes is None and "/pack_codes" in marks:
             out += absent(marks["/pack_codes"], 1)

@@ -55,7 +55,7 @@ class Robotaxi(Vehicle):
         """State, trip and telemetry."""
         motion, riding = self.motion, not self.parked
         lon, lat = motion.position
-        stopped = riding and motion.speed_mps == 0 and self.alarm.level >= 3  # noqa: PLR2004
+        stopped = riding and motion.speed_mps == 0 and self.alarm.level >= 3
         fields: dict[str, Any] = {
             "service": "robotaxi",
             "state": "stopped" if stopped else "on_trip" if riding else "available",
@@ -106,7 +106,7 @@ class Truck(Device):
         motion, before = self.motion, self.motion.travelled_m
         # Nine minutes of every ten it drives, as a law on driving times wants in hours.
         driven = (self.clock - self.rested_at).total_seconds() % 600
-        motion.goes = driven < 540  # noqa: PLR2004  s
+        motion.goes = driven < 540
         motion.step(seconds, self.clock.timestamp())
         moved = motion.travelled_m - before
         self.distance_m += moved
@@ -117,7 +117,7 @@ class Truck(Device):
         self.fuel_ml += used_ml
         self.fuel_pct = max(2.0, self.fuel_pct - used_ml / 6_000)
         self.coolant_c += (86 - self.coolant_c) * seconds / 300
-        braking = motion.accel_mps2 < -0.5  # noqa: PLR2004  m/s²
+        braking = motion.accel_mps2 < -0.5
         self.air_kpa = max(620.0, min(860.0, self.air_kpa + (-9 if braking else 4) * seconds))
 
     @property
@@ -151,7 +151,7 @@ class Truck(Device):
             "axles": [{"position": 1, "load_kg": round(self.mass_kg * 0.25)},
                       {"position": 2, "load_kg": round(self.mass_kg * 0.33)}],
             "trailers": [{"no": 1, "id": f"{self.name}-T", "type": "semitrailer"}],
-            "tell_tales": [{"name": "fuel_level", "state": "yellow"}] if self.fuel_pct < 10 else [],  # noqa: PLR2004
+            "tell_tales": [{"name": "fuel_level", "state": "yellow"}] if self.fuel_pct < 10 else [],
             "position": {"lon": round(lon, 6), "lat": round(lat, 6), "speed_kmh": kmh,
                          "heading_deg": round(motion.heading_deg, 1)},
             "crs": "WGS84", "sw_version": "tgw-2.8",
@@ -182,7 +182,7 @@ class DeliveryRobot(Device):
         before = self.motion.travelled_m // 900
         self.motion.step(seconds, self.clock.timestamp())
         self.battery.step(seconds, 45 + 120 * self.motion.speed_mps)
-        if self.battery.soc_pct < 12:  # noqa: PLR2004  its battery is changed for a full one
+        if self.battery.soc_pct < 12:
             self.battery.soc_pct = 95.0
         if self.motion.travelled_m // 900 > before:
             self.deliveries += 1

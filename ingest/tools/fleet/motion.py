@@ -93,7 +93,7 @@ class Motion:
         at_line = self.limit_mps if straight else min(self.limit_mps, _TURN_MPS)
         # Beyond the line there is no stopping; a yellow light is driven through from near by.
         light = city.signal(self.end, along_x, at_s).state
-        stops = light == "stop_and_remain" or (light == "clearance_prot" and left_m > 25)  # noqa: PLR2004  m
+        stops = light == "stop_and_remain" or (light == "clearance_prot" and left_m > 25)
         if stops and self.along_m < city.BLOCK_M - _COMMITTED_M:
             at_line = 0.0
             # A step is up to a second: stop before the line, not with the step that crosses it.

@@ -31,7 +31,7 @@ class RoadsideUnit(Device):
         """See Device."""
         for passer in self._passers:
             passer[0] += passer[1] * seconds
-            if passer[0] > 60:  # noqa: PLR2004  m
+            if passer[0] > 60:
                 passer[0] -= 120
 
     def say(self, stream: str) -> dict[str, Any]:
@@ -53,8 +53,8 @@ class RoadsideUnit(Device):
 
     def _rsm(self) -> dict[str, Any]:
         return self._at() | {"participants": [
-            {"ptc_type": 3 if speed < 2 else 1, "ptc_id": number, "source": 3,  # noqa: PLR2004  m/s
-             "pos": self._at(east_m=along, north_m=4 if speed < 2 else -2),  # noqa: PLR2004
+            {"ptc_type": 3 if speed < 2 else 1, "ptc_id": number, "source": 3,
+             "pos": self._at(east_m=along, north_m=4 if speed < 2 else -2),
              "speed_mps": speed, "heading_deg": 90, "confidence": 12}
             for number, (along, speed) in enumerate(self._passers)
         ]}  # fmt: skip

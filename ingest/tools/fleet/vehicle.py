@@ -132,7 +132,7 @@ class Vehicle(Device):
         """See Device."""
         in_tunnel = self.motion.in_tunnel
         arrives = self.trip_left_m <= 0 and not in_tunnel
-        self.motion.goes = not (self.parked or arrives or self.alarm.level >= 3)  # noqa: PLR2004  3: stop now
+        self.motion.goes = not (self.parked or arrives or self.alarm.level >= 3)
         before_m = self.motion.travelled_m
         self.motion.step(seconds, self.clock.timestamp())
         moved_m = self.motion.travelled_m - before_m
@@ -167,7 +167,7 @@ class Vehicle(Device):
             force += 0.5 * _AIR_DENSITY * self.drag_m2 * speed**2
         watts = force * speed
         watts = watts / 0.9 if watts > 0 else watts * 0.65
-        heat_w = 60_000.0 if self.alarm.level >= 3 else 0.0  # noqa: PLR2004  thermal fault
+        heat_w = 60_000.0 if self.alarm.level >= 3 else 0.0
         if self.charging:
             self.battery.step(seconds, -55_000.0, heat_w)
         else:
@@ -225,7 +225,7 @@ class Vehicle(Device):
         until = self.clock + timedelta(seconds=self.random.uniform(40, 120))
         self.alarm = Alarm(level, flags, codes, self.clock, until)
         self.say_now("alarm", words.alarm(self) | {"trigger": "alarm"})
-        if level < 3:  # noqa: PLR2004
+        if level < 3:
             return
         late = {"resend": True, "trigger": "alarm_pre", "sent_at": text(self.clock)}
         before = [

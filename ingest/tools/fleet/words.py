@@ -139,7 +139,7 @@ def chassis(vehicle: Vehicle) -> Fields:
 
 def ad_state(vehicle: Vehicle) -> Fields:
     """What drives, and how."""
-    motion, stopping = vehicle.motion, vehicle.alarm.level >= 3  # noqa: PLR2004
+    motion, stopping = vehicle.motion, vehicle.alarm.level >= 3
     lon, lat = motion.position
     return {
         "autonomy_level": vehicle.autonomy, "operation_mode": vehicle.operation,
@@ -230,7 +230,7 @@ def bsm(vehicle: Vehicle) -> Fields:
         "accel": {"lon": round(motion.accel_mps2, 2)}, "yaw_rate_dps": round(motion.yaw_dps, 2),
         "size": {"width_cm": 189, "length_cm": 468, "height_cm": 145},
         "transmission": "P" if vehicle.parked else "fwd", "vehicle_class": vehicle.vehicle_class,
-        "events": [0] if vehicle.alarm.level >= 3 else [], "crs": "WGS84",  # noqa: PLR2004
+        "events": [0] if vehicle.alarm.level >= 3 else [], "crs": "WGS84",
     }  # fmt: skip
 
 
