@@ -128,7 +128,7 @@ def test_the_check_digit_of_a_chinese_vin_as_device_or_field_is_noted() -> None:
         ("", True),
     ],
 )
-def test_only_chinese_vins_are_looked_at(vin: str, agrees: bool) -> None:  # noqa: FBT001
+def test_only_chinese_vins_are_looked_at(vin: str, agrees: bool) -> None:  # noqa: FBT001  what is expected
     assert check_digit_agrees(vin) is agrees
 
 
