@@ -79,6 +79,9 @@ class Settings(BaseModel):
     batch_wait_ms: int = Field(
         0, ge=0, le=60_000, description="0: an idle writer takes what is there; else it waits"
     )
+    commit_timeout_s: float = Field(
+        60, ge=1, le=3_600, description="Longest one attempt to commit a batch may take, seconds"
+    )
     max_payload_bytes: int = Field(
         262_144, ge=1, le=16_777_216, description="Largest payload, before inflating"
     )

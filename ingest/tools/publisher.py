@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from types import TracebackType
 from typing import Self
 from uuid import uuid4
 
 import aiomqtt
 from aiomqtt.exceptions import MqttConnectError
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
 from ingest.config import Settings
 from ingest.errors import Unavailable
@@ -19,6 +21,7 @@ from ingest.tools.fleet import Message
 _AT_ONCE = 100
 _RETRY_S = 0.5
 _ATTEMPTS = 60
+_TIMEOUT_S = 10.0
 _QUIET = 1_000_000
 """aiomqtt warns above ten calls at a time, which is what a publisher is for."""
 
@@ -26,9 +29,11 @@ _QUIET = 1_000_000
 class Publisher:
     """One connection that comes back by itself."""
 
-    def __init__(self, settings: Settings, qos: int = 1) -> None:
+    def __init__(self, settings: Settings, qos: int = 1, *, timeout_s: float = _TIMEOUT_S) -> None:
+        """`timeout_s`: after so long without its acknowledgement a message is published again."""
         self._settings = settings
         self._qos = qos
+        self._timeout_s = timeout_s
         self._client: aiomqtt.Client | None = None
         self._versions = [aiomqtt.ProtocolVersion.V5, aiomqtt.ProtocolVersion.V311]
         self._lock = asyncio.Lock()
@@ -43,15 +48,21 @@ class Publisher:
         if self._client is not None:
             await self._leave(self._client)
 
-    async def publish(self, topic: str, payload: bytes) -> None:
+    async def publish(
+        self, topic: str, payload: bytes, user_properties: Mapping[str, str] | None = None
+    ) -> None:
         """Publish and wait for the acknowledgement of the QoS; again where the connection breaks.
 
-        Raises Unavailable when the broker stays away.
+        Raises Unavailable when the broker stays away. MQTT 3.1.1 has no user properties.
         """
+        properties = None
+        if user_properties:
+            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]  # paho's
+            properties.UserProperty = list(user_properties.items())
         for _ in range(_ATTEMPTS):
             client = await self._connected()
             try:
-                await client.publish(topic, payload, qos=self._qos)
+                await client.publish(topic, payload, qos=self._qos, properties=properties)
             except aiomqtt.MqttError:
                 await self._broken(client)
             else:
@@ -83,7 +94,10 @@ class Publisher:
                 if self._client is not None:
                     return self._client
                 client = client_for(
-                    self._settings, f"iov-publish-{uuid4().hex[:12]}", self._versions[0]
+                    self._settings,
+                    f"iov-publish-{uuid4().hex[:12]}",
+                    self._versions[0],
+                    timeout_s=self._timeout_s,
                 )
                 try:
                     await client.__aenter__()
@@ -110,7 +124,13 @@ class Publisher:
             await client.__aexit__(None, None, None)
 
 
-def client_for(settings: Settings, name: str, version: aiomqtt.ProtocolVersion) -> aiomqtt.Client:
+def client_for(
+    settings: Settings,
+    name: str,
+    version: aiomqtt.ProtocolVersion,
+    *,
+    timeout_s: float = _TIMEOUT_S,
+) -> aiomqtt.Client:
     """A client of its own name at the configured broker, with a clean session."""
     web = settings.broker.scheme in {"ws", "wss"}
     return aiomqtt.Client(
@@ -124,5 +144,5 @@ def client_for(settings: Settings, name: str, version: aiomqtt.ProtocolVersion) 
         tls_context=settings.tls(),
         transport="websockets" if web else "tcp",
         websocket_path=settings.broker.path or "/mqtt" if web else None,
-        timeout=10,
+        timeout=timeout_s,
     )

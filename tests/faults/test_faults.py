@@ -18,13 +18,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ingest.config import load
 from ingest.schema import Catalogue
-from ingest.store import migrate, writer
+from ingest.store import migrate
 from ingest.tools.embedded import Mosquitto, Postgres, free_port, postgres
+from ingest.tools.proxy import Proxy
 from ingest.tools.publisher import Publisher
 from tests.support import (
     DEADLINE_S,
     Database,
-    Proxy,
     environment,
     publish_many,
     sample,
@@ -281,13 +281,13 @@ async def test_backends_are_terminated_in_the_middle_of_their_work(
 
 
 async def test_a_database_that_falls_silent_is_left_and_its_ghost_is_ended(
-    own: Database, broker: Mosquitto, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+    own: Database, broker: Mosquitto, catalogue: Catalogue
 ) -> None:
-    monkeypatch.setattr(writer, "ATTEMPT_TIMEOUT_S", 1.0)
     load_ = Load(broker.url)
     async with Proxy(None, None, f"{own.server.socket_directory}/.s.PGSQL.5432") as proxy:
         url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{own.name}?sslmode=disable"
-        async with working(broker.url, url, catalogue) as worker, asyncio.TaskGroup() as tasks:
+        impatient = working(broker.url, url, catalogue, commit_timeout_s="1")
+        async with impatient as worker, asyncio.TaskGroup() as tasks:
             tasks.create_task(load_.run())
             await until(lambda: worker.settled() > 500, "the load")
             proxy.stall()

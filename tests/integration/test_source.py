@@ -12,9 +12,9 @@ import trustme
 
 from ingest.schema import Catalogue
 from ingest.tools.embedded import Mosquitto, amqtt, mosquitto
+from ingest.tools.proxy import Proxy
 from tests.support import (
     Database,
-    Proxy,
     publish_many,
     publisher,
     sample,

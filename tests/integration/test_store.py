@@ -24,18 +24,22 @@ from ingest.model import Delivery
 from ingest.schema import Catalogue
 from ingest.schema.stream import stream
 from ingest.store import Writer, connect, expect_migrated, migrate
-from ingest.store import writer as writer_module
 from ingest.store.devices import DeviceIds
 from ingest.store.partitions import make_ahead
 from ingest.tools.embedded import Postgres
-from tests.support import Database, Proxy, delivery, sample, until
+from ingest.tools.proxy import Proxy
+from tests.support import Database, delivery, sample, until
 
 
 @asynccontextmanager
 async def writing(
-    database: Database, catalogue: Catalogue, url: str | None = None
+    database: Database, catalogue: Catalogue, url: str | None = None, commit_timeout_s: int = 60
 ) -> AsyncIterator[Writer]:
-    environ = {"IOV_DATABASE_URL": url or database.url, "IOV_MQTT_CLIENT_ID": "w"}
+    environ = {
+        "IOV_DATABASE_URL": url or database.url,
+        "IOV_MQTT_CLIENT_ID": "w",
+        "IOV_COMMIT_TIMEOUT_S": str(commit_timeout_s),
+    }
     configured = load(environ=environ)
     writer = Writer(
         configured,
@@ -214,12 +218,11 @@ def large(catalogue: Catalogue) -> Batch:
 
 @pytest.mark.parametrize("fault", ["cut", "stall"])
 async def test_a_large_copy_that_is_cut_or_stalled_is_begun_again(
-    fault: str, database: Database, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+    fault: str, database: Database, catalogue: Catalogue
 ) -> None:
-    monkeypatch.setattr(writer_module, "ATTEMPT_TIMEOUT_S", 1.0)
     async with Proxy(None, None, f"{database.server.socket_directory}/.s.PGSQL.5432") as proxy:
         url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{database.name}?sslmode=disable"
-        async with writing(database, catalogue, url) as writer:
+        async with writing(database, catalogue, url, commit_timeout_s=1) as writer:
             await writer.connect()
             await writer.write(batch_of(catalogue, [delivery(sample(9_999))]))
             proxy.stall(after_bytes=500_000)  # in the middle of the COPY

@@ -1,0 +1,171 @@
+"""TCP between two parties that can be stalled (open and silent), cut, refused and listened to.
+
+What stands between the service and its servers in `verify` and in the tests. It listens on
+loopback only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from typing import NamedTuple, Self
+
+_READ_BYTES = 65_536
+
+Listen = Callable[[bytes], None]
+
+
+class Listener(NamedTuple):
+    """Hears one connection: every piece that was read, before it is passed on."""
+
+    request: Listen
+    """From the one who connected."""
+    answer: Listen
+
+
+def _deaf(_: bytes) -> None:
+    """Hears nothing."""
+
+
+class Proxy:
+    """Passes on every connection to `host` and `port`, or to a Unix socket."""
+
+    def __init__(
+        self,
+        host: str | None,
+        port: int | None,
+        path: str | None = None,
+        *,
+        tls: ssl.SSLContext | None = None,
+        listener: Callable[[], Listener] | None = None,
+    ) -> None:
+        """`listener` is asked for a new one at each connection; `tls` is spoken to the server."""
+        self._host, self._port_to, self._path, self._tls = host, port, path, tls
+        self._listener = listener or (lambda: Listener(_deaf, _deaf))
+        self._requests, self._answers = asyncio.Event(), asyncio.Event()
+        self._accepting = True
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+        self._until_stall = 0
+        self.port = 0
+        """Where it listens, on 127.0.0.1."""
+        self.connections = 0
+        """How many were made, refused ones included."""
+        self.held = 0
+        """Bytes that were read and wait for `flow`."""
+        self.flow()
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._server.close()
+        self.cut()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def stall(self, after_bytes: int = 0) -> None:
+        """Let nothing through any more; not even what follows so many bytes from now on."""
+        self._until_stall = after_bytes
+        if not after_bytes:
+            self._requests.clear()
+            self._answers.clear()
+
+    def stall_requests(self) -> None:
+        """Let answers through and nothing that is asked."""
+        self._requests.clear()
+
+    def abandon(self) -> None:
+        """Let nothing through on the connections there are, for ever; new ones are not touched."""
+        self.stall()
+        self._requests, self._answers = asyncio.Event(), asyncio.Event()
+        self.flow()
+
+    @property
+    def stalled(self) -> bool:
+        """Whether nothing of what is asked gets through."""
+        return not self._requests.is_set()
+
+    def flow(self) -> None:
+        """Let everything through, and everybody in."""
+        self._until_stall = 0
+        self._requests.set()
+        self._answers.set()
+        self._accepting = True
+
+    def cut(self) -> None:
+        """Close every connection that is open."""
+        for writer in list(self._writers):
+            writer.transport.abort()
+
+    def refuse(self) -> None:
+        """Cut, and close every new connection at once."""
+        self._accepting = False
+        self.cut()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        if not self._accepting:
+            writer.transport.abort()
+            return
+        try:
+            there = await self._connect()
+        except OSError:
+            writer.transport.abort()
+            return
+        listener = self._listener()
+        ways = (
+            (reader, there[1], self._requests, listener.request),
+            (there[0], writer, self._answers, listener.answer),
+        )
+        for source, target, open_, listen in ways:
+            self._writers.add(target)
+            task = asyncio.create_task(self._pump(source, target, open_, listen), name="proxy")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self._path:
+            return await asyncio.open_unix_connection(self._path)
+        return await asyncio.open_connection(self._host, self._port_to, ssl=self._tls)
+
+    async def _pump(
+        self,
+        source: asyncio.StreamReader,
+        target: asyncio.StreamWriter,
+        open_: asyncio.Event,
+        listen: Listen,
+    ) -> None:
+        try:
+            while data := await source.read(_READ_BYTES):
+                listen(data)
+                await self._hold(data, open_)
+                if self._until_stall:
+                    passed, data = data[: self._until_stall], data[self._until_stall :]
+                    target.write(passed)
+                    self._until_stall -= len(passed)
+                    if not self._until_stall:
+                        self.stall()
+                    await self._hold(data, open_)
+                if target.transport.is_closing():
+                    return  # cut while it was held
+                target.write(data)
+                await target.drain()
+        except OSError:
+            pass
+        finally:
+            target.transport.abort()
+            self._writers.discard(target)
+
+    async def _hold(self, data: bytes, open_: asyncio.Event) -> None:
+        self.held += len(data)
+        try:
+            await open_.wait()
+        finally:
+            self.held -= len(data)

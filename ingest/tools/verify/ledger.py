@@ -1,0 +1,151 @@
+"""What was published, what of it is a debt, and what became of it. Pure.
+
+Every message has a number, and what it holds follows from the number and the seed: so a run is
+repeated by its seed, an hour of it fits into some tens of bytes a message, and whatever is found
+in the tables can be compared with what was sent.
+"""
+
+from __future__ import annotations
+
+import gzip
+from array import array
+from binascii import crc32
+from datetime import UTC, datetime, timedelta
+from math import inf
+from typing import Any, NamedTuple
+
+import orjson
+
+STREAMS = ("nev", "battery")
+_BATTERY_EVERY, _ARRAY_EVERY, _PACKED_EVERY = 4, 10, 7
+_LATE_EVERY, _BAD_EVERY = 199, 53
+"""Of so many messages, or samples, one is for the second stream, an array, packed, late, bad."""
+_SAMPLES = 5
+"""In an array."""
+_PERIOD = timedelta(milliseconds=1)
+"""Between two samples of a device and stream, by their `ts`: never ahead of the clock."""
+
+
+class Issued(NamedTuple):
+    """One message to be published."""
+
+    number: int
+    device: str
+    stream: str
+    payload: bytes
+    encoding: str | None
+
+
+class Ledger:
+    """Issues messages and remembers, by number, who acknowledged them and when."""
+
+    def __init__(self, seed: int, devices: int, started_at: datetime) -> None:
+        self._seed = seed
+        self._devices = [f"verify-{number:04}" for number in range(devices)]
+        self._started_at = started_at.replace(microsecond=0)
+        self._first_seq = array("Q")
+        self._published = bytearray()
+        self._settled_s = array("d")
+        self._forgettable = bytearray()
+        self.numbers: dict[tuple[str, str], array[int]] = {
+            (device, stream): array("Q") for device in self._devices for stream in STREAMS
+        }
+        """By device and stream: the message that holds the sample with the seq of that place."""
+        self.published = 0
+        """Messages the broker acknowledged to the publisher."""
+        self.settled = 0
+        """Messages we were seen to acknowledge, counted once each."""
+
+    @property
+    def issued(self) -> int:
+        """Messages so far; the number of the next."""
+        return len(self._published)
+
+    def issue(self) -> Issued:
+        """The next message."""
+        number = self.issued
+        device, stream, count = self._address(number)
+        numbers = self.numbers[device, stream]
+        first = len(numbers)
+        numbers.extend([number] * count)
+        self._first_seq.append(first)
+        self._published.append(0)
+        self._forgettable.append(0)
+        self._settled_s.append(inf)
+        samples = [self.sample(device, stream, first + n) for n in range(count)]
+        payload = orjson.dumps(samples if count > 1 else samples[0])
+        if number % _PACKED_EVERY:
+            return Issued(number, device, stream, payload, None)
+        return Issued(number, device, stream, gzip.compress(payload, 1, mtime=0), "gzip")
+
+    def acknowledged(self, number: int) -> None:
+        """The broker acknowledged it to the publisher: from now on it is a debt."""
+        self.published += not self._published[number]
+        self._published[number] = 1
+
+    def settle(self, number: int, at_s: float) -> None:
+        """We were seen to acknowledge it at this Unix time; the first time counts."""
+        if number < self.issued and self._settled_s[number] == inf:
+            self._settled_s[number] = at_s
+            self.settled += 1
+
+    def is_published(self, number: int) -> bool:
+        """Whether the broker acknowledged it to the publisher."""
+        return bool(self._published[number])
+
+    def settled_s(self, number: int) -> float:
+        """Unix time at which we were first seen to acknowledge it; infinite where never."""
+        return self._settled_s[number]
+
+    def is_owed(self, number: int) -> bool:
+        """Whether it must be stored: published, and not lost by the broker before its PUBACK."""
+        lost = self._forgettable[number] and self._settled_s[number] == inf
+        return self.is_published(number) and not lost
+
+    def forget(self) -> int:
+        """The broker loses its store now: what we have not acknowledged may be missing.
+
+        How many messages that is.
+        """
+        count = 0
+        for number in range(self.issued):
+            if self._settled_s[number] == inf and self._published[number]:
+                self._forgettable[number] = 1
+                count += 1
+        return count
+
+    def sample(self, device: str, stream: str, seq: int) -> dict[str, Any]:
+        """What a device says; some of it days late, some of it refused by the schema."""
+        chance = crc32(f"{self._seed}/{device}/{stream}/{seq}".encode())
+        ts = self._started_at + seq * _PERIOD
+        if chance % _LATE_EVERY == 0:
+            ts -= timedelta(days=1 + chance % 20)
+        sample: dict[str, Any] = {"ts": _text(ts), "seq": seq, "nonce": f"{chance:08x}"}
+        if stream == "nev":
+            sample |= {
+                "speed_kmh": chance % 2_000 / 10,
+                "soc_pct": chance % 101,
+                "odometer_km": chance % 1_000_000 / 10,
+                "gear": "PRND"[chance % 4],
+                "location": {"lon": 121 + chance % 997 / 1_000, "lat": 31 + chance % 991 / 1_000},
+            }
+        else:
+            cells = [3 + chance % (n + 7) / 10 for n in range(12)]
+            sample["packs"] = [{"no": 1, "voltage_v": chance % 800, "cell_v": cells}]
+        if chance % _BAD_EVERY == 0:
+            sample["sent_at"] = "when it pleases"
+        return sample
+
+    def is_bad(self, sample: dict[str, Any]) -> bool:
+        """Whether a sample must end as a dead letter."""
+        return "sent_at" in sample
+
+    def _address(self, number: int) -> tuple[str, str, int]:
+        turn, place = divmod(number, len(self._devices))
+        # Counted so that neighbours are of both streams, and every device has both.
+        stream = STREAMS[(number + turn) % _BATTERY_EVERY == 0]
+        return self._devices[place], stream, 1 if (number + turn) % _ARRAY_EVERY else _SAMPLES
+
+
+def _text(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat(timespec="milliseconds")

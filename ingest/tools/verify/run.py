@@ -1,0 +1,371 @@
+"""One run: load, faults on their schedule, rest, account."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from random import Random
+from statistics import median
+from typing import Any, NamedTuple
+
+import asyncpg
+import orjson
+
+from ingest.errors import ServerError
+from ingest.tools.publisher import Publisher
+from ingest.tools.verify.account import Account, Accounting, Found
+from ingest.tools.verify.faults import Fault
+from ingest.tools.verify.ledger import STREAMS, Ledger
+from ingest.tools.verify.tap import PROPERTY
+from ingest.tools.verify.world import COMMAND, Servers, World, until, world
+
+_AT_ONCE = 100
+_PUBLISH_TIMEOUT_S = 2.0
+_REST_S = 60.0
+"""So long without any progress is taken for rest."""
+_RECOVERY_S = 90.0
+_LOOK_EVERY_S = 0.05
+_SAMPLE_EVERY_S = 1.0
+_ROWS_AT_ONCE = 5_000
+_OURS = {"device", "device_id", "received_at", "resend", "quality", "committed"}
+"""Columns that say what the service did, or noted about values that are random here."""
+
+
+class Due(NamedTuple):
+    """One fault of the schedule."""
+
+    at_s: float
+    """After the beginning; later where the one before takes longer."""
+    fault: Fault
+    seed: int
+    """Decides whom it hits and how long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is asked for."""
+
+    faults: Sequence[Fault]
+    duration_s: float = 60.0
+    """How long there is load; longer where not every fault has had its turn by then."""
+    rate: float = 500.0
+    """Messages per second."""
+    workers: int = 2
+    seed: int = 1
+    every_s: float = 10.0
+    """From one fault to the next, on average."""
+    devices: int = 50
+
+    def schedule(self) -> list[Due]:
+        """Every fault in random order, again and again, until the time is over."""
+        chance = Random(self.seed)
+        due: list[Due] = []
+        at_s = 0.0
+        while self.faults and (at_s < self.duration_s or len(due) % len(self.faults)):
+            if len(due) % len(self.faults) == 0:
+                turn = chance.sample(list(self.faults), len(self.faults))
+            at_s += self.every_s * chance.uniform(0.5, 1.5)
+            if at_s >= self.duration_s and len(due) >= len(self.faults):
+                break
+            due.append(Due(at_s, turn[len(due) % len(self.faults)], chance.randrange(2**32)))
+        return due
+
+
+class Moment(NamedTuple):
+    """How it went, once a second."""
+
+    at_s: float
+    published: int
+    """Messages acknowledged to the publisher."""
+    settled: int
+    """Messages we acknowledged."""
+    resources: list[tuple[float, int] | None]
+    """Of each worker: resident memory in MB, open file descriptors."""
+
+
+class Event(NamedTuple):
+    """A fault that was, in seconds after the beginning."""
+
+    name: str
+    began_s: float
+    mended_s: float
+    recovered_s: float | None
+    """When every worker was ready and a message published after the mending was acknowledged."""
+
+
+@dataclass
+class Result:
+    """What a run came to."""
+
+    plan: Plan
+    account: Account
+    seconds: float
+    events: list[Event]
+    moments: list[Moment]
+    crashes: int
+    """Workers that ended by themselves."""
+    unwell: list[str] = field(default_factory=list)
+    """What else went wrong."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the promise held and nobody fell over."""
+        return self.account.holds and not self.crashes and not self.unwell
+
+    @property
+    def recoveries_s(self) -> list[float]:
+        """From a fault's mending to everybody at work again."""
+        return [e.recovered_s - e.mended_s for e in self.events if e.recovered_s is not None]
+
+    def as_json(self) -> dict[str, Any]:
+        """By the keys of `--json`."""
+        account, recoveries_s = self.account, self.recoveries_s
+        happened = Counter(event.name for event in self.events)
+        return {
+            "published": account.published,
+            "stored": account.stored,
+            "lost": account.lost,
+            "duplicated": account.duplicated,
+            "altered": account.altered,
+            "early_acks": account.early_acks,
+            "faults": {fault.name: happened[fault.name] for fault in self.plan.faults},
+            "recovery_s": {
+                "p50": round(median(recoveries_s), 3) if recoveries_s else None,
+                "max": round(max(recoveries_s), 3) if recoveries_s else None,
+            },
+            "forgotten": account.forgotten,
+            "letters_repeated": account.letters_repeated,
+            "crashes": self.crashes,
+            "unwell": self.unwell,
+            "seconds": round(self.seconds, 1),
+            "seed": self.plan.seed,
+        }
+
+
+Progress = Callable[[World, str, float], None]
+"""Told twenty times a second: the world, what is broken now (or empty), seconds since the start."""
+
+
+async def run(
+    servers: Servers,
+    plan: Plan,
+    progress: Progress,
+    logs: Path,
+    *,
+    command: Sequence[str] = COMMAND,
+) -> Result:
+    """Carry out a plan; `command` starts a worker, whose log goes to a file in `logs`."""
+    ledger = Ledger(plan.seed, plan.devices, datetime.now(UTC))
+    crew = world(servers, ledger, workers=plan.workers, logs=logs, command=command)
+    async with crew as whole:
+        course = _Course(whole, plan, progress)
+        await course.run()
+        crashes = await _stop(whole)
+        account = await _account(whole)
+    return Result(
+        plan, account, course.seconds, course.events, course.moments, crashes, whole.unwell
+    )
+
+
+class _Course:
+    """The part under load, from the first message to rest."""
+
+    def __init__(self, whole: World, plan: Plan, progress: Progress) -> None:
+        self._world, self._plan, self._progress = whole, plan, progress
+        self._began_s = time.monotonic()
+        self._slot_s = self._began_s
+        self._over = False
+        self._broken = ""
+        self.events: list[Event] = []
+        self.moments: list[Moment] = []
+        self.seconds = 0.0
+
+    @property
+    def _now_s(self) -> float:
+        return time.monotonic() - self._began_s
+
+    async def run(self) -> None:
+        whole, plan = self._world, self._plan
+        whole.publishing.set()
+        async with asyncio.TaskGroup() as tasks:
+            watching = tasks.create_task(self._watch(), name="watch")
+            async with self._load():
+                for due in plan.schedule():
+                    await self._until(due.at_s)
+                    await self._break(due)
+                await self._until(plan.duration_s)
+                self.seconds = self._now_s
+                self._over = True
+            await self._rest()
+            watching.cancel()
+
+    async def _until(self, at_s: float) -> None:
+        await asyncio.sleep(max(0.0, at_s - self._now_s))
+
+    async def _break(self, due: Due) -> None:
+        began_s, name = self._now_s, due.fault.name
+        self._broken = name
+        try:
+            await due.fault.break_(self._world, Random(due.seed))
+        except ServerError as exc:
+            self._world.unwell.append(f"{name} at {began_s:.0f} s: {exc}")
+            self._mend()
+        self._broken = f"{name}, recovering"
+        mended_s = self._now_s
+        recovered_s = None
+        try:
+            await self._recovered()
+            recovered_s = self._now_s
+        except ServerError as exc:
+            self._world.unwell.append(f"after {name} at {began_s:.0f} s: {exc}")
+        self.events.append(Event(name, began_s, mended_s, recovered_s))
+        self._broken = ""
+
+    def _mend(self) -> None:
+        """After a fault that could not be carried out: everything flows again."""
+        for worker in self._world.workers:
+            worker.broker.flow()
+            worker.database.flow()
+        self._world.gate.flow()
+        self._world.publishing.set()
+
+    async def _recovered(self) -> None:
+        ledger, since = self._world.ledger, self._world.ledger.issued
+        await until(self._world.all_ready, "ready workers", _RECOVERY_S)
+        await until(
+            lambda: any(ledger.settled_s(n) < float("inf") for n in range(since, ledger.issued)),
+            "an acknowledgement",
+            _RECOVERY_S,
+        )
+
+    @asynccontextmanager
+    async def _load(self) -> AsyncIterator[None]:
+        """Publish at the rate while the block runs, and until what was begun is acknowledged."""
+        settings = self._world.servers.settings
+        through_gate = settings.model_copy(
+            update={"mqtt_url": f"mqtt://127.0.0.1:{self._world.gate.port}"}
+        )
+        async with (
+            Publisher(through_gate, timeout_s=_PUBLISH_TIMEOUT_S) as publisher,
+            asyncio.TaskGroup() as tasks,
+        ):
+            for number in range(_AT_ONCE):
+                tasks.create_task(self._publish(publisher), name=f"publish {number}")
+            yield
+
+    async def _publish(self, publisher: Publisher) -> None:
+        whole, ledger = self._world, self._world.ledger
+        while True:
+            await self._turn()
+            await whole.publishing.wait()
+            if self._over:
+                return
+            message = ledger.issue()
+            whole.outstanding += 1
+            properties = {PROPERTY: str(message.number)}
+            if message.encoding:
+                properties["content-encoding"] = message.encoding
+            topic = f"{whole.servers.prefix}iov/v1/{message.device}/{message.stream}"
+            try:
+                await publisher.publish(topic, message.payload, properties)
+                ledger.acknowledged(message.number)
+            finally:
+                whole.outstanding -= 1
+
+    async def _turn(self) -> None:
+        """Wait for the next place in the rate; what was missed is not made up for."""
+        now_s = time.monotonic()
+        self._slot_s = max(self._slot_s + 1 / self._plan.rate, now_s)
+        await asyncio.sleep(self._slot_s - now_s)
+
+    async def _rest(self) -> None:
+        """Wait until everything owed was acknowledged by us, or nothing moves any more."""
+        ledger = self._world.ledger
+        settled, since_s = ledger.settled, time.monotonic()
+        while time.monotonic() - since_s < _REST_S:
+            if all(
+                ledger.settled_s(n) < float("inf") or not ledger.is_owed(n)
+                for n in range(ledger.issued)
+            ):
+                return
+            if ledger.settled != settled:
+                settled, since_s = ledger.settled, time.monotonic()
+            await asyncio.sleep(_LOOK_EVERY_S * 4)
+
+    async def _watch(self) -> None:
+        next_s = 0.0
+        while True:
+            for worker in self._world.workers:
+                await worker.revive()
+            if self._now_s >= next_s:
+                next_s += _SAMPLE_EVERY_S
+                ledger = self._world.ledger
+                resources = [worker.resources() for worker in self._world.workers]
+                self.moments.append(
+                    Moment(self._now_s, ledger.published, ledger.settled, resources)
+                )
+            self._progress(self._world, self._broken, self._now_s)
+            await asyncio.sleep(_LOOK_EVERY_S)
+
+
+async def _stop(whole: World) -> int:
+    """Stop every worker in order; how often one ended by itself."""
+    for worker in whole.workers:
+        status = await worker.stop()
+        if status:
+            whole.unwell.append(f"worker {worker.number} left its last SIGTERM with {status}")
+    return sum(worker.crashes for worker in whole.workers)
+
+
+async def _account(whole: World) -> Account:
+    """Read every row and dead letter there is."""
+    accounting = Accounting(whole.ledger)
+    async with whole.owner() as owner, owner.transaction():
+        kept = await owner.fetchval("SHOW track_commit_timestamp") == "on"
+        offset_s = await _clock_offset_s(owner)
+        committed = "pg_xact_commit_timestamp(t.xmin)" if kept else "NULL::timestamptz"
+        for stream in STREAMS:
+            query = (
+                f"SELECT d.device, t.*, {committed} AS committed "  # noqa: S608  names of ours
+                f"FROM iov.{stream} t JOIN iov.device d USING (device_id)"
+            )
+            async for record in owner.cursor(query, prefetch=_ROWS_AT_ONCE):
+                accounting.row(_found_row(record, stream, offset_s))
+        query = f"SELECT device, stream, payload, {committed} AS committed FROM iov.dead_letter t"  # noqa: S608  likewise
+        async for record in owner.cursor(query, prefetch=_ROWS_AT_ONCE):
+            accounting.letter(_found_letter(record, offset_s))
+    return accounting.close()
+
+
+async def _clock_offset_s(owner: asyncpg.Connection) -> float:
+    """Most that the database's clock may be ahead of ours; 0 on the same machine's clock."""
+    before_s = time.time()
+    there: datetime = await owner.fetchval("SELECT clock_timestamp()")
+    ahead_s = there.timestamp() - before_s
+    return 0.0 if 0 <= ahead_s <= time.time() - before_s else ahead_s
+
+
+def _found_row(record: asyncpg.Record, stream: str, offset_s: float) -> Found:
+    values = {k: v for k, v in record.items() if v is not None and k not in _OURS}
+    return Found(record["device"], stream, record["seq"], values, _unix_s(record, offset_s))
+
+
+def _found_letter(record: asyncpg.Record, offset_s: float) -> Found:
+    try:
+        payload = orjson.loads(record["payload"])
+    except orjson.JSONDecodeError:
+        payload = {}
+    seq = payload.get("seq", -1) if isinstance(payload, dict) else -1
+    device, stream = record["device"] or "", record["stream"] or ""
+    return Found(device, stream, seq, payload, _unix_s(record, offset_s))
+
+
+def _unix_s(record: asyncpg.Record, offset_s: float) -> float | None:
+    committed: datetime | None = record["committed"]
+    return None if committed is None else committed.timestamp() - offset_s

@@ -1,0 +1,76 @@
+"""A worker with a fault of its own, to see that `verify` finds it.
+
+`sabotage.py early|lose|alter|twice`; everything else about it is the service as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from datetime import timedelta
+
+import uvloop
+
+from ingest import log, service
+from ingest.batch import Batch
+from ingest.config import load
+from ingest.pipeline import Pipeline
+from ingest.schema import load_catalogue
+from ingest.service import Service
+from ingest.source import Inbox
+from ingest.store import Writer, Written
+
+_EVERY = 50
+
+
+async def early(self: Pipeline) -> None:
+    """Acknowledge before the commit."""
+    while (batch := await self._next()) is not None:
+        self._inbox.settle(batch.deliveries)
+        self._count(batch, await self._store.write(batch), 0.0)
+
+
+class Spoilt:
+    """The store with something done to a sample now and then, as by a slip of ours."""
+
+    def __init__(self, writer: Writer, how: str) -> None:
+        self._writer, self._how, self._count = writer, how, 0
+
+    async def write(self, batch: Batch) -> Written:
+        for rows in batch.rows.values():
+            self._count += len(rows.values)
+            if self._count < _EVERY:
+                continue
+            self._count = 0
+            match self._how:
+                case "lose":
+                    for part in (rows.values, rows.devices, rows.origins):
+                        del part[-1]
+                case "alter":
+                    rows.values[-1][-1] = None
+                case "twice":
+                    again = list(rows.values[-1])
+                    again[1] += timedelta(microseconds=1)
+                    rows.values.append(again)
+                    rows.devices.append(rows.devices[-1])
+                    rows.origins.append(rows.origins[-1])
+        return await self._writer.write(batch)
+
+
+async def main(how: str) -> None:
+    """Run one worker until SIGTERM."""
+    settings = load()
+    log.configure(settings.log_format, settings.log_level)
+    if how == "early":
+        Pipeline._write = early  # type: ignore[method-assign]  # the sabotage
+    worker = Service(settings, load_catalogue())
+    if how != "early":
+        worker.pipeline._store = Spoilt(worker.writer, how)
+    assert isinstance(worker.source.inbox, Inbox)
+    with service.signals(worker.stop):
+        await worker.run()
+
+
+if __name__ == "__main__":
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main(sys.argv[1]))

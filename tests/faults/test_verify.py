@@ -1,0 +1,54 @@
+"""`iov-ingest verify`, short: every fault once; and that it finds what there is to find."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from ingest.tools.verify import FAULTS, Plan, Result, embedded, run
+
+_SABOTAGE = Path(__file__).with_name("sabotage.py")
+
+
+def silent(*_: object) -> None:
+    pass
+
+
+async def verified(plan: Plan, logs: Path, *command: str) -> Result:
+    async with embedded() as servers:
+        faults = [fault for fault in plan.faults if not servers.cannot(fault.needs)]
+        possible = Plan(faults, plan.duration_s, plan.rate, seed=plan.seed, every_s=plan.every_s)
+        how = {"command": command} if command else {}
+        return await run(servers, possible, silent, logs, **how)
+
+
+async def test_nothing_is_lost_whatever_breaks(tmp_path: Path) -> None:
+    plan = Plan(list(FAULTS.values()), duration_s=20, rate=400, seed=4, every_s=1)
+    result = await verified(plan, tmp_path)
+    told = result.as_json()
+    assert result.ok, told
+    assert told["published"] == told["stored"] + told["forgotten"]
+    assert all(times >= 1 for times in told["faults"].values())
+    assert told["faults"].keys() | {"disk_full"} == FAULTS.keys()  # that needs a mount of its own
+
+
+@pytest.mark.parametrize(
+    ("how", "what"),
+    [
+        ("early", "early_acks"),
+        ("lose", "lost"),
+        ("alter", "altered"),
+        ("twice", "duplicated"),
+    ],
+)
+async def test_what_a_spoilt_worker_does_is_found(how: str, what: str, tmp_path: Path) -> None:
+    plan = Plan([], duration_s=4, rate=300)
+    result = await verified(plan, tmp_path, sys.executable, str(_SABOTAGE), how)
+    told = result.as_json()
+    assert not result.ok
+    assert told[what] > 0, told
+    others = {"early_acks", "lost", "altered", "duplicated"} - {what}
+    # The second of two has another time than was sent.
+    assert [name for name in others if told[name]] == (["altered"] if how == "twice" else [])
