@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from ingest.budget import Budget
 from ingest.model import Checked, Delivery, Reason, Rejected, Row
 
 _DETAIL_CHARACTERS = 300
@@ -95,6 +96,8 @@ class Batch:
     """Rejected samples by metric label and reason."""
     unknown_fields: Counter[str] = field(default_factory=Counter)
     """Fields no schema names, by stream."""
+    suppressed: Counter[str] = field(default_factory=Counter)
+    """Of these, by label, dead letters beyond their device's budget, which are not kept."""
     flags: Counter[tuple[str, str]] = field(default_factory=Counter)
     """What was noted in `quality`, by stream and flag."""
     described: list[Description] = field(default_factory=list)
@@ -102,7 +105,7 @@ class Batch:
     samples: int = 0
     size_bytes: int = 0
 
-    def add(self, delivery: Delivery, checked: Checked) -> None:
+    def add(self, delivery: Delivery, checked: Checked, budget: Budget, now_s: float) -> None:
         """Take in a message and all of its outcomes."""
         self.deliveries.append(delivery)
         self.samples += len(checked.outcomes)
@@ -126,15 +129,19 @@ class Batch:
                     )
             else:
                 assert isinstance(outcome, Rejected)
-                self.dead_letters.append(dead_letter(delivery, outcome))
                 self.rejected[outcome.label, outcome.reason] += 1
+                if budget.allows(outcome.device, len(outcome.payload), now_s):
+                    self.dead_letters.append(dead_letter(delivery, outcome))
+                else:
+                    self.suppressed[outcome.label] += 1
 
 
 class Batcher:
     """The batch that is filling, and whether it is time to take it."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, budget: Budget) -> None:
         self._limits = limits
+        self._budget = budget
         self._open: Batch | None = None
         self.waits = limits.wait_s > 0
         """Whether an idle writer lets the first message wait."""
@@ -146,7 +153,7 @@ class Batcher:
         if self._open is None:
             # The wait runs from the first message, not from the last batch.
             self._open = Batch(now)
-        self._open.add(delivery, checked)
+        self._open.add(delivery, checked, self._budget, now)
         limits = self._limits
         self.full = self._open.samples >= limits.rows or self._open.size_bytes >= limits.size_bytes
 

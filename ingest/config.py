@@ -91,6 +91,12 @@ class Settings(BaseModel):
     max_samples: int = Field(1_000, ge=1, le=100_000, description="Samples in one message")
     max_age_days: float = Field(30, gt=0, le=36_500, description="Older samples are `too_old`")
     max_ahead_s: float = Field(300, ge=0, le=86_400, description="Later ones are `clock_ahead`")
+    dead_letters_per_minute: int = Field(
+        60, ge=0, le=1_000_000_000, description="Kept of one device; the rest is counted only"
+    )
+    dead_letter_bytes_per_minute: int = Field(
+        1_048_576, ge=0, le=1_000_000_000_000, description="Likewise; the first is always kept"
+    )
     schema_dir: Path | None = Field(None, description="Schemas; default: those of the product")
     http_host: str = Field("0.0.0.0", description="Where /metrics, /livez, /readyz listen")  # noqa: S104  a scraper comes from outside
     http_port: int = Field(9464, ge=0, le=65_535, description="0: any free port")

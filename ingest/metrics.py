@@ -122,6 +122,12 @@ class Metrics:
             ["stream", "reason"],
             registry=registry,
         )
+        self.dead_letters_suppressed = Counter(
+            "iov_dead_letters_suppressed",
+            "Rejected samples beyond their device's budget of dead letters, not kept",
+            ["stream"],
+            registry=registry,
+        )
         self.unknown_fields = Counter(
             "iov_unknown_fields", "Fields no schema names", ["stream"], registry=registry
         )
@@ -176,6 +182,7 @@ class Metrics:
                 self.samples_received,
                 self.samples_stored,
                 self.samples_duplicate,
+                self.dead_letters_suppressed,
                 self.unknown_fields,
             ):
                 counter.labels(stream)

@@ -135,6 +135,8 @@ class Pipeline:
             metrics.samples_rejected.labels(stream, reason).inc(number)
         for stream, number in written.refused.items():
             metrics.samples_rejected.labels(stream, Reason.REFUSED_BY_STORE).inc(number)
+        metrics.count(metrics.dead_letters_suppressed, batch.suppressed)
+        metrics.count(metrics.dead_letters_suppressed, written.suppressed)
         metrics.count(metrics.unknown_fields, batch.unknown_fields)
         for (stream, flag), number in batch.flags.items():
             metrics.quality_flags.labels(stream, flag).inc(number)

@@ -20,6 +20,7 @@ import structlog
 from ingest import gbt32960
 from ingest.batch import Batcher
 from ingest.batch import Limits as BatchLimits
+from ingest.budget import Budget
 from ingest.check import Checker
 from ingest.config import Settings
 from ingest.decode import Limits
@@ -57,11 +58,14 @@ class Service:
             Ages(timedelta(days=settings.max_age_days), timedelta(seconds=settings.max_ahead_s)),
         )
         self.source = Source(settings, self.metrics, random)
-        self.writer = Writer(settings, catalogue, self.metrics, self.checker.sample_json, random)
+        budget = Budget(settings.dead_letters_per_minute, settings.dead_letter_bytes_per_minute)
+        self.writer = Writer(
+            settings, catalogue, self.metrics, self.checker.sample_json, budget, random
+        )
         self.watch = Watch(settings, catalogue, self.metrics, self.writer)
         limits = BatchLimits(settings.batch_rows, wait_s=settings.batch_wait_ms / 1000)
         self.pipeline = Pipeline(
-            self.source.inbox, self.checker, Batcher(limits), self.writer, self.metrics
+            self.source.inbox, self.checker, Batcher(limits, budget), self.writer, self.metrics
         )
         self.http_port: int | None = None
         """Where HTTP listens; None until it does."""

@@ -16,6 +16,7 @@ import orjson
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from ingest.budget import Budget
 from ingest.check import Checker
 from ingest.config import load
 from ingest.model import Arrival, Delivery
@@ -126,6 +127,11 @@ class Worker:
         """End it without a word to anybody, as SIGKILL would: sockets are cut, nothing is sent."""
         self.task.cancel()
         await asyncio.wait([self.task])
+
+
+def plenty() -> Budget:
+    """Of dead letters, for tests that are about something else."""
+    return Budget(1_000_000_000, 1 << 60)
 
 
 def environment(mqtt_url: str, database_url: str, **settings: str) -> dict[str, str]:

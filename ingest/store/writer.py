@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from random import Random
@@ -20,6 +21,7 @@ import structlog
 
 from ingest.backoff import Backoff
 from ingest.batch import Batch, DeadLetter, dead_letter
+from ingest.budget import Budget
 from ingest.config import Settings
 from ingest.errors import IngestError, Refused, Unavailable
 from ingest.metrics import Metrics
@@ -50,6 +52,8 @@ class Written:
     stored: dict[str, int] = field(default_factory=dict)
     duplicate: dict[str, int] = field(default_factory=dict)
     refused: dict[str, int] = field(default_factory=dict)
+    suppressed: dict[str, int] = field(default_factory=dict)
+    """Of these, dead letters beyond their device's budget."""
 
 
 class Writer:
@@ -61,6 +65,7 @@ class Writer:
         catalogue: Catalogue,
         metrics: Metrics,
         sample_json: Callable[[Delivery, int], bytes],
+        budget: Budget,
         random: Random,
     ) -> None:
         self.problem: str | None = "not connected to the database yet"
@@ -69,6 +74,7 @@ class Writer:
         self._catalogue = catalogue
         self._metrics = metrics
         self._sample_json = sample_json
+        self._budget = budget
         self._backoff = Backoff(_FIRST_DELAY_S, _MOST_DELAY_S, random)
         self._connection: asyncpg.Connection | None = None
         self._devices: DeviceIds | None = None
@@ -114,9 +120,11 @@ class Writer:
                 records = rows.values
                 if self._careful:
                     stored, refused = await merge(connection, stream, records)
-                    letters += self._refused(batch, name, refused)
+                    kept = self._refused(batch, name, refused)
+                    letters += kept
                     written.stored[name] = stored
                     written.refused[name] = len(refused)
+                    written.suppressed[name] = len(refused) - len(kept)
                     written.duplicate[name] = len(records) - stored - len(refused)
                 else:
                     await copy(connection, "iov", stream.table, stream.column_names, records)
@@ -128,7 +136,8 @@ class Writer:
         return written
 
     def _refused(self, batch: Batch, name: str, refused: dict[int, str]) -> list[DeadLetter]:
-        letters = []
+        """The dead letters of what the store refused, as far as its devices' budgets go."""
+        letters, now_s = [], time.monotonic()
         for position, detail in refused.items():
             rows = batch.rows[name]
             delivery, index = rows.origins[position]
@@ -140,7 +149,8 @@ class Writer:
                 detail,
                 self._sample_json(delivery, index),
             )
-            letters.append(dead_letter(delivery, rejected))
+            if self._budget.allows(rejected.device, len(rejected.payload), now_s):
+                letters.append(dead_letter(delivery, rejected))
         return letters
 
     async def _recover(self, failure: IngestError, batch: Batch) -> None:

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 with atheris.instrument_imports(include=["ingest"]):
     from ingest import gbt32960
     from ingest.batch import Batch, DeadLetter
+    from ingest.budget import Budget
     from ingest.check import Checker
     from ingest.model import GBT32960, Arrival, Checked, Delivery, Reason, Rejected, Row
     from ingest.schema import default_directory, load_catalogue
@@ -75,7 +76,7 @@ def one_input(data: bytes) -> None:
 
 def _as_a_batch(message: Delivery, checked: Checked) -> None:
     batch = Batch(0.0)
-    batch.add(message, checked)
+    batch.add(message, checked, Budget(1_000_000, 1 << 40), 0.0)
     for letter in batch.dead_letters:
         assert isinstance(letter, DeadLetter)
         for text in (letter.topic, letter.device, letter.stream, letter.reason, letter.detail):

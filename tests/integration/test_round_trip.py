@@ -21,7 +21,7 @@ from ingest.schema import Catalogue, Stream, load_catalogue
 from ingest.schema.rfc3339 import storable
 from ingest.store import Writer
 from tests.instances import instances
-from tests.support import Database, delivery
+from tests.support import Database, delivery, plenty
 
 CATALOGUE = load_catalogue()
 
@@ -61,13 +61,14 @@ async def _store(
     checker, batch = Checker(catalogue), Batch(0.0)
     for sample in sent:
         one = delivery(sample, f"iov/v1/V1/{name}")
-        batch.add(one, checker.check(one))
+        batch.add(one, checker.check(one), plenty(), 0.0)
     assert batch.dead_letters == []
     writer = Writer(
         load(environ={"IOV_DATABASE_URL": database.url, "IOV_MQTT_CLIENT_ID": "w"}),
         catalogue,
         Metrics(dict.fromkeys(catalogue, ())),
         checker.sample_json,
+        plenty(),
         Random(1),
     )
     written = await writer.write(batch)

@@ -28,7 +28,7 @@ from ingest.store.devices import DeviceIds
 from ingest.store.partitions import make_ahead
 from ingest.tools.embedded import Postgres
 from ingest.tools.proxy import Proxy
-from tests.support import Database, delivery, sample, until
+from tests.support import Database, delivery, plenty, sample, until
 
 
 @asynccontextmanager
@@ -46,6 +46,7 @@ async def writing(
         catalogue,
         Metrics(dict.fromkeys(catalogue, ())),
         Checker(catalogue).sample_json,
+        plenty(),
         Random(1),
     )
     try:
@@ -57,7 +58,7 @@ async def writing(
 def batch_of(catalogue: Catalogue, deliveries: list[Delivery]) -> Batch:
     checker, batch = Checker(catalogue), Batch(0.0)
     for one in deliveries:
-        batch.add(one, checker.check(one))
+        batch.add(one, checker.check(one), plenty(), 0.0)
     return batch
 
 
@@ -131,7 +132,7 @@ async def test_one_refused_row_in_a_thousand_is_found_and_the_rest_is_stored(
 ) -> None:
     checker, batch = Trusting(catalogue), Batch(0.0)
     one = delivery([sample(n, sw_version=kind if n in bad else "ok") for n in range(1000)])
-    batch.add(one, checker.check(one))
+    batch.add(one, checker.check(one), plenty(), 0.0)
     async with writing(database, catalogue) as writer:
         written = await writer.write(batch)
         assert written.stored == {"nev": 1000 - len(bad)}
@@ -445,6 +446,7 @@ async def test_the_workers_role_owns_nothing_and_can_do_its_work(
         catalogue,
         Metrics(dict.fromkeys(catalogue, ())),
         Checker(catalogue).sample_json,
+        plenty(),
         Random(1),
     )
     at = datetime.now(UTC) - timedelta(days=9)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ingest.batch import Batch, Batcher, DeadLetter, Limits, dead_letter
 from ingest.model import Checked, Delivery, Reason, Rejected, Row
-from tests.support import delivery
+from tests.support import delivery, plenty
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 
@@ -23,19 +23,19 @@ def is_full(batcher: Batcher) -> bool:
 
 
 def test_an_empty_batcher_has_nothing_to_take_and_nothing_due() -> None:
-    batcher = Batcher(Limits())
+    batcher = Batcher(Limits(), plenty())
     assert batcher.take() is None
     assert batcher.due_in(0.0) is None
 
 
 def test_an_idle_writer_takes_what_is_there_at_once() -> None:
-    batcher = Batcher(Limits(wait_s=0))
+    batcher = Batcher(Limits(wait_s=0), plenty())
     batcher.add(delivery({}), checked(1), now=5.0)
     assert batcher.due_in(5.0) == 0.0
 
 
 def test_the_wait_runs_from_the_first_message_of_the_batch() -> None:
-    batcher = Batcher(Limits(wait_s=2.0))
+    batcher = Batcher(Limits(wait_s=2.0), plenty())
     batcher.add(delivery({}), checked(1), now=5.0)
     batcher.add(delivery({}), checked(1), now=6.5)
     assert batcher.due_in(6.5) == 0.5
@@ -46,7 +46,7 @@ def test_the_wait_runs_from_the_first_message_of_the_batch() -> None:
 
 
 def test_it_is_full_by_samples_or_by_size_and_then_due_at_once() -> None:
-    batcher = Batcher(Limits(rows=3, size_bytes=100, wait_s=9.0))
+    batcher = Batcher(Limits(rows=3, size_bytes=100, wait_s=9.0), plenty())
     batcher.add(delivery({}), checked(1, bad=1), now=0.0)
     assert not is_full(batcher)
     batcher.add(delivery({}), checked(1), now=0.0)
@@ -61,8 +61,8 @@ def test_it_is_full_by_samples_or_by_size_and_then_due_at_once() -> None:
 def test_a_batch_holds_rows_by_stream_and_counts_what_was_rejected() -> None:
     batch = Batch(0.0)
     first, second = delivery({}), delivery({})
-    batch.add(first, checked(2))
-    batch.add(second, checked(1, bad=2))
+    batch.add(first, checked(2), plenty(), 0.0)
+    batch.add(second, checked(1, bad=2), plenty(), 0.0)
     assert batch.deliveries == [first, second]
     assert batch.rows["nev"].values == [["V1", 0], ["V1", 1], ["V1", 0]]
     assert batch.rows["nev"].devices == ["V1"] * 3
@@ -86,7 +86,7 @@ def test_a_dead_letter_can_always_be_stored() -> None:
 def test_every_delivery_is_in_exactly_one_batch_in_order(
     messages: list[tuple[int, int, int]], rows: int
 ) -> None:
-    batcher = Batcher(Limits(rows=rows, size_bytes=100))
+    batcher = Batcher(Limits(rows=rows, size_bytes=100), plenty())
     added: list[Delivery] = []
     taken: list[Batch] = []
     for good, bad, size_bytes in messages:

@@ -305,6 +305,8 @@ def _environment(servers: Servers) -> dict[str, str]:
         "IOV_MQTT_TOPIC": f"{servers.prefix}iov/v1/+/+",
         "IOV_HTTP_HOST": "127.0.0.1",
         "IOV_COMMIT_TIMEOUT_S": str(COMMIT_TIMEOUT_S),
+        "IOV_DEAD_LETTERS_PER_MINUTE": "1000000000",  # each is a debt
+        "IOV_DEAD_LETTER_BYTES_PER_MINUTE": "1000000000000",
     }
     if servers.settings.mqtt_username:
         environ["IOV_MQTT_USERNAME"] = servers.settings.mqtt_username
