@@ -32,6 +32,7 @@ from ingest.errors import ConfigError, Unavailable
 
 PREFIX = "IOV_"
 _DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
+_LEAST_SILENCE_S = 30
 _APPLICATION_NAME_BYTES = 63
 """PostgreSQL cuts `application_name` at NAMEDATALEN - 1."""
 
@@ -81,6 +82,15 @@ class Settings(BaseModel):
     )
     commit_timeout_s: float = Field(
         60, ge=1, le=3_600, description="Longest one attempt to commit a batch may take, seconds"
+    )
+    stuck_after_s: float = Field(
+        60, gt=0, le=86_400, description="Not ready when nothing in flight was committed so long"
+    )
+    adopt_after_s: float = Field(
+        0,
+        ge=0,
+        le=604_800,
+        description="Drain the session of a worker that was silent so long; 0: leave it",
     )
     max_payload_bytes: int = Field(
         262_144, ge=1, le=16_777_216, description="Largest payload, before inflating"
@@ -170,6 +180,11 @@ class Settings(BaseModel):
                 wrong.append("IOV_MQTT_CLIENT=mqtt5 reads mqtt:// and mqtts:// only")
         if self.max_inflated_bytes < self.max_payload_bytes:
             wrong.append("IOV_MAX_INFLATED_BYTES must not be below IOV_MAX_PAYLOAD_BYTES")
+        if 0 < self.adopt_after_s < _LEAST_SILENCE_S:
+            wrong.append(
+                f"IOV_ADOPT_AFTER_S must be 0 or at least {_LEAST_SILENCE_S}: "
+                "a worker is heard of every 5 s"
+            )
         if wrong:
             raise ValueError("\n".join(wrong))
         return self

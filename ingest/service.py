@@ -1,16 +1,18 @@
 """The composition root: builds every part from Settings, runs them, and stops them in order.
 
 Stopping is in two steps. Drain: nothing more is taken in, what is in is committed and
-acknowledged, the broker gets DISCONNECT. Give up, after a deadline or a second signal: everything
-is dropped, which is safe, for nothing is acknowledged that was not committed.
+acknowledged, the broker gets DISCONNECT and keeps the session. Give up, after a deadline or a
+second signal: everything is dropped, which is safe, for nothing is acknowledged that was not
+committed. Leaving for good comes before: the subscription ends first, then what the broker still
+has for this worker is taken out, and then its session ends.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import signal
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from random import Random
@@ -25,30 +27,38 @@ from ingest.check import Checker
 from ingest.config import Settings
 from ingest.decode import Limits
 from ingest.envelope import Ages
+from ingest.errors import Unavailable
 from ingest.metrics import Metrics, release
 from ingest.pipeline import Pipeline
+from ingest.pulse import Pulse
 from ingest.schema import Catalogue
 from ingest.source import Source
-from ingest.store import Watch, Writer
+from ingest.store import Watch, Writer, registry
 from ingest.web import serve
 
 DRAIN_TIMEOUT_S = 20.0
 """With what leaving takes after it (5 s at the broker, 1 s at the database) below the 30 s that
 Kubernetes gives by default."""
-_GC_THRESHOLD = 50_000
-"""A batch is tens of thousands of young objects, none of them in a cycle, and at the default of 700
-the collector goes through them again and again: 30.6 µs of CPU per message instead of 27.7
-(medians of three runs of the bench, in turn)."""
+QUIET_S = 2.0
+"""Nothing in flight, nothing new for so long, with the window open: the broker has no more."""
+_LOOK_EVERY_S = 0.1
+_ADVICE_EVERY_S = 1.0
 
 log = structlog.get_logger("service")
 
 
 class Service:
-    """One worker. `run` it; `stop` makes it drain and return."""
+    """One worker. `run` it; `stop` makes it drain and return, `leave` makes it leave for good."""
 
     def __init__(
-        self, settings: Settings, catalogue: Catalogue, *, checker: Checker | None = None
+        self,
+        settings: Settings,
+        catalogue: Catalogue,
+        *,
+        checker: Checker | None = None,
+        database_name: str | None = None,
     ) -> None:
+        """`database_name` is what its connection is called there, where not by the client id."""
         random = Random()  # noqa: S311  spreads reconnects, protects nothing
         self._settings = settings
         self.metrics = Metrics(_flags(catalogue))
@@ -60,7 +70,13 @@ class Service:
         self.source = Source(settings, self.metrics, random)
         budget = Budget(settings.dead_letters_per_minute, settings.dead_letter_bytes_per_minute)
         self.writer = Writer(
-            settings, catalogue, self.metrics, self.checker.sample_json, budget, random
+            settings,
+            catalogue,
+            self.metrics,
+            self.checker.sample_json,
+            budget,
+            random,
+            database_name,
         )
         self.watch = Watch(settings, catalogue, self.metrics, self.writer)
         limits = BatchLimits(settings.batch_rows, wait_s=settings.batch_wait_ms / 1000)
@@ -71,19 +87,42 @@ class Service:
         """Where HTTP listens; None until it does."""
         self.started = asyncio.Event()
         """Set once HTTP listens."""
+        self._pulse = Pulse()
         self._stop = asyncio.Event()
         self._give_up = asyncio.Event()
+        self._leave = asyncio.Event()
+        self._has_left = False
 
     def problems(self) -> list[str]:
         """What keeps this worker from being ready; empty while nothing does."""
-        parts = (self.source.problem, self.watch.problem, self.writer.problem)
+        parts = (
+            self.source.problem,
+            self.watch.problem,
+            self.writer.problem,
+            self._stuck(),
+            self._pulse.problem,
+        )
         return list(dict.fromkeys(problem for problem in parts if problem is not None))
+
+    def _stuck(self) -> str | None:
+        inbox = self.source.inbox
+        waited_s = time.monotonic() - inbox.waiting_since_s
+        if not inbox.in_flight or waited_s < self._settings.stuck_after_s:
+            return None
+        return f"{inbox.in_flight} messages in flight and none committed for {waited_s:.0f} s"
 
     def stop(self) -> None:
         """Drain and return from `run`; called again, give up at once."""
         if self._stop.is_set():
             self._give_up.set()
         self._stop.set()
+
+    def leave(self) -> None:
+        """Leave for good: take out what the broker has for this worker, and end its session.
+
+        Refused, with a word in the log, while there is no other worker to take what is new.
+        """
+        self._leave.set()
 
     async def run(self) -> None:
         """Work until `stop`; an error that is a bug ends it, and the broker has the messages."""
@@ -97,7 +136,15 @@ class Service:
                 watch = tasks.create_task(self.watch.run(), name="watch")
                 source = tasks.create_task(self.source.run(), name="source")
                 pipeline = tasks.create_task(self.pipeline.run(), name="pipeline")
+                others = [
+                    tasks.create_task(self._pulse.run(), name="pulse"),
+                    tasks.create_task(self._advise(), name="advise"),
+                    tasks.create_task(self._leave_when_told(), name="leave when told"),
+                    tasks.create_task(self._leave_when_asked(), name="leave when asked"),
+                ]
                 await self._stop.wait()
+                for task in others:
+                    task.cancel()
                 log.info("draining", in_flight=self.source.inbox.in_flight)
                 self.source.inbox.close()
                 await self._drained(pipeline)
@@ -105,7 +152,105 @@ class Service:
                 await asyncio.wait([source])
                 watch.cancel()
         await self.writer.close()
-        log.info("stopped")
+        if self._has_left:
+            await self._strike_off()
+        log.info("left for good" if self._has_left else "stopped")
+
+    async def take_over(self, filter_: str) -> int:
+        """Take out what the broker keeps for a worker that is gone, and end its session.
+
+        The settings hold that worker's client id, `filter_` is what it was subscribed to. How many
+        messages it was. Raises NoSession where the broker keeps none, else Unavailable where the
+        connection ended before it was done: its owner may be back.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            pipeline = tasks.create_task(self.pipeline.run(), name="pipeline")
+            session = tasks.create_task(self._session_of(filter_), name="session")
+            quiet = tasks.create_task(self._quiet(), name="quiet")
+            await asyncio.wait([session, quiet], return_when=asyncio.FIRST_COMPLETED)
+            done = not session.done()
+            if done:
+                self.source.end_session()
+            quiet.cancel()
+            self.source.inbox.close()
+            await self._drained(pipeline)
+            session.cancel()
+        await self.writer.close()
+        if not done:
+            raise session.result()
+        return self.source.inbox.taken
+
+    async def _session_of(self, filter_: str) -> Unavailable:
+        """What ended the one connection."""
+        try:
+            await self.source.take_over(filter_)
+        except Unavailable as exc:
+            return exc
+        raise AssertionError("a session ends with an exception")
+
+    async def _leave_when_told(self) -> None:
+        await self._leave.wait()
+        while not await self._others():
+            self._leave.clear()
+            log.error(
+                "not leaving",
+                why="no other worker is at work on this subscription",
+                hint="what is published would be kept for nobody: start another one first, or "
+                "iov-ingest drain --last",
+            )
+            await self._leave.wait()
+        await self._go()
+
+    async def _leave_when_asked(self) -> None:
+        await self.watch.asked_to_leave.wait()
+        await self._go()
+
+    async def _go(self) -> None:
+        log.info("leaving for good", in_flight=self.source.inbox.in_flight)
+        await self.source.leave()
+        await self._quiet()
+        self.source.end_session()
+        self._has_left = True
+        self.stop()
+
+    async def _quiet(self) -> None:
+        """Wait until the broker has nothing more for us, connected all the while."""
+        source = self.source
+        since_s = time.monotonic()
+        while time.monotonic() - since_s < QUIET_S:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            if source.nothing_left and not source.inbox.in_flight:
+                return
+            if source.problem is not None or source.inbox.in_flight:
+                since_s = time.monotonic()
+            since_s = max(since_s, source.inbox.put_s)
+
+    async def _others(self) -> int:
+        """How many other workers take what is new; 0 where the register cannot be read."""
+        settings = self._settings
+        async with registry.reading(settings) as connection:
+            return await registry.others(
+                connection, settings, settings.mqtt_client_id, settings.subscription
+            )
+
+    async def _strike_off(self) -> None:
+        try:
+            async with registry.reading(self._settings) as connection:
+                await registry.forget(connection, self._settings.mqtt_client_id)
+        except Unavailable as exc:
+            log.warning("left, but still in the register", why=str(exc), hint="iov-ingest drain")
+
+    async def _advise(self) -> None:
+        """Say once that the broker's window is the bottleneck."""
+        window = self.source.inbox.broker_window
+        while window.limit is None:  # noqa: ASYNC110  not worth an event on the way of the data
+            await asyncio.sleep(_ADVICE_EVERY_S)
+        log.warning(
+            "the broker's window is the bottleneck",
+            in_flight_at_most=window.limit,
+            asked=self._settings.mqtt_receive_maximum,
+            hint="set max_inflight_messages 0 (mosquitto), mqtt.max_inflight (EMQX) or its like",
+        )
 
     async def _drained(self, pipeline: asyncio.Task[None]) -> None:
         """Wait for the pipeline's end, the deadline or a second signal."""
@@ -126,15 +271,6 @@ def _flags(catalogue: Catalogue) -> dict[str, list[str]]:
         name: [*stream.plausibility.flags, *(gbt32960.FLAGS if name in gbt32960.STREAMS else ())]
         for name, stream in catalogue.items()
     }
-
-
-async def run(settings: Settings, catalogue: Catalogue) -> None:
-    """Run one worker until SIGTERM or SIGINT."""
-    service = Service(settings, catalogue)
-    with signals(service.stop):
-        gc.freeze()
-        gc.set_threshold(_GC_THRESHOLD, 20, 50)
-        await service.run()
 
 
 @contextlib.contextmanager

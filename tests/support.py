@@ -13,6 +13,7 @@ from typing import Any
 import aiomqtt
 import asyncpg
 import orjson
+import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
@@ -22,6 +23,8 @@ from ingest.config import load
 from ingest.model import Arrival, Delivery
 from ingest.schema import Catalogue
 from ingest.service import Service
+from ingest.source import source as source_module
+from ingest.source.aiomqtt import AiomqttClient
 from ingest.tools.embedded import Postgres
 
 DEADLINE_S = 60.0
@@ -132,6 +135,15 @@ class Worker:
 def plenty() -> Budget:
     """Of dead letters, for tests that are about something else."""
     return Budget(1_000_000_000, 1 << 60)
+
+
+def only_version_3(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the source `aiomqtt` speak MQTT 3.1.1, as with a broker that knows no other."""
+
+    def version_3(*args: Any, **_: Any) -> AiomqttClient:
+        return AiomqttClient(*args, version_5=False)
+
+    monkeypatch.setattr(source_module, "AiomqttClient", version_3)
 
 
 def environment(mqtt_url: str, database_url: str, **settings: str) -> dict[str, str]:

@@ -7,13 +7,23 @@ from typing import Annotated, Any
 import orjson
 import typer
 
-from ingest import service
-from ingest.cli.common import ConfigOption, JsonOption, complain, ending, run_async, settings_of
+from ingest import worker
+from ingest.cli.common import (
+    ConfigOption,
+    JsonOption,
+    complain,
+    ending,
+    people,
+    run_async,
+    say,
+    settings_of,
+)
 from ingest.config import Settings
 from ingest.errors import ConfigError
 from ingest.schema import Catalogue, load_catalogue
 from ingest.store import meaning, migrate
 from ingest.tools import check as check_tool
+from ingest.tools import drain as drain_tool
 
 app = typer.Typer()
 
@@ -23,7 +33,7 @@ def run(config: ConfigOption = None) -> None:
     """The service: reads, stores, acknowledges, until SIGTERM or SIGINT."""
     with ending():
         settings = settings_of(config, "IOV_MQTT_URL", "IOV_DATABASE_URL")
-        run_async(service.run(settings, load_catalogue(settings.schema_dir)))
+        run_async(worker.run(settings, load_catalogue(settings.schema_dir)))
 
 
 @app.command(name="migrate")
@@ -61,6 +71,31 @@ async def _migrate(settings: Settings, catalogue: Catalogue, *, dry_run: bool) -
         if failure is None:
             raise
         raise failure from exc
+
+
+@app.command()
+def drain(
+    config: ConfigOption = None,
+    client_id: Annotated[
+        str | None, typer.Option(help="Of the worker; without it IOV_MQTT_CLIENT_ID.")
+    ] = None,
+    last: Annotated[
+        bool, typer.Option("--last", help="Although no other worker takes what is new.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Have a worker leave for good: nothing stays behind in its session at the broker.
+
+    A worker that is at work is asked through the database and waited for: it unsubscribes, commits
+    and acknowledges what the broker still has for it, ends its session, and stops. SIGUSR1 does
+    the same to a process. From a worker that will not return the session is taken over and drained
+    here. Before a restart this is not needed: SIGTERM keeps the session for the next start.
+    """
+    with ending():
+        settings = settings_of(config, "IOV_MQTT_URL", "IOV_DATABASE_URL")
+        name = client_id or settings.mqtt_client_id
+        account = run_async(drain_tool.leave(settings, name, last=last, progress=people.print))
+        say(account, as_json=as_json)
 
 
 @app.command()

@@ -1,24 +1,23 @@
 """MQTT through aiomqtt: MQTT 3.1.1 brokers, WebSockets, or when asked for.
 
 The same promises as the fast way, with paho's manual acknowledgement below. aiomqtt itself would
-acknowledge a message on receipt; `_Paho` is the one place that reaches into its `_client`.
+acknowledge a message on receipt.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Literal
 
 import aiomqtt
 from aiomqtt.exceptions import MqttConnectError
 from paho.mqtt.client import MQTT_CLEAN_START_FIRST_ONLY
-from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
-from paho.mqtt.reasoncodes import ReasonCode
 
 from ingest.config import Settings
 from ingest.errors import Unavailable
@@ -27,102 +26,19 @@ from ingest.source.client import (
     ANSWER_TIMEOUT_S,
     KEEP_ALIVE_S,
     PACKET_PER_PAYLOAD,
+    Leaving,
+    NoSession,
     Subscribed,
     TakenOver,
 )
 from ingest.source.inbox import Inbox
+from ingest.source.paho import Paho
 from ingest.source.version import refuses_mqtt5
 
 _UNSUPPORTED_VERSION = {1, 0x84}
 """CONNACK reasons: MQTT 3.1.1, 3.2.2.3 and MQTT 5, 3.2.2.2."""
 _SESSION_TAKEN_OVER = 0x8E
 _PAUSE_CHECK_S = 1.0
-_READ_BYTES = 65_536
-_PACKETS_PER_TURN = 200
-
-
-class _Paho:
-    """What aiomqtt does not offer of the paho client below it."""
-
-    def __init__(self, client: aiomqtt.Client) -> None:
-        self._paho = client._client
-        self._disconnected = client._disconnected
-        self._paho.manual_ack_set(on=True)
-        self._reading = False
-        self._recv = self._paho._sock_recv
-        self._ahead, self._at = b"", 0
-        self.answered = False
-        """CONNACK has come."""
-        self.session_present = False
-        self.disconnect_reason: ReasonCode | None = None
-        on_connect, on_disconnect = self._paho.on_connect, self._paho.on_disconnect
-
-        def connected(paho: Any, data: Any, flags: Any, reason: Any, properties: Any) -> None:
-            self.answered = True
-            self.session_present = bool(flags.session_present)
-            on_connect(paho, data, flags, reason, properties)  # type: ignore[call-arg,misc]  # set by aiomqtt
-
-        def disconnected(paho: Any, data: Any, flags: Any, reason: Any, properties: Any) -> None:
-            self.disconnect_reason = reason
-            on_disconnect(paho, data, flags, reason, properties)  # type: ignore[call-arg,misc]  # likewise
-
-        self._paho.on_connect, self._paho.on_disconnect = connected, disconnected
-
-    def acknowledge(self, packet_id: int) -> None:
-        self._paho.ack(packet_id, 1)
-
-    def stop_reading(self) -> None:
-        """Leave the socket alone, so that the broker's window fills."""
-        self._reading = False
-        socket = self._paho.socket()
-        if socket is not None:
-            asyncio.get_running_loop().remove_reader(socket.fileno())
-
-    def start_reading(self) -> None:
-        """Take over reading from aiomqtt, which takes one packet per turn of the event loop."""
-        self._reading = True
-        socket = self._paho.socket()
-        if socket is not None:
-            loop = asyncio.get_running_loop()
-            loop.add_reader(socket.fileno(), self._read)
-            loop.call_soon(self._read)
-
-    def read_ahead(self) -> None:
-        """Ask the kernel for many bytes at a time, where paho asks four times per packet."""
-        self._paho._sock_recv = self._recv_ahead  # type: ignore[assignment,method-assign]  # the one seam there is
-
-    def _recv_ahead(self, size: int) -> bytes:
-        if self._at >= len(self._ahead):
-            self._ahead, self._at = self._recv(_READ_BYTES), 0
-        start, self._at = self._at, self._at + size
-        return self._ahead[start : self._at]
-
-    def _read(self) -> None:
-        """Read what is there, up to a turn's worth."""
-        try:
-            for _ in range(_PACKETS_PER_TURN):
-                if not self._reading or self._paho.socket() is None:
-                    return
-                code = self._paho._packet_read()
-                if code == MQTTErrorCode.MQTT_ERR_AGAIN:
-                    return
-                if code > 0:
-                    self._paho._loop_rc_handle(code)
-                    return
-        except OSError as exc:
-            if not self._disconnected.done():
-                self._disconnected.set_exception(exc)
-            return
-        # What was read ahead, or decoded by TLS, does not show at the file descriptor any more.
-        asyncio.get_running_loop().call_soon(self._read)
-
-    def close(self) -> None:
-        """Close the socket where aiomqtt leaves it open: after a CONNECT without an answer."""
-        self._paho._sock_close()
-
-    def forgive_ping(self) -> None:
-        """Do not time the answer to the last PINGREQ: it cannot be read while paused."""
-        self._paho._ping_t = 0.0
 
 
 class _Connection:
@@ -132,11 +48,11 @@ class _Connection:
         self._inbox = inbox
         self._fresh: list[aiomqtt.Message] = []
         self._loop = asyncio.get_running_loop()
-        self._paho: _Paho | None = None
+        self._paho: Paho | None = None
         self._paused = False
         self.open = True
 
-    def attach(self, paho: _Paho) -> None:
+    def attach(self, paho: Paho) -> None:
         self._paho = paho
 
     def take(self, message: aiomqtt.Message) -> None:
@@ -200,27 +116,33 @@ class AiomqttClient:
 
     name = "aiomqtt"
 
-    def __init__(self, settings: Settings, inbox: Inbox, *, version_5: bool = True) -> None:
+    def __init__(
+        self, settings: Settings, inbox: Inbox, leaving: Leaving, *, version_5: bool = True
+    ) -> None:
         self._settings = settings
         self._inbox = inbox
+        self._leaving = leaving
+        self._connected: aiomqtt.Client | None = None
         self._version_5 = version_5
         self._web = settings.broker.scheme in {"ws", "wss"}
 
     async def session(self, subscribed: Subscribed) -> None:
         """One connection from CONNECT to its end; always raises."""
         connection = _Connection(self._inbox)
-        client = self._client(connection)
-        paho = _Paho(client)
+        client = self._client(_queue_into(connection))
+        paho = Paho(client)
         connection.attach(paho)
         try:
             async with client:
-                await self._subscribe(client)
-                if not self._web:
-                    paho.read_ahead()
-                paho.start_reading()
-                subscribed(paho.session_present)
-                async for _ in client.messages:
-                    raise AssertionError("the queue gives nothing to its consumer")
+                self._connected = client
+                try:
+                    await self._subscriptions(client, paho)
+                    subscribed(paho.session_present)
+                    async for _ in client.messages:
+                        raise AssertionError("the queue gives nothing to its consumer")
+                finally:
+                    if self._leaving.end_session and self._version_5:
+                        paho.end_session()
         except aiomqtt.MqttError as exc:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
@@ -228,10 +150,13 @@ class AiomqttClient:
                 raise asyncio.CancelledError from exc
             raise await self._reason(exc, paho) from exc
         finally:
+            self._connected = None
             connection.open = False
             paho.close()
+            if self._leaving.end_session and not self._version_5:
+                await self._end_session_of_3()
 
-    async def _reason(self, exc: aiomqtt.MqttError, paho: _Paho) -> Unavailable:
+    async def _reason(self, exc: aiomqtt.MqttError, paho: Paho) -> Unavailable:
         """What the source is told of `exc`; after a refused version the next attempt is 3.1.1."""
         code = getattr(getattr(exc, "rc", None), "value", None)
         if isinstance(exc, MqttConnectError):
@@ -248,6 +173,19 @@ class AiomqttClient:
             return TakenOver("the broker disconnected us: session taken over (0x8E)")
         return Unavailable(f"connection lost: {reason or exc}")
 
+    async def _subscriptions(self, client: aiomqtt.Client, paho: Paho) -> None:
+        """Subscribe, or while leaving the contrary; then begin to read in our own way."""
+        if not self._leaving.unsubscribe:
+            await self._subscribe(client)
+        elif not paho.session_present:
+            self._leaving.end_session = True  # that of this connection
+            raise NoSession("the broker keeps no session")
+        else:
+            await self.unsubscribe()
+        if not self._web:
+            paho.read_ahead()
+        paho.start_reading()
+
     async def _subscribe(self, client: aiomqtt.Client) -> None:
         filter_ = self._settings.subscription
         granted = await client.subscribe(filter_, qos=1)
@@ -256,7 +194,24 @@ class AiomqttClient:
         if value != 1:
             raise Unavailable(f"subscription to {filter_}: {code} instead of QoS 1")
 
-    def _client(self, connection: _Connection) -> aiomqtt.Client:
+    async def unsubscribe(self) -> None:
+        """Take nothing new from now on; what the broker has queued for us still comes."""
+        if self._connected is None:
+            raise Unavailable("not connected")
+        try:
+            await self._connected.unsubscribe(self._leaving.filter)
+        except aiomqtt.MqttError as exc:
+            raise Unavailable(f"unsubscribing from {self._leaving.filter}: {exc}") from exc
+
+    async def _end_session_of_3(self) -> None:
+        """MQTT 3.1.1 ends a session by one that is clean (3.1.2.4)."""
+        with contextlib.suppress(aiomqtt.MqttError):
+            async with self._client(asyncio.Queue, clean=True):
+                pass
+
+    def _client(
+        self, queue_type: type[asyncio.Queue[aiomqtt.Message]], *, clean: bool = False
+    ) -> aiomqtt.Client:
         settings = self._settings
         transport: Literal["tcp", "websockets"] = "websockets" if self._web else "tcp"
         return aiomqtt.Client(
@@ -265,11 +220,11 @@ class AiomqttClient:
             username=settings.mqtt_username,
             password=settings.mqtt_secret(),
             identifier=settings.mqtt_client_id,
-            queue_type=_queue_into(connection),
+            queue_type=queue_type,
             protocol=(
                 aiomqtt.ProtocolVersion.V5 if self._version_5 else aiomqtt.ProtocolVersion.V311
             ),
-            clean_session=None if self._version_5 else False,
+            clean_session=None if self._version_5 else clean,
             clean_start=False if self._version_5 else MQTT_CLEAN_START_FIRST_ONLY,
             properties=self._properties() if self._version_5 else None,
             transport=transport,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from ingest.errors import Unavailable
@@ -31,8 +32,24 @@ class TakenOver(Unavailable):
     """Another client connected with our client id (MQTT 5, 3.14.2.1, 0x8E)."""
 
 
+class NoSession(Unavailable):
+    """The broker keeps no session of that client id: there is nothing to take out of it."""
+
+
 Subscribed = Callable[[bool], None]
-"""Called once per connection when SUBACK has come; the argument is Session Present."""
+"""Called once per connection when SUBACK, or UNSUBACK, has come; tells Session Present."""
+
+
+@dataclass(slots=True)
+class Leaving:
+    """What a source tells its client about leaving for good; it holds for every connection."""
+
+    filter: str
+    """What the session is subscribed to."""
+    unsubscribe: bool = False
+    """Take nothing new: connections unsubscribe where they would subscribe."""
+    end_session: bool = False
+    """The end of this connection is the end of the session."""
 
 
 class Client(Protocol):
@@ -46,5 +63,9 @@ class Client(Protocol):
 
         Always ends with an exception: Unavailable with the reason in words, or one of the two
         above; cancelling it leaves the broker with DISCONNECT and the session kept, what was
-        acknowledged before sent first.
+        acknowledged before sent first. With `Leaving.unsubscribe` it does not subscribe but
+        unsubscribe, and raises NoSession where the broker keeps none.
         """
+
+    async def unsubscribe(self) -> None:
+        """Unsubscribe on the connection there is; raises Unavailable where that does not work."""

@@ -40,6 +40,7 @@ class Connection(asyncio.BufferedProtocol):
         loop = asyncio.get_running_loop()
         self.connack: asyncio.Future[mqtt5.ConnAckPacket] = loop.create_future()
         self.suback: asyncio.Future[mqtt5.SubAckPacket] = loop.create_future()
+        self.unsuback: asyncio.Future[mqtt5.UnsubAckPacket] = loop.create_future()
         self.ended: asyncio.Future[Unavailable] = loop.create_future()
         """Done once the connection is over, with the reason as its result."""
         self.flushed = asyncio.Event()
@@ -107,6 +108,8 @@ class Connection(asyncio.BufferedProtocol):
                 self.connack.set_result(packet)
             case mqtt5.SubAckPacket() if not self.suback.done():
                 self.suback.set_result(packet)
+            case mqtt5.UnsubAckPacket() if not self.unsuback.done():
+                self.unsuback.set_result(packet)
             case mqtt5.PingRespPacket():
                 pass  # any byte proves that the broker is there
             case mqtt5.DisconnectPacket():
@@ -126,8 +129,10 @@ class Connection(asyncio.BufferedProtocol):
         self._end(Unavailable(f"connection lost: {exc}" if exc else "connection closed by broker"))
         self.flushed.set()
 
-    def send(self, packet: mqtt5.ConnectPacket | mqtt5.SubscribePacket) -> None:
-        """Write one packet of the handshake."""
+    def send(
+        self, packet: mqtt5.ConnectPacket | mqtt5.SubscribePacket | mqtt5.UnsubscribePacket
+    ) -> None:
+        """Write one packet that is answered."""
         assert self._transport is not None
         self._transport.write(packet.write())
 
@@ -174,10 +179,17 @@ class Connection(asyncio.BufferedProtocol):
         self,
         why: Unavailable,
         reason: mqtt5.DisconnectReasonCode = _Disconnect.NORMAL_DISCONNECTION,
+        *,
+        end_session: bool = False,
     ) -> None:
-        """Send DISCONNECT and end; what was written before goes out first."""
+        """Send DISCONNECT and end; what was written before goes out first.
+
+        `end_session` has the broker forget the session at once (MQTT 5, 3.14.2.2.2).
+        """
         if self._transport is not None and not self._closing and self.connack.done():
-            self._transport.write(mqtt5.DisconnectPacket(reason_code=reason).write())
+            expiry_s = 0 if end_session else None
+            packet = mqtt5.DisconnectPacket(reason_code=reason, session_expiry_interval=expiry_s)
+            self._transport.write(packet.write())
         self._end(why)
 
     def abort(self) -> None:
@@ -195,6 +207,11 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.close()
 
 
-def words(reason: mqtt5.ConnAckReasonCode | mqtt5.SubAckReasonCode | _Disconnect) -> str:
+def words(
+    reason: mqtt5.ConnAckReasonCode
+    | mqtt5.SubAckReasonCode
+    | mqtt5.UnsubAckReasonCode
+    | _Disconnect,
+) -> str:
     """A reason code by its name in the standard."""
     return f"{reason.name.lower().replace('_', ' ')} (0x{reason.value:02X})"

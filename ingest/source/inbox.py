@@ -7,12 +7,14 @@ socket is not read, whatever Receive Maximum the broker honours, until half of i
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from operator import attrgetter
 
 from ingest.model import Delivery
+from ingest.source.window import BrokerWindow
 
 WINDOW_BYTES = 64 * 1024 * 1024
 """Unsettled payloads together; above it the socket is paused as well."""
@@ -32,6 +34,13 @@ class Inbox:
         self.in_flight = 0
         """Messages received and not yet settled."""
         self.in_flight_bytes = 0
+        self.taken = 0
+        """Messages taken in since the start."""
+        self.put_s = 0.0
+        """Monotonic time of the last delivery."""
+        self.waiting_since_s = 0.0
+        """Monotonic time of the last settling, or of what came first after there was nothing."""
+        self.broker_window = BrokerWindow(window)
 
     @property
     def full(self) -> bool:
@@ -46,7 +55,12 @@ class Inbox:
         if self._closed:
             return
         self._waiting.append(deliveries)
+        self.taken += len(deliveries)
+        self.put_s = deliveries[0].arrival.monotonic_s
+        if not self.in_flight:
+            self.waiting_since_s = self.put_s
         self.in_flight += len(deliveries)
+        self.broker_window.changed(self.in_flight, self.put_s)
         self.in_flight_bytes += sum(len(d.payload) for d in deliveries)
         self._arrived.set()
         if self.in_flight >= self._window or self.in_flight_bytes >= self._window_bytes:
@@ -60,6 +74,8 @@ class Inbox:
             connection.acknowledge([d.packet_id for d in group if d.packet_id is not None])
         self.in_flight -= len(deliveries)
         self.in_flight_bytes -= sum(len(d.payload) for d in deliveries)
+        self.waiting_since_s = time.monotonic()
+        self.broker_window.changed(self.in_flight, self.waiting_since_s)
         few = self.in_flight <= self._window // 2
         if few and self.in_flight_bytes <= self._window_bytes // 2:
             self._room.set()

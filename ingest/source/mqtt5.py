@@ -16,6 +16,8 @@ from ingest.source.client import (
     FLUSH_TIMEOUT_S,
     KEEP_ALIVE_S,
     PACKET_PER_PAYLOAD,
+    Leaving,
+    NoSession,
     Subscribed,
     UnsupportedVersion,
 )
@@ -23,8 +25,12 @@ from ingest.source.connection import Connection, words
 from ingest.source.inbox import Inbox
 from ingest.source.version import refuses_mqtt5
 
-_SUBSCRIBE_ID = 1
-_Answer = TypeVar("_Answer", mqtt5.ConnAckPacket, mqtt5.SubAckPacket)
+_SUBSCRIBE_ID, _UNSUBSCRIBE_ID = 1, 2
+_UNSUBSCRIBED = (
+    mqtt5.UnsubAckReasonCode.SUCCESS,
+    mqtt5.UnsubAckReasonCode.NO_SUBSCRIPTION_EXISTED,
+)
+_Answer = TypeVar("_Answer", mqtt5.ConnAckPacket, mqtt5.SubAckPacket, mqtt5.UnsubAckPacket)
 
 
 class Mqtt5Client:
@@ -32,16 +38,25 @@ class Mqtt5Client:
 
     name = "mqtt5"
 
-    def __init__(self, settings: Settings, inbox: Inbox) -> None:
+    def __init__(self, settings: Settings, inbox: Inbox, leaving: Leaving) -> None:
         self._settings = settings
         self._inbox = inbox
+        self._leaving = leaving
+        self._connection: Connection | None = None
         self._packet_bytes = settings.max_payload_bytes * PACKET_PER_PAYLOAD
 
     async def session(self, subscribed: Subscribed) -> None:
         """One connection from CONNECT to its end; always raises."""
-        connection = await self._open()
+        self._connection = connection = await self._open()
         try:
             connack = await self._handshake(connection)
+            if not self._leaving.unsubscribe:
+                await self._subscribe(connection)
+            elif not connack.session_present:
+                self._leaving.end_session = True  # that of this connection
+                raise NoSession("the broker keeps no session")
+            else:
+                await self.unsubscribe()
             subscribed(connack.session_present)
             raise await connection.ended
         except TimeoutError as exc:
@@ -49,7 +64,8 @@ class Mqtt5Client:
                 raise UnsupportedVersion("the broker speaks MQTT 3.1.1 only") from exc
             raise Unavailable("the broker does not answer") from exc
         finally:
-            connection.close(Unavailable("closed by us"))
+            self._connection = None
+            connection.close(Unavailable("closed by us"), end_session=self._leaving.end_session)
             await self._flush(connection)
 
     async def _open(self) -> Connection:
@@ -94,6 +110,10 @@ class Mqtt5Client:
             raise Unavailable("the broker has no shared subscriptions: set IOV_MQTT_GROUP empty")
         keep_alive_s = connack.server_keep_alive
         connection.start_keep_alive(KEEP_ALIVE_S if keep_alive_s is None else keep_alive_s)
+        return connack
+
+    async def _subscribe(self, connection: Connection) -> None:
+        settings = self._settings
         filters = [
             mqtt5.TopicFilter(
                 settings.subscription,
@@ -106,7 +126,20 @@ class Mqtt5Client:
         granted = suback.reason_codes[0]
         if granted != mqtt5.SubAckReasonCode.GRANTED_QOS_AT_LEAST_ONCE:
             raise Unavailable(f"subscription to {settings.subscription}: {words(granted)}")
-        return connack
+
+    async def unsubscribe(self) -> None:
+        """Take nothing new from now on; what the broker has queued for us still comes."""
+        connection = self._connection
+        if connection is None:
+            raise Unavailable("not connected")
+        connection.send(mqtt5.UnsubscribePacket(_UNSUBSCRIBE_ID, [self._leaving.filter]))
+        try:
+            unsuback = await _first_of(connection.unsuback, connection.ended)
+        except TimeoutError as exc:
+            raise Unavailable("the broker does not answer UNSUBSCRIBE") from exc
+        code = unsuback.reason_codes[0]
+        if code not in _UNSUBSCRIBED:
+            raise Unavailable(f"unsubscribing from {self._leaving.filter}: {words(code)}")
 
     async def _flush(self, connection: Connection) -> None:
         """Let what was written leave; a broker that does not read is not waited for long."""

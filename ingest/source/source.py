@@ -18,7 +18,7 @@ from ingest.config import Settings
 from ingest.errors import Unavailable
 from ingest.metrics import Metrics
 from ingest.source.aiomqtt import AiomqttClient
-from ingest.source.client import Client, TakenOver, UnsupportedVersion
+from ingest.source.client import Client, Leaving, NoSession, TakenOver, UnsupportedVersion
 from ingest.source.inbox import Inbox
 from ingest.source.mqtt5 import Mqtt5Client
 
@@ -43,8 +43,11 @@ class Source:
         self.inbox = Inbox(settings.mqtt_receive_maximum)
         self.problem: str | None = "not connected to the broker yet"
         """Why nothing is being received; None while subscribed."""
+        self.nothing_left = False
+        """While leaving: the broker keeps no session of ours any more."""
         self._settings = settings
         self._metrics = metrics
+        self._leaving = Leaving(settings.subscription)
         self._client = self._first_client()
         self._backoff = Backoff(_FIRST_DELAY_S, _MOST_DELAY_S, random)
         self._connections = 0
@@ -66,6 +69,34 @@ class Source:
             self._metrics.mqtt_connected.set(0)
             self.problem = "disconnected from the broker"
 
+    async def leave(self) -> None:
+        """Take nothing new any more; what the broker has queued for this worker still comes."""
+        self._leaving.unsubscribe = True
+        try:
+            await self._client.unsubscribe()
+        except Unavailable as exc:
+            # The next connection unsubscribes where it would subscribe.
+            log.warning("not unsubscribed yet", why=str(exc))
+
+    def end_session(self) -> None:
+        """Have the end of this connection be the end of the session."""
+        self._leaving.end_session = True
+
+    async def take_over(self, filter_: str) -> None:
+        """Take out what the broker keeps for a worker that is gone, over one connection.
+
+        Returns once that has ended, by our being cancelled or by anything else; raises NoSession
+        where nothing is kept, else Unavailable. Where its owner comes back it must find us gone,
+        so there is no second connection.
+        """
+        self._leaving = Leaving(filter_, unsubscribe=True)
+        self._client = self._first_client()
+        try:
+            await self._client.session(self._subscribed)
+        except UnsupportedVersion as exc:
+            self._without_version_5(str(exc))
+            await self._client.session(self._subscribed)
+
     async def _one_session(self) -> float:
         """One connection to its end; the seconds to wait before the next."""
         self._subscribed_s = inf
@@ -83,6 +114,9 @@ class Source:
                 wait_s=_TAKEN_OVER_DELAY_S,
             )
             return _TAKEN_OVER_DELAY_S
+        except NoSession as exc:
+            self.nothing_left = True
+            self.problem = str(exc)
         except Unavailable as exc:
             self._lost(str(exc))
         if monotonic() - self._subscribed_s >= _LASTING_S:
@@ -100,7 +134,7 @@ class Source:
         self.problem = why
         if self._settings.mqtt_client == "auto" and self._client.name == "mqtt5":
             log.warning("falling back to MQTT 3.1.1", why=why)
-            self._client = AiomqttClient(self._settings, self.inbox, version_5=False)
+            self._client = AiomqttClient(self._settings, self.inbox, self._leaving, version_5=False)
             return 0.0
         log.error("MQTT 5 refused", why=why, hint="set IOV_MQTT_CLIENT to auto or aiomqtt")
         return self._backoff.delay_s()
@@ -121,9 +155,9 @@ class Source:
                 )
         self._connections += 1
         log.info(
-            "subscribed",
+            "unsubscribed" if self._leaving.unsubscribe else "subscribed",
             broker=self._broker,
-            filter=self._settings.subscription,
+            filter=self._leaving.filter,
             client=self._client.name,
             client_id=self._settings.mqtt_client_id,
             session_present=session_present,
@@ -137,5 +171,5 @@ class Source:
         settings = self._settings
         web = settings.broker.scheme in {"ws", "wss"}
         if settings.mqtt_client == "aiomqtt" or web:
-            return AiomqttClient(settings, self.inbox)
-        return Mqtt5Client(settings, self.inbox)
+            return AiomqttClient(settings, self.inbox, self._leaving)
+        return Mqtt5Client(settings, self.inbox, self._leaving)

@@ -1,4 +1,4 @@
-"""The only place that knows asyncpg: batches, dead letters, devices, partitions, migrations."""
+"""The only place that knows asyncpg: batches, devices, partitions, migrations, the register."""
 
 from ingest.store.connect import connect, durability_problem, expect_migrated
 from ingest.store.failures import meaning

@@ -82,6 +82,7 @@ async def expect_migrated(connection: asyncpg.Connection, catalogue: Catalogue) 
     wanted = {stream.table: set(stream.column_names) for stream in catalogue.values()}
     wanted["dead_letter"] = {"payload"}
     wanted["device"] = {"device_id", "kind_at"}
+    wanted["worker"] = {"client_id", "leave_requested"}
     present = {
         row["table"]: set(row["columns"]) for row in await connection.fetch(_COLUMNS, list(wanted))
     }

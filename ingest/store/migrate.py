@@ -195,6 +195,7 @@ def _base_grants() -> dict[int, list[str]]:
             _granted("REVOKE INSERT ON iov.device", preposition="FROM"),
             _granted("GRANT INSERT (device, first_seen_at) ON iov.device"),
         ],
+        3: [_granted("GRANT SELECT, INSERT, UPDATE, DELETE ON iov.worker")],
     }
 
 

@@ -1,5 +1,7 @@
 """Looks at the database from outside the batches: is it there, migrated, durable; partitions ahead.
 
+A look that finds it well is also the worker's heartbeat in the register.
+
 Each look is a new connection, as a worker would get one, so that it also sees what is wrong with
 connecting and what has changed in the server's settings.
 """
@@ -7,6 +9,7 @@ connecting and what has changed in the server's settings.
 from __future__ import annotations
 
 import asyncio
+import time
 from datetime import UTC, datetime
 
 import asyncpg
@@ -16,6 +19,7 @@ from ingest.config import Settings
 from ingest.errors import Unavailable
 from ingest.metrics import Metrics
 from ingest.schema import Catalogue
+from ingest.store import registry
 from ingest.store.connect import connect, durability_problem, expect_migrated
 from ingest.store.failures import meaning, unless_cancelled
 from ingest.store.partitions import make_ahead
@@ -42,6 +46,11 @@ class Watch:
         self._writer = writer
         self._ahead_for: datetime | None = None
         self._writer_saw_problem = False
+        self._heard_of = False
+        self.up_since_s: float | None = None
+        """Monotonic time since when every look found the database well; None while one did not."""
+        self.asked_to_leave = asyncio.Event()
+        """Somebody wants this worker to leave for good."""
 
     async def run(self) -> None:
         """Look again and again until cancelled."""
@@ -79,6 +88,9 @@ class Watch:
             if problem := await durability_problem(connection):
                 return problem
             await self._make_ahead(connection)
+            first, self._heard_of = not self._heard_of, True
+            if await registry.heartbeat(connection, self._settings, first=first):
+                self.asked_to_leave.set()
             await connection.close()
         finally:
             connection.terminate()
@@ -99,3 +111,7 @@ class Watch:
             elif self.problem is not None:
                 log.info("database looks well")
         self.problem = problem
+        if problem is not None:
+            self.up_since_s = None
+        elif self.up_since_s is None:
+            self.up_since_s = time.monotonic()

@@ -67,10 +67,13 @@ class Writer:
         sample_json: Callable[[Delivery, int], bytes],
         budget: Budget,
         random: Random,
+        name: str | None = None,
     ) -> None:
+        """`name` is the connection's at the database: the worker's own, but for who stands in."""
         self.problem: str | None = "not connected to the database yet"
         """Why no batch can be committed right now; None while it can."""
         self._settings = settings
+        self._name = name or settings.application_name
         self._catalogue = catalogue
         self._metrics = metrics
         self._sample_json = sample_json
@@ -195,12 +198,10 @@ class Writer:
         if self._connection is not None and (self._stale or self._connection.is_closed()):
             self._drop()
         if self._connection is None or self._devices is None:
-            self._connection = connection = await connect(
-                self._settings, self._settings.application_name
-            )
+            self._connection = connection = await connect(self._settings, self._name)
             # What is left of this worker's earlier connection may still hold keys locked: a
             # client that fell silent in mid-COPY does so past every timeout.
-            await connection.execute(_END_GHOSTS, self._settings.application_name)
+            await connection.execute(_END_GHOSTS, self._name)
             await expect_migrated(connection, self._catalogue)
             self._devices = DeviceIds(connection)
             self._stale = False

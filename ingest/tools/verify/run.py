@@ -164,16 +164,16 @@ async def run(
     ledger = Ledger(plan.seed, plan.devices, datetime.now(UTC))
     crew = world(servers, ledger, workers=plan.workers, logs=logs, command=command)
     async with crew as whole:
-        course = _Course(whole, plan, progress)
+        course = Course(whole, plan, progress)
         await course.run()
         crashes = await _stop(whole)
-        account = await _account(whole)
+        account = await account_of(whole)
     return Result(
         plan, account, course.seconds, course.events, course.moments, crashes, whole.unwell
     )
 
 
-class _Course:
+class Course:
     """The part under load, from the first message to rest."""
 
     def __init__(self, whole: World, plan: Plan, progress: Progress) -> None:
@@ -191,18 +191,17 @@ class _Course:
         return time.monotonic() - self._began_s
 
     async def run(self) -> None:
-        whole, plan = self._world, self._plan
-        whole.publishing.set()
+        """Load and faults as planned, then rest."""
+        plan = self._plan
         async with asyncio.TaskGroup() as tasks:
             watching = tasks.create_task(self._watch(), name="watch")
-            async with self._load():
+            async with self.load():
                 for due in plan.schedule():
                     await self._until(due.at_s)
                     await self._break(due)
                 await self._until(plan.duration_s)
                 self.seconds = self._now_s
-                self._over = True
-            await self._rest()
+            await self.rest()
             watching.cancel()
 
     async def _until(self, at_s: float) -> None:
@@ -245,8 +244,9 @@ class _Course:
         )
 
     @asynccontextmanager
-    async def _load(self) -> AsyncIterator[None]:
+    async def load(self) -> AsyncIterator[None]:
         """Publish at the rate while the block runs, and until what was begun is acknowledged."""
+        self._world.publishing.set()
         settings = self._world.servers.settings
         through_gate = settings.model_copy(
             update={"mqtt_url": f"mqtt://127.0.0.1:{self._world.gate.port}"}
@@ -258,6 +258,7 @@ class _Course:
             for number in range(_AT_ONCE):
                 tasks.create_task(self._publish(publisher), name=f"publish {number}")
             yield
+            self._over = True
 
     async def _publish(self, publisher: Publisher) -> None:
         whole, ledger = self._world, self._world.ledger
@@ -284,7 +285,7 @@ class _Course:
         self._slot_s = max(self._slot_s + 1 / self._plan.rate, now_s)
         await asyncio.sleep(self._slot_s - now_s)
 
-    async def _rest(self) -> None:
+    async def rest(self) -> None:
         """Wait until everything owed was acknowledged by us, or nothing moves any more."""
         ledger = self._world.ledger
         settled, since_s = ledger.settled, time.monotonic()
@@ -323,7 +324,7 @@ async def _stop(whole: World) -> int:
     return sum(worker.crashes for worker in whole.workers)
 
 
-async def _account(whole: World) -> Account:
+async def account_of(whole: World) -> Account:
     """Read every row and dead letter there is."""
     accounting = Accounting(whole.ledger)
     async with whole.owner() as owner, owner.transaction():

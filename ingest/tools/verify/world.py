@@ -159,6 +159,13 @@ class Worker:
         process.terminate()
         return await process.wait()
 
+    async def left(self) -> int:
+        """Its exit status, once it has ended by itself."""
+        assert self.process is not None
+        status = await self.process.wait()
+        self.process = None
+        return status
+
     async def kill(self) -> None:
         """SIGKILL."""
         assert self.process is not None

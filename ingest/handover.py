@@ -1,0 +1,71 @@
+"""A session whose worker does not return: its messages are taken out of it, and it ends.
+
+A broker goes on giving a kept session its share of a shared subscription, and what is in it waits
+for a worker that never comes. One worker at a time may adopt such a session; an owner that comes
+back takes it from the adopter by connecting, and the adopter does not try again at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import structlog
+
+from ingest.config import Settings
+from ingest.errors import Unavailable
+from ingest.schema import Catalogue
+from ingest.service import Service
+from ingest.source import NoSession
+from ingest.store import Watch, registry
+from ingest.store.registry import Registered
+
+log = structlog.get_logger("service")
+
+
+async def drain(settings: Settings, catalogue: Catalogue, gone: Registered) -> int | None:
+    """Commit and acknowledge what the broker keeps for a worker that is gone; end its session.
+
+    How many messages it was, or None where the broker keeps no session. Raises Unavailable where
+    the connection ended before it was done.
+    """
+    as_gone = settings.model_copy(update={"mqtt_client_id": gone.client_id})
+    # A name of its own at the database: should the owner return, neither ends the other's backend.
+    name = as_gone.model_copy(update={"mqtt_client_id": f"{gone.client_id} drained"})
+    service = Service(as_gone, catalogue, database_name=name.application_name)
+    try:
+        return await service.take_over(gone.subscription)
+    except NoSession:
+        return None
+
+
+class Adoption:
+    """Drains the sessions of workers that have fallen silent, one after the other."""
+
+    def __init__(self, settings: Settings, catalogue: Catalogue, watch: Watch) -> None:
+        self._settings, self._catalogue, self._watch = settings, catalogue, watch
+        self._after_s = settings.adopt_after_s
+
+    async def run(self) -> None:
+        """Look again and again until cancelled."""
+        while True:
+            await asyncio.sleep(self._after_s / 4)
+            # While the database was away nobody could be heard of.
+            up_since_s = self._watch.up_since_s
+            if up_since_s is not None and time.monotonic() - up_since_s >= self._after_s:
+                try:
+                    await self._adopt()
+                except Unavailable as exc:
+                    log.warning("adoption ended early", why=str(exc))
+
+    async def _adopt(self) -> None:
+        async with registry.reading(self._settings) as connection:
+            if not await registry.is_adopter(connection):
+                return
+            gone = await registry.silent(connection, self._settings, self._after_s)
+            if gone is None:
+                return
+            log.warning("adopting", client_id=gone.client_id, silent_s=self._after_s)
+            messages = await drain(self._settings, self._catalogue, gone)
+            await registry.forget(connection, gone.client_id, silent_s=self._after_s)
+            log.info("adopted", client_id=gone.client_id, messages=messages)

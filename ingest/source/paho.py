@@ -1,0 +1,111 @@
+"""What the paho client below aiomqtt can do and aiomqtt does not offer.
+
+The one place that reaches into private attributes of both, and it is tested.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import aiomqtt
+from paho.mqtt.enums import MQTTErrorCode
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+_READ_BYTES = 65_536
+_PACKETS_PER_TURN = 200
+
+
+class Paho:
+    """The paho client of one aiomqtt client, set to manual acknowledgement."""
+
+    def __init__(self, client: aiomqtt.Client) -> None:
+        self._paho = client._client
+        self._disconnected = client._disconnected
+        self._paho.manual_ack_set(on=True)
+        self._reading = False
+        self._recv = self._paho._sock_recv
+        self._ahead, self._at = b"", 0
+        self.answered = False
+        """CONNACK has come."""
+        self.session_present = False
+        """As CONNACK says."""
+        self.disconnect_reason: ReasonCode | None = None
+        """What the broker's DISCONNECT gave, or what paho makes of the connection's end."""
+        on_connect, on_disconnect = self._paho.on_connect, self._paho.on_disconnect
+
+        def connected(paho: Any, data: Any, flags: Any, reason: Any, properties: Any) -> None:
+            self.answered = True
+            self.session_present = bool(flags.session_present)
+            on_connect(paho, data, flags, reason, properties)  # type: ignore[call-arg,misc]  # set by aiomqtt
+
+        def disconnected(paho: Any, data: Any, flags: Any, reason: Any, properties: Any) -> None:
+            self.disconnect_reason = reason
+            on_disconnect(paho, data, flags, reason, properties)  # type: ignore[call-arg,misc]  # likewise
+
+        self._paho.on_connect, self._paho.on_disconnect = connected, disconnected
+
+    def acknowledge(self, packet_id: int) -> None:
+        """Send PUBACK."""
+        self._paho.ack(packet_id, 1)
+
+    def stop_reading(self) -> None:
+        """Leave the socket alone, so that the broker's window fills."""
+        self._reading = False
+        socket = self._paho.socket()
+        if socket is not None:
+            asyncio.get_running_loop().remove_reader(socket.fileno())
+
+    def start_reading(self) -> None:
+        """Take over reading from aiomqtt, which takes one packet per turn of the event loop."""
+        self._reading = True
+        socket = self._paho.socket()
+        if socket is not None:
+            loop = asyncio.get_running_loop()
+            loop.add_reader(socket.fileno(), self._read)
+            loop.call_soon(self._read)
+
+    def read_ahead(self) -> None:
+        """Ask the kernel for many bytes at a time, where paho asks four times per packet."""
+        self._paho._sock_recv = self._recv_ahead  # type: ignore[assignment,method-assign]  # the one seam there is
+
+    def _recv_ahead(self, size: int) -> bytes:
+        if self._at >= len(self._ahead):
+            self._ahead, self._at = self._recv(_READ_BYTES), 0
+        start, self._at = self._at, self._at + size
+        return self._ahead[start : self._at]
+
+    def _read(self) -> None:
+        """Read what is there, up to a turn's worth."""
+        try:
+            for _ in range(_PACKETS_PER_TURN):
+                if not self._reading or self._paho.socket() is None:
+                    return
+                code = self._paho._packet_read()
+                if code == MQTTErrorCode.MQTT_ERR_AGAIN:
+                    return
+                if code > 0:
+                    self._paho._loop_rc_handle(code)
+                    return
+        except OSError as exc:
+            if not self._disconnected.done():
+                self._disconnected.set_exception(exc)
+            return
+        # What was read ahead, or decoded by TLS, does not show at the file descriptor any more.
+        asyncio.get_running_loop().call_soon(self._read)
+
+    def end_session(self) -> None:
+        """DISCONNECT with Session Expiry Interval 0 (MQTT 5, 3.14.2.2.2)."""
+        properties = Properties(PacketTypes.DISCONNECT)  # type: ignore[no-untyped-call]  # paho's
+        properties.SessionExpiryInterval = 0
+        self._paho.disconnect(properties=properties)
+
+    def close(self) -> None:
+        """Close the socket where aiomqtt leaves it open: after a CONNECT without an answer."""
+        self._paho._sock_close()
+
+    def forgive_ping(self) -> None:
+        """Do not time the answer to the last PINGREQ: it cannot be read while paused."""
+        self._paho._ping_t = 0.0

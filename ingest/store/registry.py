@@ -1,0 +1,139 @@
+"""The workers' register: who is at work, who asks whom to leave, who has fallen silent.
+
+A heartbeat is a look of `Watch`, so it says that a worker lives and reaches the database. All
+times are the database's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+import asyncpg
+
+from ingest.config import Settings
+from ingest.errors import Unavailable
+from ingest.store.connect import connect
+from ingest.store.failures import meaning, unless_cancelled
+
+ALIVE_S = 20.0
+"""A worker heard of within so long is at work: four looks of `Watch`."""
+
+_HEARTBEAT = """
+INSERT INTO iov.worker AS w (client_id, broker, subscription, heartbeat_at)
+VALUES ($1, $2, $3, clock_timestamp())
+ON CONFLICT (client_id) DO UPDATE SET
+    broker = excluded.broker, subscription = excluded.subscription,
+    heartbeat_at = excluded.heartbeat_at, leave_requested = w.leave_requested AND NOT $4
+RETURNING leave_requested
+"""
+_FIND = """
+SELECT client_id, subscription,
+    clock_timestamp() - heartbeat_at < make_interval(secs => $3) AS alive
+FROM iov.worker WHERE broker = $1 AND client_id = $2
+"""
+_OTHERS = """
+SELECT count(*) FROM iov.worker
+WHERE broker = $1 AND client_id <> $2 AND subscription = $3 AND NOT leave_requested
+  AND clock_timestamp() - heartbeat_at < make_interval(secs => $4)
+"""
+_SILENT = """
+SELECT client_id, subscription, false AS alive FROM iov.worker
+WHERE broker = $1 AND subscription = $2 AND client_id <> $3
+  AND clock_timestamp() - heartbeat_at >= make_interval(secs => $4)
+ORDER BY heartbeat_at LIMIT 1
+"""
+_ADOPTION = 0x696F_7661  # "iova"
+
+
+class Registered(NamedTuple):
+    """A worker as the register knows it."""
+
+    client_id: str
+    subscription: str
+    alive: bool
+
+
+@asynccontextmanager
+async def reading(settings: Settings) -> AsyncIterator[asyncpg.Connection]:
+    """A connection for the register; Unavailable is raised for whatever the database fails in."""
+    try:
+        connection = await connect(settings, "iov-ingest register")
+        try:
+            yield connection
+        finally:
+            connection.terminate()
+    except Exception as exc:
+        unless_cancelled(exc)
+        failure = meaning(exc)
+        if not isinstance(failure, Unavailable) or failure is exc:
+            raise
+        raise failure from exc
+
+
+def broker_of(settings: Settings) -> str:
+    """The broker as the register names it, for a session belongs to one: its host."""
+    return settings.broker.hostname or ""
+
+
+async def heartbeat(connection: asyncpg.Connection, settings: Settings, *, first: bool) -> bool:
+    """Say that this worker is at work; whether it is asked to leave.
+
+    The `first` heartbeat of a process withdraws what its predecessor was asked.
+    """
+    asked: bool = await connection.fetchval(
+        _HEARTBEAT, settings.mqtt_client_id, broker_of(settings), settings.subscription, first
+    )
+    return asked
+
+
+async def find(
+    connection: asyncpg.Connection, settings: Settings, client_id: str
+) -> Registered | None:
+    """A worker of this broker by its client id."""
+    row = await connection.fetchrow(_FIND, broker_of(settings), client_id, ALIVE_S)
+    return Registered(*row) if row else None
+
+
+async def others(
+    connection: asyncpg.Connection, settings: Settings, client_id: str, subscription: str
+) -> int:
+    """How many other workers are at work on the same subscription and mean to stay."""
+    number: int = await connection.fetchval(
+        _OTHERS, broker_of(settings), client_id, subscription, ALIVE_S
+    )
+    return number
+
+
+async def ask_to_leave(connection: asyncpg.Connection, client_id: str) -> None:
+    """Ask a worker to leave for good; it hears it with its next heartbeat."""
+    await connection.execute(
+        "UPDATE iov.worker SET leave_requested = true WHERE client_id = $1", client_id
+    )
+
+
+async def forget(connection: asyncpg.Connection, client_id: str, *, silent_s: float = 0) -> None:
+    """Strike off a worker whose session has ended, unless it was heard of since."""
+    await connection.execute(
+        "DELETE FROM iov.worker WHERE client_id = $1 "
+        "AND clock_timestamp() - heartbeat_at >= make_interval(secs => $2)",
+        client_id,
+        silent_s,
+    )
+
+
+async def silent(
+    connection: asyncpg.Connection, settings: Settings, after_s: float
+) -> Registered | None:
+    """Another worker on our subscription that was not heard of for so long: the longest silent."""
+    row = await connection.fetchrow(
+        _SILENT, broker_of(settings), settings.subscription, settings.mqtt_client_id, after_s
+    )
+    return Registered(*row) if row else None
+
+
+async def is_adopter(connection: asyncpg.Connection) -> bool:
+    """Whether this connection is the one that may adopt, for as long as it lives."""
+    mine: bool = await connection.fetchval("SELECT pg_try_advisory_lock($1)", _ADOPTION)
+    return mine

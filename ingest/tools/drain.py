@@ -1,0 +1,56 @@
+"""`drain`: a worker leaves for good, the one that runs or the one that will not return."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ingest.config import Settings
+from ingest.errors import NotReady
+from ingest.handover import drain
+from ingest.schema import load_catalogue
+from ingest.store import registry
+from ingest.store.registry import Registered
+
+_LOOK_EVERY_S = 0.5
+
+
+async def leave(
+    settings: Settings, client_id: str, *, last: bool, progress: Callable[[str], None]
+) -> dict[str, Any]:
+    """Have a worker leave; the keys of `--json`.
+
+    A worker that is at work is asked to, and waited for. From one that is not its session is taken
+    over. Raises NotReady where nobody would be left to take what is new, unless it is the `last`;
+    Unavailable where a server is away, or the owner came back.
+    """
+    async with registry.reading(settings) as connection:
+        found = await registry.find(connection, settings, client_id)
+        worker = found or Registered(client_id, settings.subscription, alive=False)
+        if not last and not await registry.others(
+            connection, settings, client_id, worker.subscription
+        ):
+            raise NotReady(
+                f"no other worker is at work on {worker.subscription}: what is published would be "
+                "kept for nobody. Start another one first, or say --last"
+            )
+        asked = worker.alive
+        while worker.alive:
+            progress(f"{client_id} was asked to leave and is taking out what is left for it")
+            await registry.ask_to_leave(connection, client_id)
+            await asyncio.sleep(_LOOK_EVERY_S)
+            found = await registry.find(connection, settings, client_id)
+            if found is None:
+                return {"client_id": client_id, "how": "left", "messages": None}
+            worker = found
+        if asked:
+            progress(f"{client_id} has fallen silent")
+        progress(f"taking out what the broker keeps for {client_id}")
+        began_s = time.monotonic()
+        messages = await drain(settings, load_catalogue(settings.schema_dir), worker)
+        silent_s = time.monotonic() - began_s
+        await registry.forget(connection, client_id, silent_s=silent_s)
+    how = "no session" if messages is None else "drained"
+    return {"client_id": client_id, "how": how, "messages": messages or 0}

@@ -1,0 +1,184 @@
+"""A worker that leaves for good leaves nothing behind; one that is gone can be drained."""
+
+from __future__ import annotations
+
+import asyncio
+
+import mqtt5
+import pytest
+
+from ingest.config import Settings, load
+from ingest.handover import Adoption, drain
+from ingest.schema import Catalogue
+from ingest.service import QUIET_S
+from ingest.store import registry
+from ingest.store.registry import Registered
+from ingest.tools.embedded import Mosquitto
+from tests.support import (
+    Database,
+    environment,
+    only_version_3,
+    publish_many,
+    sample,
+    until,
+    working,
+)
+
+FILTER = "$share/ingest/iov/v1/+/+"
+
+
+async def has_session(broker: Mosquitto, client_id: str) -> bool:
+    """Whether the broker keeps a session; asking keeps it."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", broker.port)
+    connect = mqtt5.ConnectPacket(client_id, clean_start=False, session_expiry_interval=3_600)
+    writer.write(connect.write())
+    connack, _ = mqtt5.read(memoryview(await reader.read(100)))
+    writer.close()
+    await writer.wait_closed()
+    assert isinstance(connack, mqtt5.ConnAckPacket)
+    return connack.session_present
+
+
+def settings_of(broker: Mosquitto, database: Database, **more: str) -> Settings:
+    return load(environ=environment(broker.url, database.url, **more))
+
+
+async def test_who_leaves_takes_out_what_is_left_and_ends_the_session(
+    client: str, database: Database, broker: Mosquitto, catalogue: Catalogue
+) -> None:
+    first = working(broker.url, database.url, catalogue, mqtt_client=client)
+    second = working(broker.url, database.url, catalogue, mqtt_client_id="worker-2")
+    async with first as leaver, second as stayer:
+        await publish_many(broker.url, [sample(seq) for seq in range(400)])
+        leaver.service.leave()
+        await publish_many(broker.url, [sample(seq) for seq in range(400, 800)])
+        await leaver.task
+        before = stayer.settled()
+        await publish_many(broker.url, [sample(seq) for seq in range(800, 900)])
+        await stayer.settles(int(before) + 100)
+        assert await database.count() == 900
+    assert not await has_session(broker, "worker-1")
+    assert await has_session(broker, "worker-2")
+    assert await database.all("SELECT client_id FROM iov.worker") == [("worker-2",)]
+
+
+async def test_mqtt_3_ends_its_session_too(
+    database: Database, broker: Mosquitto, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only_version_3(monkeypatch)
+    first = working(broker.url, database.url, catalogue, mqtt_client="aiomqtt")
+    async with first as leaver, working(broker.url, database.url, catalogue, mqtt_client_id="w2"):
+        await publish_many(broker.url, [sample(seq) for seq in range(100)])
+        leaver.service.leave()
+        await leaver.task
+    assert not await has_session(broker, "worker-1")
+    assert await database.count() == 100
+
+
+async def test_the_last_one_does_not_leave_by_a_signal(
+    database: Database, broker: Mosquitto, catalogue: Catalogue
+) -> None:
+    async with working(broker.url, database.url, catalogue) as worker:
+        worker.service.leave()
+        await until(lambda: not worker.service._leave.is_set(), "the refusal")
+        await publish_many(broker.url, [sample(seq) for seq in range(10)])
+        await worker.settles(10)
+
+
+async def test_a_worker_hears_by_the_database_that_it_is_to_leave(
+    database: Database, broker: Mosquitto, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ingest.store.watch.INTERVAL_S", 0.1)
+    settings = settings_of(broker, database)
+    async with working(broker.url, database.url, catalogue) as worker:
+        async with registry.reading(settings) as connection:
+            found = await registry.find(connection, settings, "worker-1")
+            assert found == Registered("worker-1", FILTER, alive=True)
+            await registry.ask_to_leave(connection, "worker-1")
+        await worker.task
+    assert await database.count("worker") == 0
+
+
+async def test_what_a_killed_worker_left_is_drained(
+    client: str, database: Database, broker: Mosquitto, catalogue: Catalogue
+) -> None:
+    async with working(broker.url, database.url, catalogue) as victim:
+        await victim.kill()
+    await publish_many(broker.url, [sample(seq) for seq in range(500)])
+    settings = settings_of(broker, database, mqtt_client_id="standby", mqtt_client=client)
+    gone = Registered("worker-1", FILTER, alive=False)
+    assert await drain(settings, catalogue, gone) == 500
+    assert await database.count() == 500
+    assert await drain(settings, catalogue, gone) is None
+    assert not await has_session(broker, "worker-1")
+
+
+async def test_an_owner_that_returns_wins(
+    database: Database, broker: Mosquitto, catalogue: Catalogue
+) -> None:
+    settings = settings_of(broker, database, mqtt_client_id="standby")
+    async with working(broker.url, database.url, catalogue) as victim:
+        await victim.kill()
+    await publish_many(broker.url, [sample(seq) for seq in range(300)])
+    draining = asyncio.create_task(
+        drain(settings, catalogue, Registered("worker-1", FILTER, alive=False))
+    )
+
+    async def under_way() -> bool:
+        return await database.count() == 300
+
+    await until(under_way)
+    async with working(broker.url, database.url, catalogue) as owner:
+        with pytest.raises(Exception, match=r"taken over|closed by broker|connection lost"):
+            await draining
+        await publish_many(broker.url, [sample(seq) for seq in range(300, 400)])
+        await until(lambda: owner.settled() >= 100)
+        assert owner.metric("iov_reconnects_total", peer="broker") == 0
+    assert await database.count() == 400
+
+
+async def test_a_silent_worker_is_adopted_by_one_of_the_others(
+    database: Database, broker: Mosquitto, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ingest.store.watch.INTERVAL_S", 0.1)
+    async with working(broker.url, database.url, catalogue) as victim:
+        await victim.kill()
+    async with working(broker.url, database.url, catalogue, mqtt_client_id="worker-2") as worker:
+        await publish_many(broker.url, [sample(seq) for seq in range(300)])
+        await until(lambda: not worker.in_flight)
+        left = 300 - await database.count()
+        assert left > 0
+        # Three seconds of silence here, where a setting would have to say thirty.
+        settings = settings_of(broker, database, mqtt_client_id="worker-2")
+        adopters = [
+            Adoption(settings.model_copy(update={"adopt_after_s": 1.5}), catalogue, watch)
+            for watch in (worker.service.watch, worker.service.watch)
+        ]
+        tasks = [asyncio.create_task(one.run()) for one in adopters]
+
+        async def adopted() -> bool:
+            return await database.count("worker") == 1
+
+        await until(adopted, "the adoption")
+        assert await database.count() == 300
+        for task in tasks:
+            task.cancel()
+    assert not await has_session(broker, "worker-1")
+
+
+async def test_nobody_is_judged_while_the_database_was_away(
+    database: Database, broker: Mosquitto, catalogue: Catalogue
+) -> None:
+    settings = settings_of(broker, database, mqtt_client_id="worker-2", adopt_after_s="30")
+    await database.execute(
+        "INSERT INTO iov.worker (client_id, broker, subscription, heartbeat_at) "
+        f"VALUES ('gone', '127.0.0.1', '{FILTER}', now() - interval '1 day')"
+    )
+    async with working(broker.url, database.url, catalogue, mqtt_client_id="worker-2") as worker:
+        adoption = Adoption(settings, catalogue, worker.service.watch)
+        adoption._after_s = QUIET_S
+        worker.service.watch.up_since_s = None
+        task = asyncio.create_task(adoption.run())
+        await asyncio.sleep(QUIET_S)  # four looks of its
+        assert await database.count("worker") == 2
+        task.cancel()
