@@ -15,6 +15,9 @@ import zstandard
 from ingest.model import Fault, Reason
 
 _TOPIC = re.compile(r"iov/v1/([A-Za-z0-9_-]{1,64})/([^/]+)", re.ASCII)
+_BRIDGED = re.compile(r".+/" + _TOPIC.pattern, re.ASCII | re.DOTALL)
+"""What a bridge or a mount point of the broker puts before it is not ours to judge; a worker hears
+of it only where `IOV_MQTT_TOPIC` names it."""
 _MOST_PARTS = 64
 """Members of a gzip file or frames of a zstd stream; senders write one."""
 _ZSTD_SLICE_BYTES = 256
@@ -41,8 +44,8 @@ class Decoded(NamedTuple):
 
 
 def parse_topic(topic: str) -> tuple[str, str] | None:
-    """(device, stream) of a topic `iov/v1/{device}/{stream}`, or None."""
-    match = _TOPIC.fullmatch(topic)
+    """(device, stream) of a topic `[prefix/]iov/v1/{device}/{stream}`, or None."""
+    match = _TOPIC.fullmatch(topic) or _BRIDGED.fullmatch(topic)
     return (match[1], match[2]) if match else None
 
 

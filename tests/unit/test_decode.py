@@ -27,6 +27,10 @@ def reason(outcome: Decoded | Fault) -> Reason:
     ("topic", "found"),
     [
         ("iov/v1/LSVAA4182E2184847/nev", ("LSVAA4182E2184847", "nev")),
+        ("region-7/iov/v1/V1/nev", ("V1", "nev")),
+        ("a/b/iov/v1/V1/nev", ("V1", "nev")),
+        ("/iov/v1/V1/nev", None),
+        ("xiov/v1/V1/nev", None),
         ("iov/v1/rsu-7_b/ad-state", ("rsu-7_b", "ad-state")),
         ("iov/v1/V/no such", ("V", "no such")),
         ("iov/v1/" + "v" * 64 + "/nev", ("v" * 64, "nev")),

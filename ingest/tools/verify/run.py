@@ -63,17 +63,18 @@ class Plan:
     devices: int = 50
 
     def schedule(self) -> list[Due]:
-        """Every fault in random order, again and again, until the time is over."""
+        """Every fault in random order, again and again, until the time is over.
+
+        The first turn of all is whole whatever the time.
+        """
         chance = Random(self.seed)
         due: list[Due] = []
-        at_s = 0.0
-        while self.faults and (at_s < self.duration_s or len(due) % len(self.faults)):
-            if len(due) % len(self.faults) == 0:
-                turn = chance.sample(list(self.faults), len(self.faults))
+        turn: list[Fault] = []
+        at_s = self.every_s * chance.uniform(0.5, 1.5)
+        while len(due) < len(self.faults) or (self.faults and at_s < self.duration_s):
+            turn = turn or chance.sample(list(self.faults), len(self.faults))
+            due.append(Due(at_s, turn.pop(), chance.randrange(2**32)))
             at_s += self.every_s * chance.uniform(0.5, 1.5)
-            if at_s >= self.duration_s and len(due) >= len(self.faults):
-                break
-            due.append(Due(at_s, turn[len(due) % len(self.faults)], chance.randrange(2**32)))
         return due
 
 
@@ -197,6 +198,9 @@ class Course:
             watching = tasks.create_task(self._watch(), name="watch")
             async with self.load():
                 for due in plan.schedule():
+                    late = self._now_s >= plan.duration_s
+                    if late and len(self.events) >= len(plan.faults):
+                        break
                     await self._until(due.at_s)
                     await self._break(due)
                 await self._until(plan.duration_s)
