@@ -38,10 +38,13 @@ class Mqtt5Client:
 
     name = "mqtt5"
 
-    def __init__(self, settings: Settings, inbox: Inbox, leaving: Leaving) -> None:
+    def __init__(
+        self, settings: Settings, inbox: Inbox, leaving: Leaving, *, clean_start: bool = False
+    ) -> None:
         self._settings = settings
         self._inbox = inbox
         self._leaving = leaving
+        self._clean_start = clean_start
         self._connection: Connection | None = None
         self._packet_bytes = settings.max_payload_bytes * PACKET_PER_PAYLOAD
 
@@ -93,7 +96,7 @@ class Mqtt5Client:
                 settings.mqtt_client_id,
                 username=settings.mqtt_username,
                 password=password.encode() if password is not None else None,
-                clean_start=False,
+                clean_start=self._clean_start,
                 keep_alive=KEEP_ALIVE_S,
                 session_expiry_interval=settings.mqtt_session_expiry_s,
                 receive_max=settings.mqtt_receive_maximum,
