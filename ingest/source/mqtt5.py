@@ -85,7 +85,7 @@ class Mqtt5Client:
         except TimeoutError as exc:
             raise Unavailable("no connection within the time limit") from exc
         except OSError as exc:
-            raise Unavailable(f"cannot connect: {exc}") from exc
+            raise Unavailable(f"cannot connect: {str(exc) or type(exc).__name__}") from exc
         return connection
 
     async def _handshake(self, connection: Connection) -> mqtt5.ConnAckPacket:
