@@ -1,12 +1,14 @@
 # Everything is set up on first use: `make demo` and `make test` need nothing but git, make, python3-venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup mosquitto demo test lint format types floors bench docs clean
+.PHONY: help setup mosquitto demo test lint format types floors fuzz audit verify soak bench docs clean
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
+FUZZ_S ?= 30
+FUZZ := -max_total_time=$(FUZZ_S) -timeout=5 -verbosity=0 -print_final_stats=1
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +44,21 @@ types: $(STAMP) ## mypy, strict
 floors: $(STAMP) ## import-linter: which module may know which
 	$(BIN)/lint-imports
 
+fuzz: $(STAMP) ## Coverage-guided fuzzing of check and of the packet reader; FUZZ_S=3600 for an hour each
+	@mkdir -p .fuzz
+	$(BIN)/python tests/fuzz/check.py $(FUZZ) -max_len=8192 -artifact_prefix=.fuzz/check- .fuzz/check
+	$(BIN)/python tests/fuzz/packets.py $(FUZZ) -close_fd_mask=2 -artifact_prefix=.fuzz/packets- .fuzz/packets
+
+audit: $(STAMP) ## Known vulnerabilities of what is installed (asks pypi.org)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.9'
+	$(BIN)/pip-audit --skip-editable
+
+verify: setup ## Break everything for a minute and account for every message; ARGS="--duration 300 --json"
+	@$(BIN)/iov-ingest verify $(ARGS)
+
+soak: setup ## An hour with a fault every 20 s; report and picture in docs/soak
+	@$(BIN)/iov-ingest verify --faults all --duration 3600 --every 20 --seed 1 --report docs/soak $(ARGS)
+
 bench: setup ## Committed messages per second, CPU per message; ARGS="--source aiomqtt"
 	@$(BIN)/iov-ingest bench $(ARGS)
 
@@ -50,4 +67,4 @@ docs: $(STAMP) ## What is generated in docs/: a page for each stream, the pictur
 	$(BIN)/iov-ingest picture --output docs/simulated-hour.png
 
 clean: ## Remove what the targets made
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .fuzz build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

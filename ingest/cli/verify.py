@@ -73,7 +73,7 @@ def verify(
         log.configure("logfmt", "warning")
         plan = Plan(_faults(faults), duration, rate, workers, seed, every, devices)
         with tempfile.TemporaryDirectory(prefix="iov-verify-") as temporary:
-            logs = output or Path(temporary)
+            logs = (output or Path(temporary)) / "logs"
             logs.mkdir(parents=True, exist_ok=True)
             _log_to(logs / "publisher.log")
             result, left_out = run_async(_verify(_servers(target, config), plan, logs))

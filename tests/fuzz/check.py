@@ -85,6 +85,13 @@ def _as_a_batch(message: Delivery, checked: Checked) -> None:
 
 
 def _can_be_copied(row: Row) -> None:
+    _, ts, seq, received_at, resend = row.values[:5]
+    assert isinstance(ts, datetime)
+    assert ts.tzinfo is not None
+    assert type(seq) is int
+    assert -(2**32) <= seq < 2**32
+    assert received_at == NOW
+    assert resend is None or isinstance(resend, bool)
     columns = zip(CATALOGUE[row.stream].columns, row.values[5:], strict=False)
     for column, value in columns:
         bound = _WHOLE_NUMBERS.get(column.sql_type)
@@ -110,13 +117,26 @@ def seeds() -> Iterator[bytes]:
         yield bytes([STREAMS.index(message.topic.rsplit("/", 1)[1])]) + message.payload
 
 
+def words() -> str:
+    """What to put into inputs: the words of JSON, what numbers can be, the names of the schemas."""
+    json = ["null", "true", "[]", "{}", "[[", ":{", "1.5", "-1", "1e9", "1e400", "NaN", "\\\\u0000"]
+    json += [str(2**bits) for bits in (7, 15, 31, 32, 53, 63, 64)]
+    names = {name for stream in CATALOGUE.values() for c in stream.columns for name in c.path}
+    quoted = [f'\\"{name}\\"' for name in sorted(names)]
+    return "".join(f'"{word}"\n' for word in [*json, *quoted])
+
+
 def main() -> None:
-    """Fuzz until libFuzzer's options say stop; without a corpus directory begin with `seeds`."""
-    directories = [Path(argument) for argument in sys.argv[1:] if not argument.startswith("-")]
+    """Fuzz until libFuzzer's options say stop; the first directory named receives `seeds`."""
+    named = [Path(argument) for argument in sys.argv[1:] if not argument.startswith("-")]
+    directories = [path for path in named if not path.is_file()]  # a file is one input
     for directory in directories[:1]:
         directory.mkdir(parents=True, exist_ok=True)
         for number, seed in enumerate(seeds()):
             (directory / f"seed-{number:04}").write_bytes(seed)
+        dictionary = directory.with_suffix(".dict")
+        dictionary.write_text(words())
+        sys.argv.append(f"-dict={dictionary}")
     atheris.Setup(sys.argv, one_input)
     atheris.Fuzz()
 

@@ -117,7 +117,8 @@ def main() -> None:
     """Fuzz until libFuzzer's options say stop; the first directory named receives `seeds`."""
     random.seed(0)
     asyncio.set_event_loop(_LOOP)
-    directories = [Path(argument) for argument in sys.argv[1:] if not argument.startswith("-")]
+    named = [Path(argument) for argument in sys.argv[1:] if not argument.startswith("-")]
+    directories = [path for path in named if not path.is_file()]  # a file is one input
     for directory in directories[:1]:
         directory.mkdir(parents=True, exist_ok=True)
         for number, seed in enumerate(seeds()):

@@ -64,7 +64,7 @@ class Ledger:
     def issue(self) -> Issued:
         """The next message."""
         number = self.issued
-        device, stream, count = self._address(number)
+        device, stream, count, packed = self._form(number)
         numbers = self.numbers[device, stream]
         first = len(numbers)
         numbers.extend([number] * count)
@@ -74,9 +74,9 @@ class Ledger:
         self._settled_s.append(inf)
         samples = [self.sample(device, stream, first + n) for n in range(count)]
         payload = orjson.dumps(samples if count > 1 else samples[0])
-        if number % _PACKED_EVERY:
-            return Issued(number, device, stream, payload, None)
-        return Issued(number, device, stream, gzip.compress(payload, 1, mtime=0), "gzip")
+        if packed:
+            return Issued(number, device, stream, gzip.compress(payload, 1, mtime=0), "gzip")
+        return Issued(number, device, stream, payload, None)
 
     def acknowledged(self, number: int) -> None:
         """The broker acknowledged it to the publisher: from now on it is a debt."""
@@ -140,11 +140,13 @@ class Ledger:
         """Whether a sample must end as a dead letter."""
         return "sent_at" in sample
 
-    def _address(self, number: int) -> tuple[str, str, int]:
-        turn, place = divmod(number, len(self._devices))
-        # Counted so that neighbours are of both streams, and every device has both.
-        stream = STREAMS[(number + turn) % _BATTERY_EVERY == 0]
-        return self._devices[place], stream, 1 if (number + turn) % _ARRAY_EVERY else _SAMPLES
+    def _form(self, number: int) -> tuple[str, str, int, bool]:
+        """(device, stream, how many samples, whether packed) of a message."""
+        chance = crc32(f"{self._seed}/{number}".encode())
+        device = self._devices[number % len(self._devices)]
+        stream = STREAMS[chance % _BATTERY_EVERY == 0]
+        count = 1 if (chance >> 8) % _ARRAY_EVERY else _SAMPLES
+        return device, stream, count, (chance >> 16) % _PACKED_EVERY == 0
 
 
 def _text(at: datetime) -> str:
