@@ -102,7 +102,7 @@ class Settings(BaseModel):
     max_age_days: float = Field(30, gt=0, le=36_500, description="Older samples are `too_old`")
     max_ahead_s: float = Field(300, ge=0, le=86_400, description="Later ones are `clock_ahead`")
     dead_letters_per_minute: int = Field(
-        60, ge=0, le=1_000_000_000, description="Kept of one device; the rest is counted only"
+        600, ge=0, le=1_000_000_000, description="Kept of one device; the rest is counted only"
     )
     dead_letter_bytes_per_minute: int = Field(
         1_048_576, ge=0, le=1_000_000_000_000, description="Likewise; the first is always kept"

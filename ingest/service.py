@@ -34,6 +34,7 @@ from ingest.pulse import Pulse
 from ingest.schema import Catalogue
 from ingest.source import Source
 from ingest.store import Watch, Writer, registry
+from ingest.store.registry import Registered
 from ingest.web import serve
 
 DRAIN_TIMEOUT_S = 20.0
@@ -190,11 +191,11 @@ class Service:
 
     async def _leave_when_told(self) -> None:
         await self._leave.wait()
-        while not await self._others():
+        while not await self._may_leave():
             self._leave.clear()
             log.error(
                 "not leaving",
-                why="no other worker is at work on this subscription",
+                why="no other worker at work on this subscription, or the register is away",
                 hint="what is published would be kept for nobody: start another one first, or "
                 "iov-ingest drain --last",
             )
@@ -214,24 +215,33 @@ class Service:
         self.stop()
 
     async def _quiet(self) -> None:
-        """Wait until the broker has nothing more for us, connected all the while."""
+        """Wait until the broker has nothing more for us.
+
+        Nothing came for a while, nothing is in flight, and then the broker answers us and nothing
+        has come before its answer: so it was not the network that was quiet.
+        """
         source = self.source
         since_s = time.monotonic()
-        while time.monotonic() - since_s < QUIET_S:
+        while not (source.nothing_left and not source.inbox.in_flight):
             await asyncio.sleep(_LOOK_EVERY_S)
-            if source.nothing_left and not source.inbox.in_flight:
-                return
             if source.problem is not None or source.inbox.in_flight:
                 since_s = time.monotonic()
             since_s = max(since_s, source.inbox.put_s)
+            if time.monotonic() - since_s < QUIET_S:
+                continue
+            answered = await source.leave()
+            if answered and not source.inbox.in_flight and source.inbox.put_s <= since_s:
+                return
+            since_s = time.monotonic()
 
-    async def _others(self) -> int:
-        """How many other workers take what is new; 0 where the register cannot be read."""
+    async def _may_leave(self) -> bool:
         settings = self._settings
-        async with registry.reading(settings) as connection:
-            return await registry.others(
-                connection, settings, settings.mqtt_client_id, settings.subscription
-            )
+        us = Registered(settings.mqtt_client_id, settings.subscription, alive=True)
+        try:
+            async with registry.reading(settings) as connection:
+                return await registry.may_leave(connection, settings, us)
+        except Unavailable:
+            return False
 
     async def _strike_off(self) -> None:
         try:

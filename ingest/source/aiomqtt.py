@@ -123,6 +123,7 @@ class AiomqttClient:
         self._inbox = inbox
         self._leaving = leaving
         self._connected: aiomqtt.Client | None = None
+        self._paho: Paho | None = None
         self._version_5 = version_5
         self._web = settings.broker.scheme in {"ws", "wss"}
 
@@ -134,7 +135,7 @@ class AiomqttClient:
         connection.attach(paho)
         try:
             async with client:
-                self._connected = client
+                self._connected, self._paho = client, paho
                 try:
                     await self._subscriptions(client, paho)
                     subscribed(paho.session_present)
@@ -150,7 +151,7 @@ class AiomqttClient:
                 raise asyncio.CancelledError from exc
             raise await self._reason(exc, paho) from exc
         finally:
-            self._connected = None
+            self._connected = self._paho = None
             connection.open = False
             paho.close()
             if self._leaving.end_session and not self._version_5:
@@ -201,6 +202,8 @@ class AiomqttClient:
         try:
             await self._connected.unsubscribe(self._leaving.filter)
         except aiomqtt.MqttError as exc:
+            if self._paho is not None:
+                self._paho.hang_up()  # a new connection tries again
             raise Unavailable(f"unsubscribing from {self._leaving.filter}: {exc}") from exc
 
     async def _end_session_of_3(self) -> None:

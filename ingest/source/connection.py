@@ -40,7 +40,7 @@ class Connection(asyncio.BufferedProtocol):
         loop = asyncio.get_running_loop()
         self.connack: asyncio.Future[mqtt5.ConnAckPacket] = loop.create_future()
         self.suback: asyncio.Future[mqtt5.SubAckPacket] = loop.create_future()
-        self.unsuback: asyncio.Future[mqtt5.UnsubAckPacket] = loop.create_future()
+        self._unsuback: asyncio.Future[mqtt5.UnsubAckPacket] = loop.create_future()
         self.ended: asyncio.Future[Unavailable] = loop.create_future()
         """Done once the connection is over, with the reason as its result."""
         self.flushed = asyncio.Event()
@@ -108,8 +108,8 @@ class Connection(asyncio.BufferedProtocol):
                 self.connack.set_result(packet)
             case mqtt5.SubAckPacket() if not self.suback.done():
                 self.suback.set_result(packet)
-            case mqtt5.UnsubAckPacket() if not self.unsuback.done():
-                self.unsuback.set_result(packet)
+            case mqtt5.UnsubAckPacket() if not self._unsuback.done():
+                self._unsuback.set_result(packet)
             case mqtt5.PingRespPacket():
                 pass  # any byte proves that the broker is there
             case mqtt5.DisconnectPacket():
@@ -129,12 +129,17 @@ class Connection(asyncio.BufferedProtocol):
         self._end(Unavailable(f"connection lost: {exc}" if exc else "connection closed by broker"))
         self.flushed.set()
 
-    def send(
-        self, packet: mqtt5.ConnectPacket | mqtt5.SubscribePacket | mqtt5.UnsubscribePacket
-    ) -> None:
-        """Write one packet that is answered."""
+    def send(self, packet: mqtt5.ConnectPacket | mqtt5.SubscribePacket) -> None:
+        """Write one packet of the handshake."""
         assert self._transport is not None
         self._transport.write(packet.write())
+
+    def unsubscribe(self, packet_id: int, filter_: str) -> asyncio.Future[mqtt5.UnsubAckPacket]:
+        """Send UNSUBSCRIBE; its answer, which comes after what the broker sent before it."""
+        assert self._transport is not None
+        self._unsuback = asyncio.get_running_loop().create_future()
+        self._transport.write(mqtt5.UnsubscribePacket(packet_id, [filter_]).write())
+        return self._unsuback
 
     def acknowledge(self, packet_ids: Sequence[int]) -> None:
         """Write PUBACK for all of these at once; nothing after the connection has ended."""

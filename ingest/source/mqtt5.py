@@ -133,16 +133,18 @@ class Mqtt5Client:
     async def unsubscribe(self) -> None:
         """Take nothing new from now on; what the broker has queued for us still comes."""
         connection = self._connection
-        if connection is None:
+        if connection is None or connection.ended.done():
             raise Unavailable("not connected")
-        connection.send(mqtt5.UnsubscribePacket(_UNSUBSCRIBE_ID, [self._leaving.filter]))
+        unsuback = connection.unsubscribe(_UNSUBSCRIBE_ID, self._leaving.filter)
         try:
-            unsuback = await _first_of(connection.unsuback, connection.ended)
-        except TimeoutError as exc:
-            raise Unavailable("the broker does not answer UNSUBSCRIBE") from exc
-        code = unsuback.reason_codes[0]
-        if code not in _UNSUBSCRIBED:
-            raise Unavailable(f"unsubscribing from {self._leaving.filter}: {words(code)}")
+            code = (await _first_of(unsuback, connection.ended)).reason_codes[0]
+            if code in _UNSUBSCRIBED:
+                return
+            failure = Unavailable(f"unsubscribing from {self._leaving.filter}: {words(code)}")
+        except TimeoutError:
+            failure = Unavailable("the broker does not answer UNSUBSCRIBE")
+        connection.close(failure)  # a new one tries again
+        raise failure
 
     async def _flush(self, connection: Connection) -> None:
         """Let what was written leave; a broker that does not read is not waited for long."""

@@ -102,6 +102,10 @@ class Paho:
         properties.SessionExpiryInterval = 0
         self._paho.disconnect(properties=properties)
 
+    def hang_up(self) -> None:
+        """DISCONNECT; aiomqtt's message iterator ends by it."""
+        self._paho.disconnect()
+
     def close(self) -> None:
         """Close the socket where aiomqtt leaves it open: after a CONNECT without an answer."""
         self._paho._sock_close()

@@ -69,14 +69,19 @@ class Source:
             self._metrics.mqtt_connected.set(0)
             self.problem = "disconnected from the broker"
 
-    async def leave(self) -> None:
-        """Take nothing new any more; what the broker has queued for this worker still comes."""
+    async def leave(self) -> bool:
+        """Take nothing new any more; what the broker has queued for this worker still comes.
+
+        Whether the broker has answered; where not, the next connection unsubscribes where it would
+        subscribe. Done again it changes nothing, and the answer comes after what was sent before.
+        """
         self._leaving.unsubscribe = True
         try:
             await self._client.unsubscribe()
         except Unavailable as exc:
-            # The next connection unsubscribes where it would subscribe.
-            log.warning("not unsubscribed yet", why=str(exc))
+            log.warning("not unsubscribed", why=str(exc))
+            return False
+        return True
 
     def end_session(self) -> None:
         """Have the end of this connection be the end of the session."""

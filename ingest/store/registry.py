@@ -38,13 +38,14 @@ SELECT count(*) FROM iov.worker
 WHERE broker = $1 AND client_id <> $2 AND subscription = $3 AND NOT leave_requested
   AND clock_timestamp() - heartbeat_at < make_interval(secs => $4)
 """
+_LEAVE = "UPDATE iov.worker SET leave_requested = true WHERE client_id = $1"
 _SILENT = """
 SELECT client_id, subscription, false AS alive FROM iov.worker
 WHERE broker = $1 AND subscription = $2 AND client_id <> $3
   AND clock_timestamp() - heartbeat_at >= make_interval(secs => $4)
 ORDER BY heartbeat_at LIMIT 1
 """
-_ADOPTION = 0x696F_7661  # "iova"
+_ADOPTION, _LEAVING = 0x696F_7661, 0x696F_766C  # "iova", "iovl"
 
 
 class Registered(NamedTuple):
@@ -96,21 +97,23 @@ async def find(
     return Registered(*row) if row else None
 
 
-async def others(
-    connection: asyncpg.Connection, settings: Settings, client_id: str, subscription: str
-) -> int:
-    """How many other workers are at work on the same subscription and mean to stay."""
-    number: int = await connection.fetchval(
-        _OTHERS, broker_of(settings), client_id, subscription, ALIVE_S
-    )
-    return number
+async def may_leave(
+    connection: asyncpg.Connection, settings: Settings, worker: Registered, *, last: bool = False
+) -> bool:
+    """Note that a worker is to leave for good, which it hears with its next heartbeat.
 
-
-async def ask_to_leave(connection: asyncpg.Connection, client_id: str) -> None:
-    """Ask a worker to leave for good; it hears it with its next heartbeat."""
-    await connection.execute(
-        "UPDATE iov.worker SET leave_requested = true WHERE client_id = $1", client_id
-    )
+    False, and nothing noted, where no other worker at work on the same subscription means to
+    stay, unless it may be the `last`. One at a time, or the last two would let each other go.
+    """
+    async with connection.transaction():
+        await connection.execute("SELECT pg_advisory_xact_lock($1)", _LEAVING)
+        staying = await connection.fetchval(
+            _OTHERS, broker_of(settings), worker.client_id, worker.subscription, ALIVE_S
+        )
+        if not staying and not last:
+            return False
+        await connection.execute(_LEAVE, worker.client_id)
+    return True
 
 
 async def forget(connection: asyncpg.Connection, client_id: str, *, silent_s: float = 0) -> None:

@@ -29,9 +29,7 @@ async def leave(
     async with registry.reading(settings) as connection:
         found = await registry.find(connection, settings, client_id)
         worker = found or Registered(client_id, settings.subscription, alive=False)
-        if not last and not await registry.others(
-            connection, settings, client_id, worker.subscription
-        ):
+        if not await registry.may_leave(connection, settings, worker, last=last):
             raise NotReady(
                 f"no other worker is at work on {worker.subscription}: what is published would be "
                 "kept for nobody. Start another one first, or say --last"
@@ -39,7 +37,6 @@ async def leave(
         asked = worker.alive
         while worker.alive:
             progress(f"{client_id} was asked to leave and is taking out what is left for it")
-            await registry.ask_to_leave(connection, client_id)
             await asyncio.sleep(_LOOK_EVERY_S)
             found = await registry.find(connection, settings, client_id)
             if found is None:

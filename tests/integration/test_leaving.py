@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import asyncpg
 import mqtt5
 import pytest
 
@@ -14,6 +15,7 @@ from ingest.service import QUIET_S
 from ingest.store import registry
 from ingest.store.registry import Registered
 from ingest.tools.embedded import Mosquitto
+from ingest.tools.proxy import Proxy
 from tests.support import (
     Database,
     environment,
@@ -94,7 +96,8 @@ async def test_a_worker_hears_by_the_database_that_it_is_to_leave(
         async with registry.reading(settings) as connection:
             found = await registry.find(connection, settings, "worker-1")
             assert found == Registered("worker-1", FILTER, alive=True)
-            await registry.ask_to_leave(connection, "worker-1")
+            assert not await registry.may_leave(connection, settings, found)
+            assert await registry.may_leave(connection, settings, found, last=True)
         await worker.task
     assert await database.count("worker") == 0
 
@@ -182,3 +185,81 @@ async def test_nobody_is_judged_while_the_database_was_away(
         await asyncio.sleep(QUIET_S)  # four looks of its
         assert await database.count("worker") == 2
         task.cancel()
+
+
+async def somebody_else(database: Database) -> None:
+    """Another worker in the register, which stays, for as long as a test takes."""
+    await database.execute(
+        "INSERT INTO iov.worker (client_id, broker, subscription, heartbeat_at) "
+        f"VALUES ('stays', '127.0.0.1', '{FILTER}', now() + interval '1 hour')"
+    )
+
+
+async def test_a_silent_network_is_not_taken_for_the_end(
+    client: str, database: Database, broker: Mosquitto, catalogue: Catalogue
+) -> None:
+    await somebody_else(database)
+    async with Proxy("127.0.0.1", broker.port) as proxy:
+        url = f"mqtt://127.0.0.1:{proxy.port}"
+        async with working(url, database.url, catalogue, mqtt_client=client) as worker:
+            await publish_many(broker.url, [sample(1)])
+            await worker.settles(1)
+            proxy.stall()
+            await publish_many(broker.url, [sample(seq) for seq in range(2, 300)])
+            worker.service.leave()
+            await until(lambda: worker.service.source.problem, "the silence noticed")
+            assert not worker.task.done()
+            proxy.flow()
+            await worker.task
+    assert await database.count() == 299
+    assert not await has_session(broker, "worker-1")
+
+
+async def test_a_cut_while_leaving_is_only_a_delay(
+    client: str, database: Database, broker: Mosquitto, catalogue: Catalogue
+) -> None:
+    await somebody_else(database)
+    lock = await asyncpg.connect(database.url)
+    async with Proxy("127.0.0.1", broker.port) as proxy:
+        url = f"mqtt://127.0.0.1:{proxy.port}"
+        async with working(
+            url, database.url, catalogue, mqtt_client=client, mqtt_receive_maximum="100"
+        ) as worker:
+            async with lock.transaction():
+                await lock.execute("LOCK TABLE iov.nev")
+                await publish_many(broker.url, [sample(seq) for seq in range(500)])
+                worker.service.leave()
+                await until(lambda: worker.service._leave.is_set() and worker.in_flight)
+                proxy.cut()
+                await until(lambda: worker.service.source.problem, "the cut")
+            await worker.task
+    await lock.close()
+    assert await database.count() == 500
+    assert not await has_session(broker, "worker-1")
+
+
+async def test_two_that_are_told_at_once_do_not_both_leave(
+    database: Database, broker: Mosquitto, catalogue: Catalogue
+) -> None:
+    first = working(broker.url, database.url, catalogue)
+    second = working(broker.url, database.url, catalogue, mqtt_client_id="worker-2")
+    async with first as one, second as other:
+        for worker in (one, other):
+            worker.service.leave()
+        await until(lambda: one.task.done() or other.task.done(), "one to leave")
+        await until(lambda: not all(w.service._leave.is_set() for w in (one, other)))
+        assert one.task.done() != other.task.done()
+
+
+async def test_a_signal_while_the_database_is_away_ends_nothing(
+    database: Database, broker: Mosquitto, catalogue: Catalogue
+) -> None:
+    async with Proxy(None, None, f"{database.server.socket_directory}/.s.PGSQL.5432") as proxy:
+        url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{database.name}?sslmode=disable"
+        async with working(broker.url, url, catalogue) as worker:
+            proxy.refuse()
+            worker.service.leave()
+            await until(lambda: not worker.service._leave.is_set(), "the refusal")
+            proxy.flow()
+            await publish_many(broker.url, [sample(1)])
+            await worker.settles(1)
