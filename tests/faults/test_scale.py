@@ -13,8 +13,9 @@ from ingest.tools.proxy import Proxy
 from ingest.tools.verify import Plan, embedded
 from ingest.tools.verify.ledger import Ledger
 from ingest.tools.verify.run import Course, account_of
+from ingest.tools.verify.servers import Servers
 from ingest.tools.verify.tap import Tap
-from ingest.tools.verify.world import Servers, until, world
+from ingest.tools.verify.world import until, world
 
 
 def told(_: str) -> None:

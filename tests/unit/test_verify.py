@@ -16,9 +16,9 @@ from ingest.schema import load_catalogue
 from ingest.tools.verify import FAULTS, Plan, Result, report
 from ingest.tools.verify.account import Account, Accounting, Found, columns
 from ingest.tools.verify.ledger import STREAMS, Ledger
-from ingest.tools.verify.run import Event, Moment
+from ingest.tools.verify.plan import Event, Moment
+from ingest.tools.verify.servers import address, through
 from ingest.tools.verify.tap import PROPERTY, Tap
-from ingest.tools.verify.world import address, through
 from tests.support import delivery
 
 START = datetime(2026, 11, 22, 10, tzinfo=UTC)

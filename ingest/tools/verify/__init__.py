@@ -6,7 +6,9 @@ debt must be paid, once, unaltered, and nothing may have been acknowledged befor
 """
 
 from ingest.tools.verify.faults import FAULTS, Fault
-from ingest.tools.verify.run import Plan, Result, run
-from ingest.tools.verify.world import Servers, World, configured, embedded
+from ingest.tools.verify.plan import Plan, Result
+from ingest.tools.verify.run import run
+from ingest.tools.verify.servers import Servers, configured, embedded
+from ingest.tools.verify.world import World
 
 __all__ = ["FAULTS", "Fault", "Plan", "Result", "Servers", "World", "configured", "embedded", "run"]

@@ -9,7 +9,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ingest.tools.verify.run import Result
+from ingest.tools.verify.plan import Result
 
 _MOST_MARKS = 40
 """Faults that get their name written; with more of them there is a line for each and no name."""

@@ -12,7 +12,7 @@ from statistics import median
 import orjson
 
 from ingest.tools.verify.faults import FAULTS
-from ingest.tools.verify.run import Result
+from ingest.tools.verify.plan import Result
 
 _WORST = 10
 
