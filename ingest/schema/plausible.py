@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from ingest.errors import SchemaError
-from ingest.schema.siblings import Siblings, find
+from ingest.schema.siblings import Siblings, find, is_number
 from ingest.schema.vin import VIN_CHARACTERS, check_digit_agrees
 
 DEVICE = "device"
@@ -130,11 +130,19 @@ def _test(rule: Mapping[str, Any]) -> Test:
 
 
 def _each(rule: Mapping[str, Any], wrong: Wrong) -> Test:
-    """A test of every single value a rule's field leads to."""
+    """A test of every single value a rule's field leads to.
+
+    `*` leads to members that no schema knows as well, and those may be anything.
+    """
     flag, (first, *rest) = rule["flag"], _steps(rule)
+    of_numbers = rule["test"] in _OF_NUMBERS
 
     def test(value: Any, _sample: dict[str, Any], _around: Around) -> Iterable[Finding]:
-        return [(at, flag) for at, found in find(value, rest, f"/{first}") if wrong(found)]
+        return [
+            (at, flag)
+            for at, found in find(value, rest, f"/{first}")
+            if (not of_numbers or is_number(found)) and wrong(found)
+        ]
 
     return test
 
@@ -164,6 +172,9 @@ _WRONG: dict[str, Callable[[Mapping[str, Any]], Wrong]] = {
     "outside": _outside,
     "vin": _vin,
 }
+
+
+_OF_NUMBERS = {"inside", "outside"}
 
 
 def _near(rule: Mapping[str, Any]) -> timedelta:
@@ -228,7 +239,7 @@ def _absent(rule: Mapping[str, Any]) -> Test:
         return [
             (at, flag)
             for at, named in find(value, rest, f"/{first}")
-            if (named > there.highest if above else named not in there.values)
+            if is_number(named) and (named > there.highest if above else named not in there.values)
         ]
 
     return test

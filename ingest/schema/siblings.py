@@ -53,7 +53,7 @@ class Siblings:
             told: list[tuple[datetime, float]] = []
             for (of, at), samples in self._at.items():
                 values = (sample.get(name) for sample in samples if of == stream)
-                told += [(at, value) for value in values if _is_number(value)]
+                told += [(at, value) for value in values if is_number(value)]
             told.sort()
             running: list[float] = list(accumulate((value for _, value in told), max))
             self._highest[stream, name] = [at for at, _ in told], running
@@ -83,11 +83,12 @@ class Array(NamedTuple):
 
 def _array(samples: Iterable[dict[str, Any]], path: str) -> Array:
     steps = path.split("/")[1:]
-    found = [n for sample in samples for _, n in find(sample, steps, "") if _is_number(n)]
+    found = [n for sample in samples for _, n in find(sample, steps, "") if is_number(n)]
     return Array(frozenset(found), len(found), sum(found))
 
 
-def _is_number(value: Any) -> TypeGuard[float]:
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a JSON value is a number."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

@@ -244,3 +244,13 @@ def test_what_the_device_said_itself_stays_and_is_not_counted() -> None:
 def test_a_rule_that_says_nothing_known_is_refused(document: Any) -> None:
     with pytest.raises(SchemaError, match=r"rules.json: "):
         check_rules(document, "rules.json")
+
+
+@pytest.mark.parametrize("value", ["a text", [1], {"a": 1}, True])
+@pytest.mark.parametrize("name", ["sys", "cell", "probe"])
+def test_a_member_no_schema_knows_may_be_anything(name: str, value: Any) -> None:
+    """`/extremes/*/cell` leads there too (found by fuzzing)."""
+    packs = [{"no": 1, "total_cells": 2, "cell_v": [3.1, 3.2], "probe_temps_c": [20]}]
+    sample = at(extremes={"newest_cell": {name: value}}, packs=packs)
+    assert quality(sample, "battery") is None
+    assert quality(at(extremes={"newest_cell": {name: value}}), "nev") is None
