@@ -49,6 +49,7 @@ def verify(
     seed: Annotated[int, typer.Option(help="The same seed, the same schedule.", min=0)] = 1,
     every: Annotated[float, typer.Option(help="Seconds between faults.", min=0.5)] = 10,
     devices: Annotated[int, typer.Option(help="Devices that publish.", min=1)] = 50,
+    source: Annotated[str, typer.Option(help="auto, mqtt5 or aiomqtt.")] = "auto",
     output: Annotated[
         Path | None, typer.Option("--report", help="Directory for report, series, picture, logs.")
     ] = None,
@@ -71,7 +72,9 @@ def verify(
     """
     with ending():
         log.configure("logfmt", "warning")
-        plan = Plan(_faults(faults), duration, rate, workers, seed, every, devices)
+        if source not in {"auto", "mqtt5", "aiomqtt"}:
+            raise ConfigError(["--source is auto, mqtt5 or aiomqtt"])
+        plan = Plan(_faults(faults), duration, rate, workers, seed, every, devices, source)
         with tempfile.TemporaryDirectory(prefix="iov-verify-") as temporary:
             logs = (output or Path(temporary)) / "logs"
             logs.mkdir(parents=True, exist_ok=True)

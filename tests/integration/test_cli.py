@@ -16,7 +16,7 @@ import pytest
 
 from ingest.schema import Catalogue, default_directory, load_catalogue
 from ingest.tools.embedded import Mosquitto, Postgres
-from tests.support import Database, working
+from tests.support import Database, publish_many, sample, working
 
 
 class Ended(NamedTuple):
@@ -52,6 +52,8 @@ async def iov_ingest(*args: str | Path, **settings: str) -> Ended:
         "run",
         "migrate",
         "check",
+        "drain",
+        "verify",
         "demo",
         "simulate",
         "picture",
@@ -286,3 +288,49 @@ async def test_the_bench_runs_small_so_that_it_cannot_rot(source: str) -> None:
     ]  # fmt: skip
     assert ended.json["messages"] > 0
     assert ended.json["source"] == source
+
+
+async def test_verify_gives_the_account_of_the_contract(tmp_path: Path) -> None:
+    ended = await iov_ingest(
+        "verify", "--json", "--faults", "broker_cut,worker_sigterm", "--duration", "3",
+        "--rate", "200", "--every", "1", "--seed", "2", "--report", tmp_path / "report",
+    )  # fmt: skip
+    told = ended.json
+    assert ended.status == 0, ended.err
+    assert list(told)[:8] == [
+        "published", "stored", "lost", "duplicated", "altered", "early_acks", "faults",
+        "recovery_s",
+    ]  # fmt: skip
+    assert told["published"] == told["stored"] > 0
+    assert told["lost"] == told["duplicated"] == told["altered"] == told["early_acks"] == 0
+    assert min(told["faults"].values()) >= 1
+    assert list(told["recovery_s"]) == ["p50", "max"]
+    written = {file.name for file in (tmp_path / "report").iterdir()}
+    assert written == {"report.md", "account.json", "series.csv", "run.png", "logs"}
+
+
+@pytest.mark.parametrize("arguments", [("--faults", "earthquake"), ("--target", "moon")])
+async def test_verify_says_what_it_does_not_know(arguments: tuple[str, str]) -> None:
+    ended = await iov_ingest("verify", *arguments)
+    assert ended.status == 2
+    assert "not among" in ended.err or "embedded or configured" in ended.err
+
+
+async def test_drain_takes_out_what_a_worker_left_behind(
+    database: Database, broker: Mosquitto, catalogue: Catalogue
+) -> None:
+    async with working(broker.url, database.url, catalogue) as victim:
+        await victim.kill()
+    await database.execute("UPDATE iov.worker SET heartbeat_at = now() - interval '1 minute'")
+    await publish_many(broker.url, [sample(seq) for seq in range(200)])
+    settings = {"mqtt_url": broker.url, "database_url": database.url}
+    refused = await iov_ingest("drain", "--client-id", "worker-1", **settings)
+    assert refused.status == 1
+    assert "--last" in refused.err
+    ended = await iov_ingest("drain", "--json", "--last", "--client-id", "worker-1", **settings)
+    assert ended.status == 0, ended.err
+    assert ended.json == {"client_id": "worker-1", "how": "drained", "messages": 200}
+    assert await database.count() == 200
+    assert await database.count("worker") == 0
+    again = await iov_ingest("drain", "--json", "--last", "--client-id", "worker-1", **settings)
+    assert again.json["how"] == "no session"

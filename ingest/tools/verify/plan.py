@@ -37,6 +37,8 @@ class Plan:
     every_s: float = 10.0
     """From one fault to the next, on average."""
     devices: int = 50
+    source: str = "auto"
+    """`IOV_MQTT_CLIENT` of the workers."""
 
     def schedule(self) -> list[Due]:
         """Every fault in random order, again and again, until the time is over.

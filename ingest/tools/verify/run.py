@@ -48,7 +48,14 @@ async def run(
 ) -> Result:
     """Carry out a plan; `command` starts a worker, whose log goes to a file in `logs`."""
     ledger = Ledger(plan.seed, plan.devices, datetime.now(UTC))
-    crew = world(servers, ledger, workers=plan.workers, logs=logs, command=command)
+    crew = world(
+        servers,
+        ledger,
+        workers=plan.workers,
+        logs=logs,
+        command=command,
+        mqtt_client=plan.source,
+    )
     async with crew as whole:
         course = Course(whole, plan, progress)
         await course.run()
