@@ -100,6 +100,9 @@ class Batch:
     """Of these, by label, dead letters beyond their device's budget, which are not kept."""
     flags: Counter[tuple[str, str]] = field(default_factory=Counter)
     """What was noted in `quality`, by stream and flag."""
+    kept: dict[tuple[str, int], bool] = field(default_factory=dict)
+    """Of rows the store refused, by stream and place: whether their dead letter is kept. Decided
+    once, however often the batch has to be tried."""
     described: list[Description] = field(default_factory=list)
     """What samples say about their devices."""
     samples: int = 0

@@ -22,8 +22,8 @@ class Budget:
     def allows(self, device: str | None, size_bytes: int, now_s: float) -> bool:
         """Whether one more letter of that size is kept; it is counted then.
 
-        The first of a minute always is, however large. Messages that name no device share a
-        budget.
+        The first of a minute is, however large, unless the budget is 0 letters. Messages that name
+        no device share a budget.
         """
         if now_s >= self._ends_s:
             self._spent.clear()

@@ -32,7 +32,7 @@ from ingest.errors import ConfigError, Unavailable
 
 PREFIX = "IOV_"
 _DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
-_LEAST_SILENCE_S = 30
+_LEAST_SILENCE_S = 60
 _APPLICATION_NAME_BYTES = 63
 """PostgreSQL cuts `application_name` at NAMEDATALEN - 1."""
 

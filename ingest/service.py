@@ -33,16 +33,17 @@ from ingest.pipeline import Pipeline
 from ingest.pulse import Pulse
 from ingest.schema import Catalogue
 from ingest.source import Source
-from ingest.store import Watch, Writer, registry
+from ingest.store import Heartbeat, Watch, Writer, registry
 from ingest.store.registry import Registered
 from ingest.web import serve
 
 DRAIN_TIMEOUT_S = 20.0
-"""With what leaving takes after it (5 s at the broker, 1 s at the database) below the 30 s that
-Kubernetes gives by default."""
+"""With what stopping takes after it (5 s at the broker, 3 s at the database) below the 30 s that
+Kubernetes gives by default. A worker told to stop while it leaves for good has so long twice."""
 QUIET_S = 2.0
 """Nothing in flight, nothing new for so long, with the window open: the broker has no more."""
 _LOOK_EVERY_S = 0.1
+_STRIKE_OFF_TIMEOUT_S = 2.0
 _ADVICE_EVERY_S = 1.0
 
 log = structlog.get_logger("service")
@@ -88,10 +89,11 @@ class Service:
         """Where HTTP listens; None until it does."""
         self.started = asyncio.Event()
         """Set once HTTP listens."""
+        self.heartbeat = Heartbeat(settings)
         self._pulse = Pulse()
         self._stop = asyncio.Event()
         self._give_up = asyncio.Event()
-        self._leave = asyncio.Event()
+        self._leaving = False
         self._has_left = False
 
     def problems(self) -> list[str]:
@@ -123,7 +125,7 @@ class Service:
 
         Refused, with a word in the log, while there is no other worker to take what is new.
         """
-        self._leave.set()
+        self.heartbeat.leave_wanted.set()
 
     async def run(self) -> None:
         """Work until `stop`; an error that is a bug ends it, and the broker has the messages."""
@@ -140,11 +142,13 @@ class Service:
                 others = [
                     tasks.create_task(self._pulse.run(), name="pulse"),
                     tasks.create_task(self._advise(), name="advise"),
-                    tasks.create_task(self._leave_when_told(), name="leave when told"),
-                    tasks.create_task(self._leave_when_asked(), name="leave when asked"),
+                    tasks.create_task(self.heartbeat.run(), name="heartbeat"),
                 ]
+                leaving = tasks.create_task(self._leave_for_good(), name="leave for good")
                 await self._stop.wait()
-                for task in others:
+                if self._leaving:
+                    await self._first_of(leaving)
+                for task in (*others, leaving):
                     task.cancel()
                 log.info("draining", in_flight=self.source.inbox.in_flight)
                 self.source.inbox.close()
@@ -153,9 +157,13 @@ class Service:
                 await asyncio.wait([source])
                 watch.cancel()
         await self.writer.close()
-        if self._has_left:
+        if self._has_left and self.source.session_ended:
             await self._strike_off()
-        log.info("left for good" if self._has_left else "stopped")
+            log.info("left for good")
+        else:
+            if self._leaving:
+                log.warning("leaving was interrupted", hint="iov-ingest drain takes out the rest")
+            log.info("stopped")
 
     async def take_over(self, filter_: str) -> int:
         """Take out what the broker keeps for a worker that is gone, and end its session.
@@ -164,19 +172,21 @@ class Service:
         messages it was. Raises NoSession where the broker keeps none, else Unavailable where the
         connection ended before it was done: its owner may be back.
         """
-        async with asyncio.TaskGroup() as tasks:
-            pipeline = tasks.create_task(self.pipeline.run(), name="pipeline")
-            session = tasks.create_task(self._session_of(filter_), name="session")
-            quiet = tasks.create_task(self._quiet(), name="quiet")
-            await asyncio.wait([session, quiet], return_when=asyncio.FIRST_COMPLETED)
-            done = not session.done()
-            if done:
-                self.source.end_session()
-            quiet.cancel()
-            self.source.inbox.close()
-            await self._drained(pipeline)
-            session.cancel()
-        await self.writer.close()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                pipeline = tasks.create_task(self.pipeline.run(), name="pipeline")
+                session = tasks.create_task(self._session_of(filter_), name="session")
+                quiet = tasks.create_task(self._quiet(), name="quiet")
+                await asyncio.wait([session, quiet], return_when=asyncio.FIRST_COMPLETED)
+                done = not session.done()
+                if done:
+                    self.source.end_session()
+                quiet.cancel()
+                self.source.inbox.close()
+                await self._drained(pipeline)
+                session.cancel()
+        finally:
+            await self.writer.close()
         if not done:
             raise session.result()
         return self.source.inbox.taken
@@ -189,30 +199,25 @@ class Service:
             return exc
         raise AssertionError("a session ends with an exception")
 
-    async def _leave_when_told(self) -> None:
-        await self._leave.wait()
-        while not await self._may_leave():
-            self._leave.clear()
+    async def _leave_for_good(self) -> None:
+        wanted = self.heartbeat.leave_wanted
+        await wanted.wait()
+        while not (self.heartbeat.asked_to_leave or await self._may_leave()):
+            wanted.clear()
             log.error(
                 "not leaving",
                 why="no other worker at work on this subscription, or the register is away",
                 hint="what is published would be kept for nobody: start another one first, or "
                 "iov-ingest drain --last",
             )
-            await self._leave.wait()
-        await self._go()
-
-    async def _leave_when_asked(self) -> None:
-        await self.watch.asked_to_leave.wait()
-        await self._go()
-
-    async def _go(self) -> None:
+            await wanted.wait()
+        self._leaving = True
         log.info("leaving for good", in_flight=self.source.inbox.in_flight)
         await self.source.leave()
         await self._quiet()
         self.source.end_session()
         self._has_left = True
-        self.stop()
+        self._stop.set()
 
     async def _quiet(self) -> None:
         """Wait until the broker has nothing more for us.
@@ -244,10 +249,14 @@ class Service:
             return False
 
     async def _strike_off(self) -> None:
+        settings = self._settings
         try:
-            async with registry.reading(self._settings) as connection:
-                await registry.forget(connection, self._settings.mqtt_client_id)
-        except Unavailable as exc:
+            async with (
+                asyncio.timeout(_STRIKE_OFF_TIMEOUT_S),
+                registry.reading(settings) as connection,
+            ):
+                await registry.forget(connection, settings, settings.mqtt_client_id)
+        except (Unavailable, TimeoutError) as exc:
             log.warning("left, but still in the register", why=str(exc), hint="iov-ingest drain")
 
     async def _advise(self) -> None:
@@ -262,13 +271,16 @@ class Service:
             hint="set max_inflight_messages 0 (mosquitto), mqtt.max_inflight (EMQX) or its like",
         )
 
-    async def _drained(self, pipeline: asyncio.Task[None]) -> None:
-        """Wait for the pipeline's end, the deadline or a second signal."""
+    async def _first_of(self, task: asyncio.Task[None]) -> None:
+        """Wait for the end of a task, the deadline or a second signal."""
         give_up = asyncio.ensure_future(self._give_up.wait())
         await asyncio.wait(
-            [pipeline, give_up], timeout=DRAIN_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED
+            [task, give_up], timeout=DRAIN_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED
         )
         give_up.cancel()
+
+    async def _drained(self, pipeline: asyncio.Task[None]) -> None:
+        await self._first_of(pipeline)
         if not pipeline.done():
             log.warning("gave up draining", left_to_the_broker=self.source.inbox.in_flight)
             self.writer.cut()

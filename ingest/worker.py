@@ -22,11 +22,17 @@ async def run(settings: Settings, catalogue: Catalogue) -> None:
     service = Service(settings, catalogue)
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGUSR1, service.leave)
-    with signals(service.stop):
+    adopting: list[asyncio.Task[None]] = []
+
+    def stop() -> None:
+        for task in adopting:
+            task.cancel()
+        service.stop()
+
+    with signals(stop):
         gc.freeze()
         gc.set_threshold(_GC_THRESHOLD, 20, 50)
         async with asyncio.TaskGroup() as tasks:
-            adopting: list[asyncio.Task[None]] = []
             if settings.adopt_after_s:
                 adoption = Adoption(settings, catalogue, service.watch)
                 adopting.append(tasks.create_task(adoption.run(), name="adoption"))

@@ -84,6 +84,9 @@ def drain(
     last: Annotated[
         bool, typer.Option("--last", help="Although no other worker takes what is new.")
     ] = False,
+    unregistered: Annotated[
+        bool, typer.Option("--unregistered", help="Although the register does not know it.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Have a worker leave for good: nothing stays behind in its session at the broker.
@@ -96,7 +99,11 @@ def drain(
     with ending():
         settings = settings_of(config, "IOV_MQTT_URL", "IOV_DATABASE_URL")
         name = client_id or settings.mqtt_client_id
-        account = run_async(drain_tool.leave(settings, name, last=last, progress=people.print))
+        account = run_async(
+            drain_tool.leave(
+                settings, name, last=last, unregistered=unregistered, progress=people.print
+            )
+        )
         say(account, as_json=as_json)
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 _NOT_PLAIN = re.compile(r"[^a-z0-9]")
 _NOT_PLAIN_BYTES = bytes(n for n in range(256) if _NOT_PLAIN.match(chr(n)))
-_REMEMBERED = 4_096
+_REMEMBERED, _LONGEST = 4_096, 100
+"""Names that are remembered, and how long one may be: hostile ones have megabytes."""
 
 
 class NeverStored:
@@ -22,7 +23,14 @@ class NeverStored:
     def __init__(self, names: Iterable[str]) -> None:
         self.names = frozenset(map(_plain, names))
         # Vehicles send the same names for ever; hostile ones push each other out.
-        self.bans = lru_cache(_REMEMBERED)(lambda name: _plain(name) in self.names)
+        self._bans = lru_cache(_REMEMBERED)(self._looked_up)
+
+    def bans(self, name: str) -> bool:
+        """Whether a field of that name is one of them."""
+        return self._bans(name) if len(name) <= _LONGEST else self._looked_up(name)
+
+    def _looked_up(self, name: str) -> bool:
+        return _plain(name) in self.names
 
     def __bool__(self) -> bool:
         return bool(self.names)

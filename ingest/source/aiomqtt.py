@@ -135,15 +135,17 @@ class AiomqttClient:
         connection.attach(paho)
         try:
             async with client:
-                self._connected, self._paho = client, paho
                 try:
                     await self._subscriptions(client, paho)
+                    self._connected, self._paho = client, paho
+                    if self._leaving.unsubscribe:
+                        await self.unsubscribe()
                     subscribed(paho.session_present)
                     async for _ in client.messages:
                         raise AssertionError("the queue gives nothing to its consumer")
                 finally:
                     if self._leaving.end_session and self._version_5:
-                        paho.end_session()
+                        self._leaving.session_ended = paho.end_session()
         except aiomqtt.MqttError as exc:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
@@ -175,14 +177,12 @@ class AiomqttClient:
         return Unavailable(f"connection lost: {reason or exc}")
 
     async def _subscriptions(self, client: aiomqtt.Client, paho: Paho) -> None:
-        """Subscribe, or while leaving the contrary; then begin to read in our own way."""
+        """Subscribe, but while leaving; then begin to read in our own way."""
         if not self._leaving.unsubscribe:
             await self._subscribe(client)
         elif not paho.session_present:
             self._leaving.end_session = True  # that of this connection
             raise NoSession("the broker keeps no session")
-        else:
-            await self.unsubscribe()
         if not self._web:
             paho.read_ahead()
         paho.start_reading()
@@ -210,7 +210,7 @@ class AiomqttClient:
         """MQTT 3.1.1 ends a session by one that is clean (3.1.2.4)."""
         with contextlib.suppress(aiomqtt.MqttError):
             async with self._client(asyncio.Queue, clean=True):
-                pass
+                self._leaving.session_ended = True
 
     def _client(
         self, queue_type: type[asyncio.Queue[aiomqtt.Message]], *, clean: bool = False

@@ -49,7 +49,9 @@ class Leaving:
     unsubscribe: bool = False
     """Take nothing new: connections unsubscribe where they would subscribe."""
     end_session: bool = False
-    """The end of this connection is the end of the session."""
+    """The end of the connection is the end of the session."""
+    session_ended: bool = False
+    """Set by the client: the broker was told so."""
 
 
 class Client(Protocol):
@@ -61,7 +63,7 @@ class Client(Protocol):
     async def session(self, subscribed: Subscribed) -> None:
         """Connect, subscribe, receive into the inbox until the connection ends.
 
-        Always ends with an exception: Unavailable with the reason in words, or one of the two
+        Always ends with an exception: Unavailable with the reason in words, or one of those
         above; cancelling it leaves the broker with DISCONNECT and the session kept, what was
         acknowledged before sent first. With `Leaving.unsubscribe` it does not subscribe but
         unsubscribe, and raises NoSession where the broker keeps none.

@@ -186,16 +186,19 @@ class Connection(asyncio.BufferedProtocol):
         reason: mqtt5.DisconnectReasonCode = _Disconnect.NORMAL_DISCONNECTION,
         *,
         end_session: bool = False,
-    ) -> None:
-        """Send DISCONNECT and end; what was written before goes out first.
+    ) -> bool:
+        """Send DISCONNECT and end; what was written before goes out first. Whether it was sent.
 
         `end_session` has the broker forget the session at once (MQTT 5, 3.14.2.2.2).
         """
+        told = False
         if self._transport is not None and not self._closing and self.connack.done():
             expiry_s = 0 if end_session else None
             packet = mqtt5.DisconnectPacket(reason_code=reason, session_expiry_interval=expiry_s)
             self._transport.write(packet.write())
+            told = True
         self._end(why)
+        return told
 
     def abort(self) -> None:
         """Drop the socket with whatever is still to be written."""

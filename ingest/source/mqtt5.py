@@ -46,11 +46,12 @@ class Mqtt5Client:
         self._leaving = leaving
         self._clean_start = clean_start
         self._connection: Connection | None = None
+        self._unsubscribing = asyncio.Lock()
         self._packet_bytes = settings.max_payload_bytes * PACKET_PER_PAYLOAD
 
     async def session(self, subscribed: Subscribed) -> None:
         """One connection from CONNECT to its end; always raises."""
-        self._connection = connection = await self._open()
+        connection = await self._open()
         try:
             connack = await self._handshake(connection)
             if not self._leaving.unsubscribe:
@@ -58,7 +59,8 @@ class Mqtt5Client:
             elif not connack.session_present:
                 self._leaving.end_session = True  # that of this connection
                 raise NoSession("the broker keeps no session")
-            else:
+            self._connection = connection
+            if self._leaving.unsubscribe:
                 await self.unsubscribe()
             subscribed(connack.session_present)
             raise await connection.ended
@@ -68,7 +70,9 @@ class Mqtt5Client:
             raise Unavailable("the broker does not answer") from exc
         finally:
             self._connection = None
-            connection.close(Unavailable("closed by us"), end_session=self._leaving.end_session)
+            ends = self._leaving.end_session
+            told = connection.close(Unavailable("closed by us"), end_session=ends)
+            self._leaving.session_ended = told and ends
             await self._flush(connection)
 
     async def _open(self) -> Connection:
@@ -132,19 +136,20 @@ class Mqtt5Client:
 
     async def unsubscribe(self) -> None:
         """Take nothing new from now on; what the broker has queued for us still comes."""
-        connection = self._connection
-        if connection is None or connection.ended.done():
-            raise Unavailable("not connected")
-        unsuback = connection.unsubscribe(_UNSUBSCRIBE_ID, self._leaving.filter)
-        try:
-            code = (await _first_of(unsuback, connection.ended)).reason_codes[0]
-            if code in _UNSUBSCRIBED:
-                return
-            failure = Unavailable(f"unsubscribing from {self._leaving.filter}: {words(code)}")
-        except TimeoutError:
-            failure = Unavailable("the broker does not answer UNSUBSCRIBE")
-        connection.close(failure)  # a new one tries again
-        raise failure
+        async with self._unsubscribing:
+            connection = self._connection
+            if connection is None or connection.ended.done():
+                raise Unavailable("not connected")
+            unsuback = connection.unsubscribe(_UNSUBSCRIBE_ID, self._leaving.filter)
+            try:
+                code = (await _first_of(unsuback, connection.ended)).reason_codes[0]
+                if code in _UNSUBSCRIBED:
+                    return
+                failure = Unavailable(f"unsubscribing from {self._leaving.filter}: {words(code)}")
+            except TimeoutError:
+                failure = Unavailable("the broker does not answer UNSUBSCRIBE")
+            connection.close(failure)  # a new one tries again
+            raise failure
 
     async def _flush(self, connection: Connection) -> None:
         """Let what was written leave; a broker that does not read is not waited for long."""

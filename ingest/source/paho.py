@@ -96,11 +96,11 @@ class Paho:
         # What was read ahead, or decoded by TLS, does not show at the file descriptor any more.
         asyncio.get_running_loop().call_soon(self._read)
 
-    def end_session(self) -> None:
-        """DISCONNECT with Session Expiry Interval 0 (MQTT 5, 3.14.2.2.2)."""
+    def end_session(self) -> bool:
+        """DISCONNECT with Session Expiry Interval 0 (MQTT 5, 3.14.2.2.2); whether it was sent."""
         properties = Properties(PacketTypes.DISCONNECT)  # type: ignore[no-untyped-call]  # paho's
         properties.SessionExpiryInterval = 0
-        self._paho.disconnect(properties=properties)
+        return self._paho.disconnect(properties=properties) == MQTTErrorCode.MQTT_ERR_SUCCESS
 
     def hang_up(self) -> None:
         """DISCONNECT; aiomqtt's message iterator ends by it."""

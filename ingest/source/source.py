@@ -87,6 +87,11 @@ class Source:
         """Have the end of this connection be the end of the session."""
         self._leaving.end_session = True
 
+    @property
+    def session_ended(self) -> bool:
+        """Whether the broker was told to forget the session, or had none."""
+        return self._leaving.session_ended or self.nothing_left
+
     async def take_over(self, filter_: str) -> None:
         """Take out what the broker keeps for a worker that is gone, over one connection.
 
@@ -100,7 +105,13 @@ class Source:
             await self._client.session(self._subscribed)
         except UnsupportedVersion as exc:
             self._without_version_5(str(exc))
-            await self._client.session(self._subscribed)
+        except NoSession:
+            raise
+        except Unavailable:
+            if self._connections:
+                raise
+            # Nobody was thrown out yet, and aiomqtt speaks MQTT 3.1.1 the next time.
+        await self._client.session(self._subscribed)
 
     async def _one_session(self) -> float:
         """One connection to its end; the seconds to wait before the next."""

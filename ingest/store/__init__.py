@@ -2,11 +2,13 @@
 
 from ingest.store.connect import connect, durability_problem, expect_migrated
 from ingest.store.failures import meaning
+from ingest.store.heartbeat import Heartbeat
 from ingest.store.migrate import migrate
 from ingest.store.watch import Watch
 from ingest.store.writer import Writer, Written
 
 __all__ = [
+    "Heartbeat",
     "Watch",
     "Writer",
     "Written",

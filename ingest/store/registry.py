@@ -1,7 +1,6 @@
 """The workers' register: who is at work, who asks whom to leave, who has fallen silent.
 
-A heartbeat is a look of `Watch`, so it says that a worker lives and reaches the database. All
-times are the database's own.
+A heartbeat says that a worker lives and reaches the database. All times are the database's own.
 """
 
 from __future__ import annotations
@@ -17,33 +16,42 @@ from ingest.errors import Unavailable
 from ingest.store.connect import connect
 from ingest.store.failures import meaning, unless_cancelled
 
-ALIVE_S = 20.0
-"""A worker heard of within so long is at work: four looks of `Watch`."""
+ALIVE_S = 30.0
+"""A worker heard of within so long is at work: six heartbeats."""
 
 _HEARTBEAT = """
 INSERT INTO iov.worker AS w (client_id, broker, subscription, heartbeat_at)
 VALUES ($1, $2, $3, clock_timestamp())
-ON CONFLICT (client_id) DO UPDATE SET
-    broker = excluded.broker, subscription = excluded.subscription,
-    heartbeat_at = excluded.heartbeat_at, leave_requested = w.leave_requested AND NOT $4
+ON CONFLICT (broker, client_id) DO UPDATE SET
+    subscription = excluded.subscription, heartbeat_at = excluded.heartbeat_at,
+    leave_requested = w.leave_requested AND NOT $4
 RETURNING leave_requested
 """
 _FIND = """
 SELECT client_id, subscription,
-    clock_timestamp() - heartbeat_at < make_interval(secs => $3) AS alive
+    clock_timestamp() - heartbeat_at < make_interval(secs => $3) AS alive, leave_requested
 FROM iov.worker WHERE broker = $1 AND client_id = $2
 """
+_ELSEWHERE = "SELECT broker FROM iov.worker WHERE client_id = $1 AND broker <> $2"
 _OTHERS = """
 SELECT count(*) FROM iov.worker
 WHERE broker = $1 AND client_id <> $2 AND subscription = $3 AND NOT leave_requested
   AND clock_timestamp() - heartbeat_at < make_interval(secs => $4)
 """
-_LEAVE = "UPDATE iov.worker SET leave_requested = true WHERE client_id = $1"
+_LEAVE = "UPDATE iov.worker SET leave_requested = true WHERE broker = $1 AND client_id = $2"
+_FORGET = """
+DELETE FROM iov.worker WHERE broker = $1 AND client_id = $2
+  AND clock_timestamp() - heartbeat_at >= make_interval(secs => $3)
+"""
+_END_BACKENDS = """
+SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity
+WHERE application_name = $1 AND usename = current_user AND datname = current_database()
+"""
 _SILENT = """
-SELECT client_id, subscription, false AS alive FROM iov.worker
+SELECT client_id, subscription, false AS alive, leave_requested FROM iov.worker
 WHERE broker = $1 AND subscription = $2 AND client_id <> $3
   AND clock_timestamp() - heartbeat_at >= make_interval(secs => $4)
-ORDER BY heartbeat_at LIMIT 1
+ORDER BY heartbeat_at
 """
 _ADOPTION, _LEAVING = 0x696F_7661, 0x696F_766C  # "iova", "iovl"
 
@@ -54,6 +62,8 @@ class Registered(NamedTuple):
     client_id: str
     subscription: str
     alive: bool
+    leaving: bool = False
+    """It is asked to leave."""
 
 
 @asynccontextmanager
@@ -112,28 +122,42 @@ async def may_leave(
         )
         if not staying and not last:
             return False
-        await connection.execute(_LEAVE, worker.client_id)
+        await connection.execute(_LEAVE, broker_of(settings), worker.client_id)
     return True
 
 
-async def forget(connection: asyncpg.Connection, client_id: str, *, silent_s: float = 0) -> None:
+async def elsewhere(
+    connection: asyncpg.Connection, settings: Settings, client_id: str
+) -> str | None:
+    """Another broker under which a client id is registered; None where there is none."""
+    name: str | None = await connection.fetchval(_ELSEWHERE, client_id, broker_of(settings))
+    return name
+
+
+async def forget(
+    connection: asyncpg.Connection, settings: Settings, client_id: str, *, silent_s: float = 0
+) -> None:
     """Strike off a worker whose session has ended, unless it was heard of since."""
-    await connection.execute(
-        "DELETE FROM iov.worker WHERE client_id = $1 "
-        "AND clock_timestamp() - heartbeat_at >= make_interval(secs => $2)",
-        client_id,
-        silent_s,
-    )
+    await connection.execute(_FORGET, broker_of(settings), client_id, silent_s)
 
 
 async def silent(
     connection: asyncpg.Connection, settings: Settings, after_s: float
-) -> Registered | None:
-    """Another worker on our subscription that was not heard of for so long: the longest silent."""
-    row = await connection.fetchrow(
+) -> list[Registered]:
+    """Other workers on our subscription that were not heard of for so long, longest first."""
+    rows = await connection.fetch(
         _SILENT, broker_of(settings), settings.subscription, settings.mqtt_client_id, after_s
     )
-    return Registered(*row) if row else None
+    return [Registered(*row) for row in rows]
+
+
+async def end_backends(connection: asyncpg.Connection, name: str) -> None:
+    """End what a worker that is gone has left at the database: it may hold keys locked.
+
+    A client that fell silent in mid-COPY holds them past every timeout. Were the worker alive, it
+    would connect again and repeat its batch.
+    """
+    await connection.execute(_END_BACKENDS, name)
 
 
 async def is_adopter(connection: asyncpg.Connection) -> bool:

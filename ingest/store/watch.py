@@ -1,7 +1,5 @@
 """Looks at the database from outside the batches: is it there, migrated, durable; partitions ahead.
 
-A look that finds it well is also the worker's heartbeat in the register.
-
 Each look is a new connection, as a worker would get one, so that it also sees what is wrong with
 connecting and what has changed in the server's settings.
 """
@@ -19,7 +17,6 @@ from ingest.config import Settings
 from ingest.errors import Unavailable
 from ingest.metrics import Metrics
 from ingest.schema import Catalogue
-from ingest.store import registry
 from ingest.store.connect import connect, durability_problem, expect_migrated
 from ingest.store.failures import meaning, unless_cancelled
 from ingest.store.partitions import make_ahead
@@ -46,11 +43,8 @@ class Watch:
         self._writer = writer
         self._ahead_for: datetime | None = None
         self._writer_saw_problem = False
-        self._heard_of = False
         self.up_since_s: float | None = None
         """Monotonic time since when every look found the database well; None while one did not."""
-        self.asked_to_leave = asyncio.Event()
-        """Somebody wants this worker to leave for good."""
 
     async def run(self) -> None:
         """Look again and again until cancelled."""
@@ -88,9 +82,6 @@ class Watch:
             if problem := await durability_problem(connection):
                 return problem
             await self._make_ahead(connection)
-            first, self._heard_of = not self._heard_of, True
-            if await registry.heartbeat(connection, self._settings, first=first):
-                self.asked_to_leave.set()
             await connection.close()
         finally:
             connection.terminate()

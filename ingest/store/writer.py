@@ -152,7 +152,11 @@ class Writer:
                 detail,
                 self._sample_json(delivery, index),
             )
-            if self._budget.allows(rejected.device, len(rejected.payload), now_s):
+            place = name, position
+            if place not in batch.kept:
+                size = len(rejected.payload)
+                batch.kept[place] = self._budget.allows(rejected.device, size, now_s)
+            if batch.kept[place]:
                 letters.append(dead_letter(delivery, rejected))
         return letters
 

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import asyncpg
+
 from ingest.config import Settings
 from ingest.errors import NotReady
 from ingest.handover import drain
@@ -18,36 +20,59 @@ _LOOK_EVERY_S = 0.5
 
 
 async def leave(
-    settings: Settings, client_id: str, *, last: bool, progress: Callable[[str], None]
+    settings: Settings,
+    client_id: str,
+    *,
+    last: bool,
+    unregistered: bool = False,
+    progress: Callable[[str], None],
 ) -> dict[str, Any]:
     """Have a worker leave; the keys of `--json`.
 
     A worker that is at work is asked to, and waited for. From one that is not its session is taken
-    over. Raises NotReady where nobody would be left to take what is new, unless it is the `last`;
-    Unavailable where a server is away, or the owner came back.
+    over. Raises NotReady where nobody would be left to take what is new, unless it is the `last`,
+    or the register does not know it, unless it is `unregistered`; Unavailable where a server is
+    away, or the worker came back.
     """
     async with registry.reading(settings) as connection:
-        found = await registry.find(connection, settings, client_id)
-        worker = found or Registered(client_id, settings.subscription, alive=False)
+        worker = await registry.find(connection, settings, client_id)
+        if worker is None:
+            if not unregistered:
+                await _unknown(connection, settings, client_id)
+            worker = Registered(client_id, settings.subscription, alive=False)
         if not await registry.may_leave(connection, settings, worker, last=last):
             raise NotReady(
                 f"no other worker is at work on {worker.subscription}: what is published would be "
                 "kept for nobody. Start another one first, or say --last"
             )
-        asked = worker.alive
-        while worker.alive:
+        if worker.alive:
             progress(f"{client_id} was asked to leave and is taking out what is left for it")
+        while worker.alive:
             await asyncio.sleep(_LOOK_EVERY_S)
             found = await registry.find(connection, settings, client_id)
             if found is None:
                 return {"client_id": client_id, "how": "left", "messages": None}
+            if found.alive and not found.leaving:
+                raise NotReady(f"{client_id} was started again meanwhile: ask once more")
             worker = found
-        if asked:
-            progress(f"{client_id} has fallen silent")
         progress(f"taking out what the broker keeps for {client_id}")
         began_s = time.monotonic()
-        messages = await drain(settings, load_catalogue(settings.schema_dir), worker)
+        messages = await drain(settings, load_catalogue(settings.schema_dir), connection, worker)
         silent_s = time.monotonic() - began_s
-        await registry.forget(connection, client_id, silent_s=silent_s)
+        await registry.forget(connection, settings, client_id, silent_s=silent_s)
     how = "no session" if messages is None else "drained"
     return {"client_id": client_id, "how": how, "messages": messages or 0}
+
+
+async def _unknown(connection: asyncpg.Connection, settings: Settings, client_id: str) -> None:
+    """Say why a worker is not found: the wrong name for it would be a live one's session."""
+    here = registry.broker_of(settings)
+    if there := await registry.elsewhere(connection, settings, client_id):
+        raise NotReady(
+            f"{client_id} is in the register under the broker {there}, not {here}: set "
+            "IOV_MQTT_URL as its workers have it"
+        )
+    raise NotReady(
+        f"no worker {client_id} of broker {here} is in the register: its session, if there is "
+        "one, is taken over with --unregistered"
+    )

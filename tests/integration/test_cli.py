@@ -332,5 +332,10 @@ async def test_drain_takes_out_what_a_worker_left_behind(
     assert ended.json == {"client_id": "worker-1", "how": "drained", "messages": 200}
     assert await database.count() == 200
     assert await database.count("worker") == 0
-    again = await iov_ingest("drain", "--json", "--last", "--client-id", "worker-1", **settings)
+    unknown = await iov_ingest("drain", "--last", "--client-id", "worker-1", **settings)
+    assert unknown.status == 1
+    assert "--unregistered" in unknown.err
+    again = await iov_ingest(
+        "drain", "--json", "--last", "--unregistered", "--client-id", "worker-1", **settings
+    )
     assert again.json["how"] == "no session"

@@ -7,6 +7,7 @@ import asyncio
 import asyncpg
 import mqtt5
 import pytest
+import structlog
 
 from ingest.config import Settings, load
 from ingest.handover import Adoption, drain
@@ -14,7 +15,7 @@ from ingest.schema import Catalogue
 from ingest.service import QUIET_S
 from ingest.store import registry
 from ingest.store.registry import Registered
-from ingest.tools.embedded import Mosquitto
+from ingest.tools.embedded import Mosquitto, amqtt
 from ingest.tools.proxy import Proxy
 from tests.support import (
     Database,
@@ -82,7 +83,7 @@ async def test_the_last_one_does_not_leave_by_a_signal(
 ) -> None:
     async with working(broker.url, database.url, catalogue) as worker:
         worker.service.leave()
-        await until(lambda: not worker.service._leave.is_set(), "the refusal")
+        await until(lambda: not worker.service.heartbeat.leave_wanted.is_set(), "the refusal")
         await publish_many(broker.url, [sample(seq) for seq in range(10)])
         await worker.settles(10)
 
@@ -90,7 +91,7 @@ async def test_the_last_one_does_not_leave_by_a_signal(
 async def test_a_worker_hears_by_the_database_that_it_is_to_leave(
     database: Database, broker: Mosquitto, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ingest.store.watch.INTERVAL_S", 0.1)
+    monkeypatch.setattr("ingest.store.heartbeat.EVERY_S", 0.1)
     settings = settings_of(broker, database)
     async with working(broker.url, database.url, catalogue) as worker:
         async with registry.reading(settings) as connection:
@@ -110,9 +111,10 @@ async def test_what_a_killed_worker_left_is_drained(
     await publish_many(broker.url, [sample(seq) for seq in range(500)])
     settings = settings_of(broker, database, mqtt_client_id="standby", mqtt_client=client)
     gone = Registered("worker-1", FILTER, alive=False)
-    assert await drain(settings, catalogue, gone) == 500
-    assert await database.count() == 500
-    assert await drain(settings, catalogue, gone) is None
+    async with registry.reading(settings) as connection:
+        assert await drain(settings, catalogue, connection, gone) == 500
+        assert await database.count() == 500
+        assert await drain(settings, catalogue, connection, gone) is None
     assert not await has_session(broker, "worker-1")
 
 
@@ -123,9 +125,13 @@ async def test_an_owner_that_returns_wins(
     async with working(broker.url, database.url, catalogue) as victim:
         await victim.kill()
     await publish_many(broker.url, [sample(seq) for seq in range(300)])
-    draining = asyncio.create_task(
-        drain(settings, catalogue, Registered("worker-1", FILTER, alive=False))
-    )
+    gone = Registered("worker-1", FILTER, alive=False)
+
+    async def take() -> None:
+        async with registry.reading(settings) as connection:
+            await drain(settings, catalogue, connection, gone)
+
+    draining = asyncio.create_task(take())
 
     async def under_way() -> bool:
         return await database.count() == 300
@@ -143,7 +149,7 @@ async def test_an_owner_that_returns_wins(
 async def test_a_silent_worker_is_adopted_by_one_of_the_others(
     database: Database, broker: Mosquitto, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ingest.store.watch.INTERVAL_S", 0.1)
+    monkeypatch.setattr("ingest.store.heartbeat.EVERY_S", 0.1)
     async with working(broker.url, database.url, catalogue) as victim:
         await victim.kill()
     async with working(broker.url, database.url, catalogue, mqtt_client_id="worker-2") as worker:
@@ -151,7 +157,7 @@ async def test_a_silent_worker_is_adopted_by_one_of_the_others(
         await until(lambda: not worker.in_flight)
         left = 300 - await database.count()
         assert left > 0
-        # Three seconds of silence here, where a setting would have to say thirty.
+        # Three seconds of silence here, where a setting would have to say sixty.
         settings = settings_of(broker, database, mqtt_client_id="worker-2")
         adopters = [
             Adoption(settings.model_copy(update={"adopt_after_s": 1.5}), catalogue, watch)
@@ -172,7 +178,7 @@ async def test_a_silent_worker_is_adopted_by_one_of_the_others(
 async def test_nobody_is_judged_while_the_database_was_away(
     database: Database, broker: Mosquitto, catalogue: Catalogue
 ) -> None:
-    settings = settings_of(broker, database, mqtt_client_id="worker-2", adopt_after_s="30")
+    settings = settings_of(broker, database, mqtt_client_id="worker-2", adopt_after_s="60")
     await database.execute(
         "INSERT INTO iov.worker (client_id, broker, subscription, heartbeat_at) "
         f"VALUES ('gone', '127.0.0.1', '{FILTER}', now() - interval '1 day')"
@@ -229,7 +235,9 @@ async def test_a_cut_while_leaving_is_only_a_delay(
                 await lock.execute("LOCK TABLE iov.nev")
                 await publish_many(broker.url, [sample(seq) for seq in range(500)])
                 worker.service.leave()
-                await until(lambda: worker.service._leave.is_set() and worker.in_flight)
+                await until(
+                    lambda: worker.service.heartbeat.leave_wanted.is_set() and worker.in_flight
+                )
                 proxy.cut()
                 await until(lambda: worker.service.source.problem, "the cut")
             await worker.task
@@ -247,7 +255,9 @@ async def test_two_that_are_told_at_once_do_not_both_leave(
         for worker in (one, other):
             worker.service.leave()
         await until(lambda: one.task.done() or other.task.done(), "one to leave")
-        await until(lambda: not all(w.service._leave.is_set() for w in (one, other)))
+        await until(
+            lambda: not all(w.service.heartbeat.leave_wanted.is_set() for w in (one, other))
+        )
         assert one.task.done() != other.task.done()
 
 
@@ -259,7 +269,92 @@ async def test_a_signal_while_the_database_is_away_ends_nothing(
         async with working(broker.url, url, catalogue) as worker:
             proxy.refuse()
             worker.service.leave()
-            await until(lambda: not worker.service._leave.is_set(), "the refusal")
+            await until(lambda: not worker.service.heartbeat.leave_wanted.is_set(), "the refusal")
             proxy.flow()
             await publish_many(broker.url, [sample(1)])
             await worker.settles(1)
+
+
+async def test_what_a_dead_worker_holds_at_the_database_is_let_go(
+    database: Database, broker: Mosquitto, catalogue: Catalogue
+) -> None:
+    """Its host is gone in the middle of a COPY: nobody has told the database."""
+    async with working(broker.url, database.url, catalogue) as victim:
+        await publish_many(broker.url, [sample(1)])
+        await victim.settles(1)
+        await victim.kill()
+    again = sample(7)
+    await publish_many(broker.url, [again])
+    ghost = await asyncpg.connect(
+        database.url, server_settings={"application_name": "iov-ingest worker-1"}
+    )
+    await ghost.execute("BEGIN")
+    await ghost.execute(
+        "INSERT INTO iov.nev (device_id, ts, seq, received_at) "
+        f"SELECT device_id, '{again['ts']}', 7, now() FROM iov.device"
+    )
+    settings = settings_of(broker, database, mqtt_client_id="standby")
+    async with registry.reading(settings) as connection, asyncio.timeout(20):
+        gone = Registered("worker-1", FILTER, alive=False)
+        assert await drain(settings, catalogue, connection, gone) == 1
+    assert await database.count() == 2
+    ghost.terminate()
+
+
+async def test_one_signal_and_the_register_are_one_leaving(
+    database: Database, broker: Mosquitto, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ingest.store.heartbeat.EVERY_S", 0.02)
+    await somebody_else(database)
+    with structlog.testing.capture_logs() as logs:
+        async with working(broker.url, database.url, catalogue) as worker:
+            worker.service.leave()
+            worker.service.leave()
+            await worker.task
+    assert [entry["event"] for entry in logs].count("leaving for good") == 1
+    assert "left for good" in [entry["event"] for entry in logs]
+    assert not await has_session(broker, "worker-1")
+
+
+async def test_a_stop_while_leaving_lets_it_come_to_its_end(
+    database: Database, broker: Mosquitto, catalogue: Catalogue
+) -> None:
+    await somebody_else(database)
+    async with working(broker.url, database.url, catalogue) as worker:
+        await publish_many(broker.url, [sample(seq) for seq in range(200)])
+        worker.service.leave()
+        await until(lambda: worker.service._leaving, "the leaving")
+        worker.service.stop()
+        await worker.task
+    assert await database.count() == 200
+    assert not await has_session(broker, "worker-1")
+
+
+async def test_a_new_start_is_not_asked_what_its_predecessor_was(
+    database: Database, broker: Mosquitto, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ingest.store.heartbeat.EVERY_S", 0.02)
+    await database.execute(
+        "INSERT INTO iov.worker (client_id, broker, subscription, heartbeat_at, leave_requested) "
+        f"VALUES ('worker-1', '127.0.0.1', '{FILTER}', now(), true)"
+    )
+    async with working(broker.url, database.url, catalogue) as worker:
+        query = "SELECT leave_requested FROM iov.worker"
+
+        async def withdrawn() -> bool:
+            return await database.one(query) is False
+
+        await until(withdrawn, "the withdrawal")
+        await publish_many(broker.url, [sample(1)])
+        await worker.settles(1)
+        assert not worker.service.heartbeat.asked_to_leave
+
+
+async def test_a_broker_of_old_is_drained_too(database: Database, catalogue: Catalogue) -> None:
+    async with amqtt() as url:
+        settings = load(
+            environ=environment(url, database.url, mqtt_client="aiomqtt", mqtt_group="")
+        )
+        async with registry.reading(settings) as connection:
+            gone = Registered("worker-1", "iov/v1/+/+", alive=False)
+            assert await drain(settings, catalogue, connection, gone) is None

@@ -2,11 +2,12 @@
 -- whose worker is only slow, and be drained.
 
 CREATE TABLE iov.worker (
-    client_id text PRIMARY KEY,
+    client_id text NOT NULL,
     broker text NOT NULL,
     subscription text NOT NULL,
     heartbeat_at timestamptz NOT NULL,
-    leave_requested boolean NOT NULL DEFAULT false
+    leave_requested boolean NOT NULL DEFAULT false,
+    PRIMARY KEY (broker, client_id)
 );
 COMMENT ON TABLE iov.worker IS 'Workers and when each was last heard of; one that has left for good has no row';
 COMMENT ON COLUMN iov.worker.client_id IS 'MQTT client identifier: the name of its session at the broker';
