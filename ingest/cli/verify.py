@@ -74,7 +74,7 @@ def verify(
         log.configure("logfmt", "warning")
         if source not in {"auto", "mqtt5", "aiomqtt"}:
             raise ConfigError(["--source is auto, mqtt5 or aiomqtt"])
-        plan = Plan(_faults(faults), duration, rate, workers, seed, every, devices, source)
+        plan = Plan(_faults(faults), duration, rate, workers, seed, every, devices, source=source)
         with tempfile.TemporaryDirectory(prefix="iov-verify-") as temporary:
             logs = (output or Path(temporary)) / "logs"
             logs.mkdir(parents=True, exist_ok=True)

@@ -161,7 +161,7 @@ async def _measure(settings: Settings, found: Findings) -> None:
     """See what the broker delivers to a client that acknowledges nothing, and then the rest."""
     own = _own(settings)
     inbox = Inbox(PROBES + 1)
-    async with _subscribed(own, inbox):
+    async with _subscribed(own, inbox) as session:
         if settings.mqtt_group:
             found.measured["shared_subscriptions"] = True
         if not await _may_publish(settings, own.mqtt_topic, inbox):
@@ -176,6 +176,8 @@ async def _measure(settings: Settings, found: Findings) -> None:
         arrived = await _quiet(inbox)
         inbox.close()
         await settling
+        if session.done():
+            session.result()  # raises why the connection ended: nothing was measured
     found.measured["broker_window"] = window if window < PROBES else f"at least {PROBES}"
     if window < _FEW:
         found.warnings.append(
@@ -195,8 +197,11 @@ async def _measure(settings: Settings, found: Findings) -> None:
 
 
 @asynccontextmanager
-async def _subscribed(own: Settings, inbox: Inbox) -> AsyncIterator[None]:
-    """A subscription of our own while the block runs; raises what keeps it from being made."""
+async def _subscribed(own: Settings, inbox: Inbox) -> AsyncIterator[asyncio.Task[None]]:
+    """A subscription of our own while the block runs; raises what keeps it from being made.
+
+    The session that is yielded is done where the connection has ended.
+    """
     subscribed = asyncio.Event()
     client = Mqtt5Client(own, inbox, Leaving(own.subscription), clean_start=True)
     session = asyncio.create_task(client.session(lambda _: subscribed.set()), name="check session")
@@ -205,7 +210,7 @@ async def _subscribed(own: Settings, inbox: Inbox) -> AsyncIterator[None]:
         await asyncio.wait([session, made], return_when=asyncio.FIRST_COMPLETED)
         if session.done():
             session.result()
-        yield
+        yield session
     finally:
         made.cancel()
         session.cancel()

@@ -162,6 +162,11 @@ class Mosquitto:
             while not store.exists() or store.stat().st_mtime_ns == before:  # noqa: ASYNC110  mosquitto tells nobody
                 await asyncio.sleep(0.02)
 
+    @property
+    def runs(self) -> bool:
+        """Whether it was started and has not ended."""
+        return self._process is not None and self._process.returncode is None
+
     def forget(self) -> None:
         """Remove its store; only while it is stopped."""
         for store in self._directory.glob("mosquitto.db*"):

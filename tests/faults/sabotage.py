@@ -1,12 +1,13 @@
 """A worker with a fault of its own, to see that `verify` finds it.
 
-`sabotage.py early|lose|alter|twice`; everything else about it is the service as it is.
+`sabotage.py early|lose|alter|twice|never`; everything else about it is the service as it is.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Sequence
 from datetime import timedelta
 
 import uvloop
@@ -14,6 +15,7 @@ import uvloop
 from ingest import log, service
 from ingest.batch import Batch
 from ingest.config import load
+from ingest.model import Delivery
 from ingest.pipeline import Pipeline
 from ingest.schema import load_catalogue
 from ingest.service import Service
@@ -28,6 +30,21 @@ async def early(self: Pipeline) -> None:
     while (batch := await self._next()) is not None:
         self._inbox.settle(batch.deliveries)
         self._count(batch, await self._store.write(batch), 0.0)
+
+
+def never(inbox: Inbox) -> None:
+    """Leave one message in so many without its acknowledgement."""
+    settle, count = inbox.settle, 0
+
+    def some(deliveries: Sequence[Delivery]) -> None:
+        nonlocal count
+        for delivery in deliveries:
+            count += 1
+            if count % _EVERY == 0:
+                delivery.packet_id = None
+        settle(deliveries)
+
+    inbox.settle = some  # type: ignore[method-assign]  # the sabotage
 
 
 class Spoilt:
@@ -64,9 +81,10 @@ async def main(how: str) -> None:
     if how == "early":
         Pipeline._write = early  # type: ignore[method-assign]  # the sabotage
     worker = Service(settings, load_catalogue())
-    if how != "early":
+    if how == "never":
+        never(worker.source.inbox)
+    elif how != "early":
         worker.pipeline._store = Spoilt(worker.writer, how)
-    assert isinstance(worker.source.inbox, Inbox)
     with service.signals(worker.stop):
         await worker.run()
 

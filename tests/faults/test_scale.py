@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -41,7 +40,7 @@ async def test_from_four_workers_to_one_to_three_under_load(tmp_path: Path) -> N
         tapped = Proxy(
             "127.0.0.1",
             servers.settings.broker_port,
-            listener=lambda: Tap(ledger.settle, lambda: None).listener(),
+            listener=lambda: Tap(ledger.settle, lambda: None, print).listener(),
         )
         async with tapped as tap, world(servers, ledger, workers=4, logs=tmp_path) as whole:
             course = Course(whole, Plan([], rate=300), lambda *_: None)
@@ -54,9 +53,7 @@ async def test_from_four_workers_to_one_to_three_under_load(tmp_path: Path) -> N
                     "how"
                 ] == "left"
                 assert await asked.left() == 0
-                assert signalled.process is not None
-                signalled.process.send_signal(signal.SIGUSR1)
-                assert await signalled.left() == 0
+                assert await signalled.leave() == 0
                 await killed.kill()
                 await whole.some_published(300)
                 done = await leave(settings, killed.client_id, last=False, progress=told)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ def silent(*_: object) -> None:
 async def verified(plan: Plan, logs: Path, *command: str) -> Result:
     async with embedded() as servers:
         faults = [fault for fault in plan.faults if not servers.cannot(fault.needs)]
-        possible = Plan(faults, plan.duration_s, plan.rate, seed=plan.seed, every_s=plan.every_s)
+        possible = replace(plan, faults=faults)
         how = {"command": command} if command else {}
         return await run(servers, possible, silent, logs, **how)
 
@@ -41,14 +42,15 @@ async def test_nothing_is_lost_whatever_breaks(tmp_path: Path) -> None:
         ("lose", "lost"),
         ("alter", "altered"),
         ("twice", "duplicated"),
+        ("never", "unacknowledged"),
     ],
 )
 async def test_what_a_spoilt_worker_does_is_found(how: str, what: str, tmp_path: Path) -> None:
-    plan = Plan([], duration_s=4, rate=300)
+    plan = Plan([], duration_s=4, rate=300, rest_s=5)
     result = await verified(plan, tmp_path, sys.executable, str(_SABOTAGE), how)
     told = result.as_json()
     assert not result.ok
     assert told[what] > 0, told
-    others = {"early_acks", "lost", "altered", "duplicated"} - {what}
+    others = {"early_acks", "lost", "altered", "duplicated", "unacknowledged"} - {what}
     # The second of two has another time than was sent.
     assert [name for name in others if told[name]] == (["altered"] if how == "twice" else [])

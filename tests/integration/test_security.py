@@ -90,8 +90,19 @@ class Shipped:
         return file
 
     def worker(self) -> dict[str, Any]:
-        identity = Identity(self.directory, "iov-ingest", self.workers)
-        return identity.settings(self.server_ca) | {"mqtt_topic": "vehicles/iov/v1/+/+"}
+        identity = Identity(self.directory, "iov.ingest", self.workers)
+        return identity.settings(self.server_ca) | {
+            "mqtt_topic": "vehicles/iov/v1/+/+",
+            "mqtt_client_id": "iov.ingest-1",
+        }
+
+    def thief(self, name: str, **more: Any) -> aiomqtt.Client:
+        """A vehicle with a good certificate of its own, and other intentions."""
+        context = Identity(self.directory, name, self.vehicles).context(self.server_ca)
+        return aiomqtt.Client(
+            "localhost", int(self.ports["8883"]), tls_context=context,
+            protocol=aiomqtt.ProtocolVersion.V5, **more,
+        )  # fmt: skip
 
     def vehicle(self, name: str, **more: Any) -> Any:
         context = Identity(self.directory, name, self.vehicles).context(self.server_ca)
@@ -126,14 +137,11 @@ async def test_a_vehicle_publishes_as_itself_and_as_nobody_else(
     assert await database.reasons() == []
 
 
+@pytest.mark.parametrize("name", ["THIEF", "iov-ingest", "ingest"])
 async def test_a_vehicle_reads_nothing_and_takes_nobodys_turn(
-    shipped: Shipped, database: Database, catalogue: Catalogue
+    name: str, shipped: Shipped, database: Database, catalogue: Catalogue
 ) -> None:
-    context = Identity(shipped.directory, "THIEF", shipped.vehicles).context(shipped.server_ca)
-    thief = aiomqtt.Client(
-        "localhost", shipped.ports["8883"], tls_context=context,
-        protocol=aiomqtt.ProtocolVersion.V5,
-    )  # fmt: skip
+    thief = shipped.thief(name)
     async with working(shipped.url, database.url, catalogue, **shipped.worker()) as worker, thief:
         for filter_ in (
             "#", "iov/v1/#", "vehicles/#", "$share/ingest/vehicles/iov/v1/+/+",
@@ -146,6 +154,24 @@ async def test_a_vehicle_reads_nothing_and_takes_nobodys_turn(
         await worker.settles(60)
         assert await database.count() == 60
         assert len(thief.messages) == 0
+
+
+async def test_a_vehicle_does_not_take_a_workers_session(
+    shipped: Shipped, database: Database, catalogue: Catalogue
+) -> None:
+    settings = shipped.worker()
+    async with working(shipped.url, database.url, catalogue, **settings):
+        pass  # a restart: the broker keeps what comes meanwhile
+    async with shipped.vehicle("V1") as publish:
+        for seq in range(50):
+            await publish(sample(seq), "iov/v1/V1/nev")
+    async with shipped.thief("THIEF", identifier="iov.ingest-1", clean_start=True):
+        pass
+    async with working(shipped.url, database.url, catalogue, **settings) as worker:
+        async with shipped.thief("THIEF", identifier="iov.ingest-1", clean_start=True):
+            await worker.settles(50)
+        assert worker.metric("iov_reconnects_total", peer="broker") == 0
+    assert await database.count() == 50
 
 
 async def test_a_vehicle_is_not_let_in_at_the_workers_door(shipped: Shipped) -> None:
@@ -210,7 +236,7 @@ async def test_a_worker_without_a_good_certificate_is_refused(
 ) -> None:
     issuer = trustme.CA() if fault == "another authority" else shipped.workers
     dates: dict[str, Any] = {"not_after": LAST_YEAR} if fault == "expired" else {}
-    identity = Identity(shipped.directory, "iov-ingest", issuer, **dates)
+    identity = Identity(shipped.directory, "iov.ingest", issuer, **dates)
     files = identity.settings(shipped.server_ca)
     if fault == "none":
         files = {"mqtt_ca_file": str(shipped.server_ca)}

@@ -161,6 +161,15 @@ def test_a_commit_after_the_acknowledgement_is_too_early_an_acknowledgement() ->
     assert not found.holds
 
 
+def test_what_is_stored_and_never_acknowledged_is_not_well() -> None:
+    ledger = ledger_of(20, settled=False)
+    for number in range(19):
+        ledger.settle(number, SETTLED_S)
+    found = account(ledger, *everything(ledger))
+    assert found.unacknowledged >= 1
+    assert not found.holds
+
+
 def test_a_database_that_keeps_no_commit_times_tells_nothing() -> None:
     ledger = ledger_of(100)
     rows, letters = everything(ledger)
@@ -172,7 +181,12 @@ def test_a_database_that_keeps_no_commit_times_tells_nothing() -> None:
 def test_a_tap_knows_which_message_a_puback_is_for() -> None:
     settled: list[int] = []
     subscriptions: list[int] = []
-    tap = Tap(lambda number, _: settled.append(number), lambda: subscriptions.append(1))
+    complaints: list[str] = []
+    tap = Tap(
+        lambda number, _: settled.append(number),
+        lambda: subscriptions.append(1),
+        complaints.append,
+    )
     request, answer = tap.listener()
     at_least_once = mqtt5.QoS.AT_LEAST_ONCE
     stream = mqtt5.SubAckPacket(1, [mqtt5.SubAckReasonCode.GRANTED_QOS_AT_LEAST_ONCE]).write()
@@ -185,7 +199,10 @@ def test_a_tap_knows_which_message_a_puback_is_for() -> None:
         answer(stream[at : at + 7])
     request(mqtt5.PubAckPacket(11).write() + mqtt5.PubAckPacket(99).write())
     request(mqtt5.PubAckPacket(11).write())  # the identifier is free again
-    assert (settled, subscriptions) == ([501], [1])
+    assert (settled, subscriptions, complaints) == ([501], [1], [])
+    request(b"\xff" * 20)
+    request(mqtt5.PubAckPacket(12).write())
+    assert len(complaints) == 1  # and a run with a deaf tap is not well
 
 
 def test_a_schedule_follows_from_its_seed_and_leaves_no_fault_out() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime
+from math import inf
 from typing import Any, NamedTuple
 
 from ingest.tools.verify.ledger import Ledger
@@ -40,13 +41,16 @@ class Account:
     """Missing, and allowed to be: the broker lost its store before we had acknowledged it."""
     letters_repeated: int = 0
     """Dead letters that are there more than once: allowed where a COMMIT's answer was lost."""
+    unacknowledged: int = 0
+    """Stored, and in the end still not acknowledged by us: the broker sends it again for ever."""
     devices: dict[str, Counter[str]] = field(default_factory=dict)
     """What is wrong, by device."""
 
     @property
     def holds(self) -> bool:
         """Whether the promise was kept."""
-        return not (self.lost or self.duplicated or self.altered or self.early_acks)
+        wrong = self.lost or self.duplicated or self.altered or self.early_acks
+        return not (wrong or self.unacknowledged)
 
 
 class Accounting:
@@ -56,6 +60,7 @@ class Accounting:
         self._ledger = ledger
         self._seen = {key: bytearray(len(numbers)) for key, numbers in ledger.numbers.items()}
         self._account = Account()
+        self._untimed = False
 
     def row(self, found: Found) -> None:
         """A row of a stream's table."""
@@ -89,12 +94,16 @@ class Accounting:
                 if not ledger.is_published(number):
                     continue
                 account.published += 1
+                if ledger.is_owed(number) and ledger.settled_s(number) == inf:
+                    self._wrong("unacknowledged", device)
                 if times[seq]:
                     account.stored += 1
                 elif ledger.is_owed(number):
                     self._wrong("lost", device)
                 else:
                     account.forgotten += 1
+        if self._untimed and not account.early_acks:
+            account.early_acks = None
         return account
 
     def _sample(self, found: Found) -> dict[str, Any] | None:
@@ -112,11 +121,8 @@ class Accounting:
         self._seen[found.device, found.stream][found.seq] = 1
         number = self._ledger.numbers[found.device, found.stream][found.seq]
         if found.committed_s is None:
-            self._account.early_acks = None
-        elif (
-            self._account.early_acks is not None
-            and self._ledger.settled_s(number) < found.committed_s
-        ):
+            self._untimed = True
+        elif self._ledger.settled_s(number) < found.committed_s:
             self._wrong("early_acks", found.device)
 
     def _wrong(self, what: str, device: str) -> None:

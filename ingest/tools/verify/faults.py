@@ -56,6 +56,17 @@ async def _worker_sigterm(world: World, chance: Random) -> None:
     await worker.start()
 
 
+async def _worker_leaves(world: World, chance: Random) -> None:
+    """For good, with whatever its session has; a new one of its name comes later."""
+    worker = chance.choice(world.victims)
+    await world.some_published(_LOAD)
+    status = await worker.leave()
+    if status:
+        world.unwell.append(f"worker {worker.number} left for good with status {status}")
+    await asyncio.sleep(chance.uniform(0.2, 2))
+    await worker.start()
+
+
 async def _worker_frozen(world: World, chance: Random) -> None:
     worker = chance.choice(world.workers)
     assert worker.process is not None
@@ -316,6 +327,7 @@ FAULTS = {
     for fault in (
         Fault("worker_sigkill", "a worker is killed", _worker_sigkill),
         Fault("worker_sigterm", "a worker is restarted in order", _worker_sigterm),
+        Fault("worker_leaves", "a worker leaves for good (SIGUSR1)", _worker_leaves),
         Fault("worker_frozen", "a worker is frozen past its keep-alive", _worker_frozen),
         Fault("database_stopped", "PostgreSQL stops at once", _database_stopped, "database"),
         Fault("backend_terminated", "a backend is ended in mid-COPY", _backend_terminated),

@@ -37,6 +37,8 @@ class Plan:
     every_s: float = 10.0
     """From one fault to the next, on average."""
     devices: int = 50
+    rest_s: float = 60.0
+    """So long without any progress after the load is taken for rest."""
     source: str = "auto"
     """`IOV_MQTT_CLIENT` of the workers."""
 
@@ -119,6 +121,7 @@ class Result:
                 "max": round(max(recoveries_s), 3) if recoveries_s else None,
             },
             "forgotten": account.forgotten,
+            "unacknowledged": account.unacknowledged,
             "letters_repeated": account.letters_repeated,
             "crashes": self.crashes,
             "unwell": self.unwell,

@@ -37,6 +37,7 @@ def text(result: Result, left_out: Mapping[str, str]) -> str:
         f"| **stored twice** | {account.duplicated:,} |",
         f"| **altered, or never sent** | {account.altered:,} |",
         f"| **acknowledged before the commit** | {early} |",
+        f"| **never acknowledged by a worker** | {account.unacknowledged:,} |",
         f"| lost by the broker with its store, not yet acknowledged | {account.forgotten:,} |",
         f"| dead letters repeated after a lost answer to COMMIT | {account.letters_repeated:,} |",
         f"| workers that ended by themselves | {result.crashes:,} |",

@@ -24,8 +24,6 @@ from ingest.tools.verify.world import COMMAND, World, until, world
 
 _AT_ONCE = 100
 _PUBLISH_TIMEOUT_S = 2.0
-_REST_S = 60.0
-"""So long without any progress is taken for rest."""
 _RECOVERY_S = 90.0
 _LOOK_EVERY_S = 0.05
 _SAMPLE_EVERY_S = 1.0
@@ -108,9 +106,10 @@ class Course:
         self._broken = name
         try:
             await due.fault.break_(self._world, Random(due.seed))
-        except ServerError as exc:
-            self._world.unwell.append(f"{name} at {began_s:.0f} s: {exc}")
-            self._mend()
+        except (ServerError, OSError, TimeoutError, asyncpg.PostgresError) as exc:
+            why = str(exc) or type(exc).__name__
+            self._world.unwell.append(f"{name} at {began_s:.0f} s: {why}")
+            await self._mend()
         self._broken = f"{name}, recovering"
         mended_s = self._now_s
         recovered_s = None
@@ -122,13 +121,21 @@ class Course:
         self.events.append(Event(name, began_s, mended_s, recovered_s))
         self._broken = ""
 
-    def _mend(self) -> None:
-        """After a fault that could not be carried out: everything flows again."""
-        for worker in self._world.workers:
+    async def _mend(self) -> None:
+        """After a fault that could not be carried out: everything runs and flows again."""
+        whole = self._world
+        database, broker = whole.servers.database, whole.servers.broker
+        if database is not None and not database.runs:
+            await asyncio.to_thread(database.start)
+        if broker is not None and not broker.runs:
+            await broker.start()
+        for worker in whole.workers:
             worker.broker.flow()
             worker.database.flow()
-        self._world.gate.flow()
-        self._world.publishing.set()
+            if worker.process is None:
+                await worker.start()
+        whole.gate.flow()
+        whole.publishing.set()
 
     async def _recovered(self) -> None:
         ledger, since = self._world.ledger, self._world.ledger.issued
@@ -185,7 +192,7 @@ class Course:
         """Wait until everything owed was acknowledged by us, or nothing moves any more."""
         ledger = self._world.ledger
         settled, since_s = ledger.settled, time.monotonic()
-        while time.monotonic() - since_s < _REST_S:
+        while time.monotonic() - since_s < self._plan.rest_s:
             if all(
                 ledger.settled_s(n) < float("inf") or not ledger.is_owed(n)
                 for n in range(ledger.issued)

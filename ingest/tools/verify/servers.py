@@ -102,12 +102,12 @@ async def configured(settings: Settings) -> AsyncIterator[Servers]:
     name = f"iov_verify_{run}"
     url = _with_database(settings.dsn(), name)
     scratch = load(environ={"IOV_DATABASE_URL": url})
-    await _scratch(settings.dsn(), name, scratch)
     try:
+        await _scratch(settings.dsn(), name, scratch)
         yield Servers(settings, url, url, run, prefix=f"iov-check/verify-{run}/")
     finally:
         connection = await asyncpg.connect(settings.dsn())
-        await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        await connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
         await connection.close()
 
 

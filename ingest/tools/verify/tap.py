@@ -20,13 +20,15 @@ PROPERTY = "number"
 _PACKET_BYTES = 4 * 1024 * 1024
 
 Settle = Callable[[int, float], None]
+Complain = Callable[[str], None]
 
 
 class Tap:
     """One connection of a worker, as the proxy hears it."""
 
-    def __init__(self, settle: Settle, subscribed: Callable[[], None]) -> None:
-        self._settle, self._subscribed = settle, subscribed
+    def __init__(self, settle: Settle, subscribed: Callable[[], None], complain: Complain) -> None:
+        """`complain` is told once what made it deaf."""
+        self._settle, self._subscribed, self._complain = settle, subscribed, complain
         self._from_worker = PacketReader(_PACKET_BYTES)
         self._from_broker = PacketReader(_PACKET_BYTES)
         self._numbers: dict[int, int] = {}
@@ -36,7 +38,7 @@ class Tap:
         return Listener(self._request, self._answer)
 
     def _answer(self, data: bytes) -> None:
-        for packet in _read(self._from_broker, data):
+        for packet in self._read(self._from_broker, data):
             match packet:
                 case mqtt5.PublishPacket(packet_id=int(packet_id)) if packet.user_properties:
                     self._numbers[packet_id] = int(dict(packet.user_properties)[PROPERTY])
@@ -45,12 +47,16 @@ class Tap:
 
     def _request(self, data: bytes) -> None:
         at_s = time.time()
-        for packet in _read(self._from_worker, data):
+        for packet in self._read(self._from_worker, data):
             if isinstance(packet, mqtt5.PubAckPacket) and packet.packet_id in self._numbers:
                 self._settle(self._numbers.pop(packet.packet_id), at_s)
 
-
-def _read(reader: PacketReader, data: bytes) -> list[mqtt5.Packet]:
-    free = reader.free()
-    free[: len(data)] = data
-    return reader.filled(len(data))
+    def _read(self, reader: PacketReader, data: bytes) -> list[mqtt5.Packet]:
+        if bool(reader.malformed):
+            return []
+        free = reader.free()
+        free[: len(data)] = data
+        packets = reader.filled(len(data))
+        if bool(reader.malformed):
+            self._complain(f"a tap went deaf: {reader.malformed}")
+        return packets

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ from ingest.tools.embedded import free_port
 from ingest.tools.proxy import Proxy
 from ingest.tools.verify.ledger import Ledger
 from ingest.tools.verify.servers import Servers, address, through
-from ingest.tools.verify.tap import Tap
+from ingest.tools.verify.tap import Complain, Tap
 
 COMMAND = (sys.executable, "-m", "ingest", "run")
 COMMIT_TIMEOUT_S = 5.0
@@ -68,7 +69,7 @@ class Worker:
         self.broker: Proxy
         self.database: Proxy
 
-    async def open(self, stack: AsyncExitStack, ledger: Ledger) -> None:
+    async def open(self, stack: AsyncExitStack, ledger: Ledger, complain: Complain) -> None:
         """Its proxies, listening until the stack unwinds."""
         settings = self._servers.settings
         self.broker = await stack.enter_async_context(
@@ -76,7 +77,7 @@ class Worker:
                 settings.broker.hostname,
                 settings.broker_port,
                 tls=settings.tls(),
-                listener=lambda: Tap(ledger.settle, self._subscribed).listener(),
+                listener=lambda: Tap(ledger.settle, self._subscribed, complain).listener(),
             )
         )
         self.database = await stack.enter_async_context(Proxy(*address(self._servers.worker_url)))
@@ -107,25 +108,35 @@ class Worker:
         }
 
     async def stop(self) -> int:
-        """SIGTERM, and its exit status."""
-        assert self.process is not None
-        process, self.process = self.process, None
-        process.terminate()
-        return await process.wait()
+        """SIGTERM, and its exit status; SIGKILL where it does not leave."""
+        return await self._ended(signal.SIGTERM)
+
+    async def leave(self) -> int:
+        """SIGUSR1, and its exit status once it has left for good."""
+        return await self._ended(signal.SIGUSR1)
 
     async def left(self) -> int:
         """Its exit status, once it has ended by itself."""
-        assert self.process is not None
-        status = await self.process.wait()
-        self.process = None
-        return status
+        return await self._ended(None)
 
     async def kill(self) -> None:
         """SIGKILL."""
+        await self._ended(signal.SIGKILL)
+
+    async def _ended(self, number: signal.Signals | None) -> int:
         assert self.process is not None
         process, self.process = self.process, None
-        process.kill()
-        await process.wait()
+        try:
+            if number is not None:
+                process.send_signal(number)
+            async with asyncio.timeout(_WAIT_S):
+                return await process.wait()
+        except ProcessLookupError:
+            self.crashes += 1  # a moment before
+            return await process.wait()
+        except TimeoutError:
+            process.kill()
+            return await process.wait()
 
     async def revive(self) -> None:
         """Start it again where it ended by itself, and count that."""
@@ -246,7 +257,7 @@ async def world(
         ]
         whole = World(servers, ledger, gate, crew, logs)
         for worker in crew:
-            await worker.open(stack, ledger)
+            await worker.open(stack, ledger, whole.unwell.append)
             stack.push_async_callback(_end, worker)
             await worker.start()
         await until(whole.all_ready, f"ready workers (their logs are in {logs})")
