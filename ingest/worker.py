@@ -8,6 +8,7 @@ import signal
 
 from ingest.config import Settings
 from ingest.handover import Adoption
+from ingest.memory import give_back
 from ingest.schema import Catalogue
 from ingest.service import Service, signals
 
@@ -22,10 +23,10 @@ async def run(settings: Settings, catalogue: Catalogue) -> None:
     service = Service(settings, catalogue)
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGUSR1, service.leave)
-    adopting: list[asyncio.Task[None]] = []
+    beside: list[asyncio.Task[None]] = []
 
     def stop() -> None:
-        for task in adopting:
+        for task in beside:
             task.cancel()
         service.stop()
 
@@ -33,9 +34,10 @@ async def run(settings: Settings, catalogue: Catalogue) -> None:
         gc.freeze()
         gc.set_threshold(_GC_THRESHOLD, 20, 50)
         async with asyncio.TaskGroup() as tasks:
+            beside.append(tasks.create_task(give_back(), name="memory"))
             if settings.adopt_after_s:
                 adoption = Adoption(settings, catalogue, service.watch)
-                adopting.append(tasks.create_task(adoption.run(), name="adoption"))
+                beside.append(tasks.create_task(adoption.run(), name="adoption"))
             await service.run()
-            for task in adopting:
+            for task in beside:
                 task.cancel()
