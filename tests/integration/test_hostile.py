@@ -183,3 +183,26 @@ async def test_what_the_store_refuses_is_within_the_budget_too(
         assert kept == 5
         assert worker.metric("iov_dead_letters_suppressed_total") == 35
         assert worker.metric("iov_samples_rejected_total", reason="refused_by_store") == 40
+
+
+async def test_a_commit_that_fails_does_not_use_up_the_budget(
+    database: Database, broker: Mosquitto, catalogue: Catalogue
+) -> None:
+    """Two refused samples, a budget of three, and three COMMITs that fail before one does not."""
+    await database.execute("ALTER TABLE iov.nev ADD CONSTRAINT c CHECK (soc_pct < 50)")
+    await database.execute("CREATE SEQUENCE public.tries")
+    await database.execute(
+        "CREATE FUNCTION public.fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        "IF nextval('public.tries') < 4 THEN RAISE EXCEPTION 'no' "
+        "USING ERRCODE = 'serialization_failure'; END IF; RETURN NULL; END $$"
+    )
+    await database.execute(
+        "CREATE CONSTRAINT TRIGGER fail AFTER INSERT ON iov.dead_letter DEFERRABLE "
+        "INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.fail()"
+    )
+    async with working(broker.url, database.url, catalogue, dead_letters_per_minute="3") as worker:
+        await publish_many(broker.url, [[sample(1, soc_pct=51), sample(2, soc_pct=51)]])
+        await worker.settles(2)
+        assert worker.metric("iov_reconnects_total", peer="database") >= 3
+        assert worker.metric("iov_dead_letters_suppressed_total") == 0
+    assert await database.reasons() == ["refused_by_store"] * 2

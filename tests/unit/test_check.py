@@ -15,6 +15,7 @@ from ingest.decode import Limits
 from ingest.envelope import Ages, derived_seq, instant
 from ingest.model import Fault, Outcome, Reason, Rejected, Row
 from ingest.schema import Catalogue, load_catalogue
+from ingest.schema.private import NeverStored
 from ingest.schema.stream import stream
 from tests.support import delivery, sample
 
@@ -287,3 +288,13 @@ def test_a_message_that_cannot_be_split_holds_nothing_private_either() -> None:
     (found,) = checker.internal_error(delivery({"plate": "A 1"}, at=NOW)).outcomes
     assert isinstance(found, Rejected)
     assert found.payload == b"{}"
+
+
+def test_names_a_vehicle_makes_up_are_not_remembered_however_long() -> None:
+    never_stored = NeverStored(["heart_rate"])
+    for number in range(50):
+        name = f"{number}" * 100_000
+        assert never_stored.without({name: 1, "heartRate": 2}) == {name: 1}
+    long = "heart_rate" + "_" * 200
+    assert never_stored.without({long: 1}) == {}
+    assert never_stored._bans.cache_info().currsize == 1
