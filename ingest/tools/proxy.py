@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Self
 
 _READ_BYTES = 65_536
+_HELD_BYTES = 1024 * 1024
 
 Listen = Callable[[bytes], None]
 
@@ -145,14 +146,14 @@ class Proxy:
         try:
             while data := await source.read(_READ_BYTES):
                 listen(data)
-                await self._hold(data, open_)
+                data = await self._held(data, source, open_, listen)
                 if self._until_stall:
                     passed, data = data[: self._until_stall], data[self._until_stall :]
                     target.write(passed)
                     self._until_stall -= len(passed)
                     if not self._until_stall:
                         self.stall()
-                    await self._hold(data, open_)
+                    data = await self._held(data, source, open_, listen)
                 if target.transport.is_closing():
                     return  # cut while it was held
                 target.write(data)
@@ -163,9 +164,38 @@ class Proxy:
             target.transport.abort()
             self._writers.discard(target)
 
-    async def _hold(self, data: bytes, open_: asyncio.Event) -> None:
+    async def _held(
+        self, data: bytes, source: asyncio.StreamReader, open_: asyncio.Event, listen: Listen
+    ) -> bytes:
+        """What may pass once the way is open.
+
+        Meanwhile it is listened to what else is said, up to a limit: a PUBACK that nobody gets was
+        sent all the same.
+        """
+        if open_.is_set():
+            return data
+        held, more = [data], data
         self.held += len(data)
+        opened = asyncio.create_task(open_.wait(), name="proxy opened")
         try:
-            await open_.wait()
+            while not open_.is_set():
+                if more and sum(map(len, held)) < _HELD_BYTES:
+                    reading = asyncio.create_task(source.read(_READ_BYTES), name="proxy ahead")
+                    try:
+                        await asyncio.wait([opened, reading], return_when=asyncio.FIRST_COMPLETED)
+                    finally:
+                        reading.cancel()
+                        await asyncio.wait([reading])
+                    if reading.cancelled():
+                        continue
+                    more = reading.result()
+                    if more:
+                        listen(more)
+                        held.append(more)
+                        self.held += len(more)
+                else:
+                    await opened
         finally:
-            self.held -= len(data)
+            opened.cancel()
+            self.held -= sum(map(len, held))
+        return b"".join(held)
