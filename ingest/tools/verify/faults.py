@@ -16,6 +16,10 @@ from random import Random
 import asyncpg
 
 from ingest.errors import ServerError
+from ingest.handover import drain
+from ingest.schema import load_catalogue
+from ingest.store import registry
+from ingest.store.registry import Registered
 from ingest.tools.embedded import Mosquitto
 from ingest.tools.verify.world import COMMIT_TIMEOUT_S, World, until
 
@@ -64,6 +68,21 @@ async def _worker_leaves(world: World, chance: Random) -> None:
     if status:
         world.unwell.append(f"worker {worker.number} left for good with status {status}")
     await asyncio.sleep(chance.uniform(0.2, 2))
+    await worker.start()
+
+
+async def _worker_drained(world: World, chance: Random) -> None:
+    """Killed, and not expected back: what its session has is taken out, through its own proxies."""
+    worker = chance.choice(world.victims)
+    await world.some_published(_LOAD)
+    await worker.kill()
+    await world.some_published(_LOAD)
+    settings = worker.settings()
+    gone = Registered(worker.client_id, settings.subscription, alive=False)
+    async with registry.reading(settings) as connection:
+        if not await drain(settings, load_catalogue(), connection, gone):
+            world.unwell.append(f"nothing was kept for worker {worker.number}")
+        await registry.forget(connection, settings, worker.client_id)
     await worker.start()
 
 
@@ -328,6 +347,7 @@ FAULTS = {
         Fault("worker_sigkill", "a worker is killed", _worker_sigkill),
         Fault("worker_sigterm", "a worker is restarted in order", _worker_sigterm),
         Fault("worker_leaves", "a worker leaves for good (SIGUSR1)", _worker_leaves),
+        Fault("worker_drained", "a killed worker's session is drained", _worker_drained),
         Fault("worker_frozen", "a worker is frozen past its keep-alive", _worker_frozen),
         Fault("database_stopped", "PostgreSQL stops at once", _database_stopped, "database"),
         Fault("backend_terminated", "a backend is ended in mid-COPY", _backend_terminated),

@@ -13,7 +13,7 @@ from random import Random
 import asyncpg
 import orjson
 
-from ingest.errors import ServerError
+from ingest.errors import IngestError, ServerError
 from ingest.tools.publisher import Publisher
 from ingest.tools.verify.account import Account, Accounting, Found
 from ingest.tools.verify.ledger import STREAMS, Ledger
@@ -106,7 +106,7 @@ class Course:
         self._broken = name
         try:
             await due.fault.break_(self._world, Random(due.seed))
-        except (ServerError, OSError, TimeoutError, asyncpg.PostgresError) as exc:
+        except (IngestError, OSError, TimeoutError, asyncpg.PostgresError) as exc:
             why = str(exc) or type(exc).__name__
             self._world.unwell.append(f"{name} at {began_s:.0f} s: {why}")
             await self._mend()

@@ -16,7 +16,7 @@ from typing import IO, Any
 import aiohttp
 import asyncpg
 
-from ingest.config import load
+from ingest.config import Settings, load
 from ingest.errors import ServerError
 from ingest.store import connect
 from ingest.tools.embedded import free_port
@@ -94,6 +94,10 @@ class Worker:
                 stderr=subprocess.STDOUT,
                 env={**_without_settings(), **self._environ, **self._own()},
             )
+
+    def settings(self) -> Settings:
+        """What it is told."""
+        return load(environ={**self._environ, **self._own()})
 
     def _open_log(self) -> IO[bytes]:
         return self._log.open("ab")
