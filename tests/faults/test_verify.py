@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from ingest.tools.verify import FAULTS, Plan, Result, embedded, run
+from ingest.config import load
+from ingest.schema import Catalogue
+from ingest.tools.embedded import Mosquitto
+from ingest.tools.verify import FAULTS, Plan, Result, configured, embedded, run
+from tests.support import Database, environment, working
 
 _SABOTAGE = Path(__file__).with_name("sabotage.py")
 
@@ -54,3 +58,22 @@ async def test_what_a_spoilt_worker_does_is_found(how: str, what: str, tmp_path:
     others = {"early_acks", "lost", "altered", "duplicated", "unacknowledged"} - {what}
     # The second of two has another time than was sent.
     assert [name for name in others if told[name]] == (["altered"] if how == "twice" else [])
+
+
+async def test_configured_servers_are_left_as_they_were(
+    database: Database, broker: Mosquitto, catalogue: Catalogue, tmp_path: Path
+) -> None:
+    """A fleet's own worker hears nothing of it, and the scratch database is gone afterwards."""
+    before = await database.all("SELECT datname FROM pg_database ORDER BY 1")
+    plan = Plan([FAULTS["broker_cut"], FAULTS["backend_terminated"]], duration_s=5, every_s=1)
+    settings = load(environ=environment(broker.url, database.url))
+    async with working(broker.url, database.url, catalogue) as worker:
+        async with configured(settings) as servers:
+            for owned in ("database", "broker", "small_disk"):
+                assert servers.cannot(owned)
+            result = await run(servers, plan, silent, tmp_path)
+        assert result.account.holds
+        assert not result.unwell
+        assert result.account.published > 0
+        assert worker.metric("iov_messages_received_total") == 0
+    assert await database.all("SELECT datname FROM pg_database ORDER BY 1") == before

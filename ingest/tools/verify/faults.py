@@ -39,7 +39,7 @@ class Fault:
     """For people, one line."""
     break_: Break
     needs: str = ""
-    """What of `Servers` must be ours: `database`, `broker` or `small_disk`."""
+    """What of `Servers` must be there: `database`, `broker`, `small_disk` or `plain_user`."""
 
 
 async def _worker_sigkill(world: World, chance: Random) -> None:
@@ -353,7 +353,12 @@ FAULTS = {
         Fault("backend_terminated", "a backend is ended in mid-COPY", _backend_terminated),
         Fault("database_stalled", "a worker's database falls silent", _database_stalled),
         Fault("database_read_only", "the database turns read-only", _read_only),
-        Fault("out_of_connections", "the database takes no connection", _out_of_connections),
+        Fault(
+            "out_of_connections",
+            "the database takes no connection",
+            _out_of_connections,
+            "plain_user",
+        ),
         Fault("disk_full", "the database's disk is full", _disk_full, "small_disk"),
         Fault("deadlock", "a worker is the victim of a deadlock", _deadlock),
         Fault("serialization_failure", "commits fail with 40001", _serialization_failure),

@@ -29,6 +29,12 @@ _EMBEDDED_KEEP_ALIVE_S, _USUAL_KEEP_ALIVE_S = 10.0, 30.0
 """mosquitto is told its least, so that a silence need not be long."""
 _FILE_SYSTEM_BYTES = 6 * 1024**3
 _ROLE = "iov_verify"
+_NOT_OURS = {
+    "database": "the database is not ours to stop",
+    "broker": "the broker is not ours to stop",
+    "small_disk": "the database's disk is not ours to fill",
+    "plain_user": "no limit holds a superuser, which IOV_DATABASE_URL names",
+}
 
 
 @dataclass
@@ -48,16 +54,18 @@ class Servers:
     keep_alive_s: float = _USUAL_KEEP_ALIVE_S
     database: Postgres | None = None
     broker: Mosquitto | None = None
+    plain_user: bool = True
+    """The workers' user is no superuser, so that a limit holds it."""
     small_disk: SmallDisk | None = None
     """The file system that holds nothing but the database, where one could be made."""
 
     def cannot(self, needed: str) -> str | None:
         """Why a fault that needs `needed` to be ours is impossible; None where it is not."""
-        if not needed or getattr(self, needed) is not None:
+        if not needed or getattr(self, needed):
             return None
         if needed == "small_disk" and self.database is not None:
             return "a file system of its own may not be mounted here"
-        return f"the {needed.replace('_', ' ')} is not ours to break"
+        return _NOT_OURS[needed]
 
     @property
     def scratch(self) -> str:
@@ -104,7 +112,12 @@ async def configured(settings: Settings) -> AsyncIterator[Servers]:
     scratch = load(environ={"IOV_DATABASE_URL": url})
     try:
         await _scratch(settings.dsn(), name, scratch)
-        yield Servers(settings, url, url, run, prefix=f"iov-check/verify-{run}/")
+        connection = await asyncpg.connect(url)
+        superuser = await connection.fetchval("SELECT usesuper FROM pg_user WHERE usename = user")
+        await connection.close()
+        yield Servers(
+            settings, url, url, run, prefix=f"iov-check/verify-{run}/", plain_user=not superuser
+        )
     finally:
         connection = await asyncpg.connect(settings.dsn())
         await connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
