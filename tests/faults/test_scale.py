@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -52,9 +53,9 @@ async def test_from_four_workers_to_one_to_three_under_load(tmp_path: Path) -> N
                 assert (await leave(settings, asked.client_id, last=False, progress=told))[
                     "how"
                 ] == "left"
-                assert await asked.left() == 0
-                assert await signalled.leave() == 0
-                await killed.kill()
+                assert await asked.end() == 0
+                assert await signalled.end(signal.SIGUSR1) == 0
+                await killed.end(signal.SIGKILL)
                 await whole.some_published(300)
                 done = await leave(settings, killed.client_id, last=False, progress=told)
                 assert done["how"] == "drained"
@@ -70,7 +71,7 @@ async def test_from_four_workers_to_one_to_three_under_load(tmp_path: Path) -> N
                 rows = await connection.fetch("SELECT client_id FROM iov.worker ORDER BY client_id")
             assert [row[0] for row in rows] == [w.client_id for w in (asked, killed, stays)]
             for worker in whole.workers:
-                assert await worker.stop() == 0
+                assert await worker.end(signal.SIGTERM) == 0
             account = await account_of(whole)
     assert account.holds, account
     assert account.published == account.stored

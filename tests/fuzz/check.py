@@ -27,6 +27,7 @@ with atheris.instrument_imports(include=["ingest"]):
     from ingest.model import GBT32960, Arrival, Checked, Delivery, Reason, Rejected, Row
     from ingest.schema import default_directory, load_catalogue
     from ingest.tools.fleet import Fleet
+from tests.fuzz.corpus import sow
 
 CATALOGUE = load_catalogue()
 STREAMS = [*CATALOGUE, GBT32960]
@@ -128,12 +129,8 @@ def words() -> str:
 
 def main() -> None:
     """Fuzz until libFuzzer's options say stop; the first directory named receives `seeds`."""
-    named = [Path(argument) for argument in sys.argv[1:] if not argument.startswith("-")]
-    directories = [path for path in named if not path.is_file()]  # a file is one input
-    for directory in directories[:1]:
-        directory.mkdir(parents=True, exist_ok=True)
-        for number, seed in enumerate(seeds()):
-            (directory / f"seed-{number:04}").write_bytes(seed)
+    directory = sow(seeds())
+    if directory is not None:
         dictionary = directory.with_suffix(".dict")
         dictionary.write_text(words())
         sys.argv.append(f"-dict={dictionary}")

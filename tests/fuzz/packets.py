@@ -24,6 +24,7 @@ with atheris.instrument_imports(include=["ingest"]):
     from ingest.source.connection import Connection
     from ingest.source.inbox import Inbox
     from ingest.source.packets import PacketReader
+from tests.fuzz.corpus import sow
 
 MOST_BYTES = 4096
 _LOOP = asyncio.new_event_loop()
@@ -117,12 +118,7 @@ def main() -> None:
     """Fuzz until libFuzzer's options say stop; the first directory named receives `seeds`."""
     random.seed(0)
     asyncio.set_event_loop(_LOOP)
-    named = [Path(argument) for argument in sys.argv[1:] if not argument.startswith("-")]
-    directories = [path for path in named if not path.is_file()]  # a file is one input
-    for directory in directories[:1]:
-        directory.mkdir(parents=True, exist_ok=True)
-        for number, seed in enumerate(seeds()):
-            (directory / f"seed-{number:04}").write_bytes(seed)
+    sow(seeds())
     atheris.Setup(sys.argv, one_input)
     atheris.Fuzz()
 

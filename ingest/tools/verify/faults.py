@@ -43,30 +43,24 @@ class Fault:
 
 
 async def _worker_sigkill(world: World, chance: Random) -> None:
-    worker = chance.choice(world.victims)
-    await world.some_published(_LOAD)
-    await worker.kill()
-    await asyncio.sleep(chance.uniform(0.2, 2))
-    await worker.start()
+    await _goes_and_returns(world, chance, signal.SIGKILL)
 
 
 async def _worker_sigterm(world: World, chance: Random) -> None:
-    worker = chance.choice(world.victims)
-    await world.some_published(_LOAD)
-    status = await worker.stop()
-    if status:
-        world.unwell.append(f"worker {worker.number} left SIGTERM with status {status}")
-    await asyncio.sleep(chance.uniform(0.2, 2))
-    await worker.start()
+    await _goes_and_returns(world, chance, signal.SIGTERM)
 
 
 async def _worker_leaves(world: World, chance: Random) -> None:
-    """For good, with whatever its session has; a new one of its name comes later."""
+    await _goes_and_returns(world, chance, signal.SIGUSR1)
+
+
+async def _goes_and_returns(world: World, chance: Random, number: signal.Signals) -> None:
+    """A worker gets a signal and ends; one of its name starts a little later."""
     worker = chance.choice(world.victims)
     await world.some_published(_LOAD)
-    status = await worker.leave()
-    if status:
-        world.unwell.append(f"worker {worker.number} left for good with status {status}")
+    status = await worker.end(number)
+    if status and number is not signal.SIGKILL:
+        world.unwell.append(f"worker {worker.number} left {number.name} with status {status}")
     await asyncio.sleep(chance.uniform(0.2, 2))
     await worker.start()
 
@@ -75,7 +69,7 @@ async def _worker_drained(world: World, chance: Random) -> None:
     """Killed, and not expected back: what its session has is taken out, through its own proxies."""
     worker = chance.choice(world.victims)
     await world.some_published(_LOAD)
-    await worker.kill()
+    await worker.end(signal.SIGKILL)
     await world.some_published(_LOAD)
     settings = worker.settings()
     gone = Registered(worker.client_id, settings.subscription, alive=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -221,7 +222,7 @@ class Course:
 async def _stop(whole: World) -> int:
     """Stop every worker in order; how often one ended by itself."""
     for worker in whole.workers:
-        status = await worker.stop()
+        status = await worker.end(signal.SIGTERM)
         if status:
             whole.unwell.append(f"worker {worker.number} left its last SIGTERM with {status}")
     return sum(worker.crashes for worker in whole.workers)

@@ -111,23 +111,8 @@ class Worker:
             "IOV_HTTP_PORT": str(self._port),
         }
 
-    async def stop(self) -> int:
-        """SIGTERM, and its exit status; SIGKILL where it does not leave."""
-        return await self._ended(signal.SIGTERM)
-
-    async def leave(self) -> int:
-        """SIGUSR1, and its exit status once it has left for good."""
-        return await self._ended(signal.SIGUSR1)
-
-    async def left(self) -> int:
-        """Its exit status, once it has ended by itself."""
-        return await self._ended(None)
-
-    async def kill(self) -> None:
-        """SIGKILL."""
-        await self._ended(signal.SIGKILL)
-
-    async def _ended(self, number: signal.Signals | None) -> int:
+    async def end(self, number: signal.Signals | None = None) -> int:
+        """Its exit status, after a signal or by itself; killed where that takes too long."""
         assert self.process is not None
         process, self.process = self.process, None
         try:
