@@ -127,6 +127,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Asyncio: the socket is gone."""
         self._end(Unavailable(f"connection lost: {exc}" if exc else "connection closed by broker"))
+        self._reader.release()
         self.flushed.set()
 
     def send(self, packet: mqtt5.ConnectPacket | mqtt5.SubscribePacket) -> None:

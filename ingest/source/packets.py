@@ -31,6 +31,14 @@ class PacketReader:
         """Where the next bytes go; never empty."""
         return self._buffer[self._end : self._end + _READ_BYTES]
 
+    def release(self) -> None:
+        """Let go of the buffer; nothing can be read any more.
+
+        It has more than a megabyte, and a connection that has ended is part of a cycle that the
+        collector comes by late.
+        """
+        self._buffer = memoryview(b"")
+
     def filled(self, count: int) -> list[mqtt5.Packet]:
         """The packets that are complete now that `count` bytes more have come.
 

@@ -83,3 +83,12 @@ def test_no_bytes_whatever_raise_anything_else(junk: bytes) -> None:
 )
 def test_the_size_of_a_packet_is_in_its_fixed_header(begun: bytes, size: int | None) -> None:
     assert packet_size(memoryview(begun)) == size
+
+
+def test_a_reader_that_is_released_holds_nothing() -> None:
+    reader = PacketReader(1_000_000)
+    before = len(reader.free())
+    reader.release()
+    assert before > 0
+    assert len(reader.free()) == 0
+    assert reader.filled(0) == []
