@@ -125,9 +125,13 @@ async def _verify(
 ) -> tuple[Result, dict[str, str]]:
     task = asyncio.current_task()
     assert task is not None
+
+    def stop() -> None:
+        task.cancel()
+
     status = people.status("starting PostgreSQL, mosquitto and the workers …")
     # Interrupted it stops its servers and unmounts its disk like at the end.
-    with status, signals(lambda: None if task.cancel() else None):
+    with status, signals(stop):
         async with opening as servers:
             left_out = {f.name: why for f in plan.faults if (why := servers.cannot(f.needs))}
             possible = [fault for fault in plan.faults if fault.name not in left_out]
