@@ -96,7 +96,7 @@ class Checker:
             outcome = outcomes[index]
             if isinstance(outcome, Row) and (quality := sample.get("quality")):
                 # What a frame's sample has there was put there by us.
-                outcomes[index] = outcome._replace(flags=(*outcome.flags, *quality.values()))
+                outcome.flags = (*outcome.flags, *quality.values())
         for name, sample in samples:
             if name not in self._catalogue:
                 fault = Fault(Reason.UNKNOWN_STREAM, "no such schema")

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import orjson
 import zstandard
+from msgspec import Struct
 
 from ingest.model import Fault, Reason
 
@@ -33,7 +34,7 @@ class Limits(NamedTuple):
     samples: int = 1_000
 
 
-class Decoded(NamedTuple):
+class Decoded(Struct):
     """The samples of one message, not yet looked at one by one."""
 
     samples: list[Any]

@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from datetime import datetime
 from itertools import groupby
-from typing import Any, Protocol
+from operator import attrgetter
+from typing import Protocol
 
 import structlog
 
@@ -142,14 +142,9 @@ class Pipeline:
             metrics.quality_flags.labels(stream, flag).inc(number)
         metrics.batch_rows.observe(batch.samples)
         metrics.commit_seconds.observe(now - closed_s)
-        for arrival, group in groupby(batch.deliveries, key=lambda d: d.arrival):
-            metrics.ack_latency.observe(now - arrival.monotonic_s, sum(1 for _ in group))
+        for arrival, group in groupby(batch.deliveries, key=attrgetter("arrival")):
+            metrics.ack_latency.observe(now - arrival.monotonic_s, len(list(group)))
         for stream, rows in batch.rows.items():
-            metrics.event_lag.observe_all(map(_lag_s, rows.values), stream)
-
-
-def _lag_s(values: list[Any]) -> float:
-    """How late a sample is; 0 for one that is ahead of us, or there could be no sum of lags."""
-    received_at: datetime = values[_RECEIVED_AT]
-    ts: datetime = values[_TS]
-    return max(0.0, (received_at - ts).total_seconds())
+            lags = [(row[_RECEIVED_AT] - row[_TS]).total_seconds() for row in rows.values]
+            # Of a sample that is ahead of us the lag is 0, or there could be no sum of lags.
+            metrics.event_lag.observe_all([lag if lag > 0 else 0.0 for lag in lags], stream)

@@ -27,7 +27,8 @@ def rfc3339(text: str) -> datetime:
         if text[_LEAP_SECOND] == "60":
             zone = text[-1] if text[-1] in "Zz" else text[-6:]
             return rfc3339(f"{text[:17]}59{zone}") + timedelta(seconds=1)
-        return datetime.fromisoformat(text.upper()).astimezone(UTC)
+        found = datetime.fromisoformat(text if text[-1] != "z" else text.upper())
+        return found if found.tzinfo is UTC else found.astimezone(UTC)
     except (ValueError, OverflowError):
         # The text of the standard library's error would quote the value.
         raise ValueError("no date of the calendar") from None

@@ -11,7 +11,7 @@ import jsonschema_rs
 
 from ingest.errors import SchemaError
 from ingest.schema.columns import Column, columns, device_fields
-from ingest.schema.extract import LEADING, TRAILING, Extracted, Functions, functions, sha256
+from ingest.schema.extract import LEADING, TRAILING, Extracted, Functions, functions, sha256, tree
 from ingest.schema.plausible import Rules
 from ingest.schema.private import NeverStored
 from ingest.schema.rfc3339 import rfc3339
@@ -42,7 +42,7 @@ class Stream:
     @property
     def column_names(self) -> list[str]:
         """Every column of the table, in the order of the extractor's values."""
-        return [*LEADING, *(column.name for column in self.columns), *TRAILING]
+        return [*LEADING, *(column.name for column in tree(self.columns).in_order()), *TRAILING]
 
     def row(
         self, device: str, ts: datetime, seq: int, received_at: datetime, sample: dict[str, Any]

@@ -14,6 +14,7 @@ from ingest.schema import Catalogue
 CONNECT_TIMEOUT_S = 10.0
 STATEMENT_TIMEOUT_S = 30.0
 """Longest a statement may take, on the server and on our side."""
+_JSONB_VERSION = b"\x01"
 
 _MIGRATE = "run iov-ingest migrate"
 _COLUMNS = """
@@ -61,16 +62,16 @@ async def connect(
     # jsonb travels as a version byte and the text, which the extractor has made already.
     try:
         await connection.set_type_codec(
-            "jsonb", schema="pg_catalog", format="binary", encoder=_jsonb, decoder=_from_jsonb
+            "jsonb",
+            schema="pg_catalog",
+            format="binary",
+            encoder=_JSONB_VERSION.__add__,
+            decoder=_from_jsonb,
         )
     except BaseException:
         connection.terminate()
         raise
     return connection
-
-
-def _jsonb(text: bytes) -> bytes:
-    return b"\x01" + text
 
 
 def _from_jsonb(wire: bytes) -> Any:
