@@ -19,7 +19,7 @@ from random import Random
 
 import structlog
 
-from ingest import gbt32960
+from ingest import gbt32960, web
 from ingest.batch import Batcher
 from ingest.batch import Limits as BatchLimits
 from ingest.budget import Budget
@@ -35,7 +35,6 @@ from ingest.schema import Catalogue
 from ingest.source import Source
 from ingest.store import Heartbeat, Watch, Writer, registry
 from ingest.store.registry import Registered
-from ingest.web import serve
 
 DRAIN_TIMEOUT_S = 20.0
 """With what stopping takes after it (5 s at the broker, 3 s at the database) below the 30 s that
@@ -130,9 +129,8 @@ class Service:
     async def run(self) -> None:
         """Work until `stop`; an error that is a bug ends it, and the broker has the messages."""
         settings = self._settings
-        async with serve(
-            settings.http_host, settings.http_port, self.metrics.registry, self.problems
-        ) as self.http_port:
+        application = web.worker(self.metrics.registry, self.problems)
+        async with web.serve(settings.http_host, settings.http_port, application) as self.http_port:
             log.info("started", release=release(), http_port=self.http_port)
             self.started.set()
             async with asyncio.TaskGroup() as tasks:

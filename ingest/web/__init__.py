@@ -1,5 +1,5 @@
-"""What is asked over HTTP: metrics, liveness, readiness."""
+"""What is asked over HTTP: metrics, liveness, readiness, where the metrics are."""
 
-from ingest.web.server import serve
+from ingest.web.server import group, serve, worker
 
-__all__ = ["serve"]
+__all__ = ["group", "serve", "worker"]

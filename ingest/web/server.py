@@ -1,4 +1,4 @@
-"""`/metrics`, `/livez` and `/readyz`.
+"""`/metrics`, `/livez` and `/readyz` of a worker; `/targets` and the two of a group of workers.
 
 Alive means that the event loop answers. Ready means that a message would be stored and
 acknowledged now; where not, the answer says what is in the way.
@@ -6,11 +6,12 @@ acknowledged now; where not, the answer says what is in the way.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import orjson
 from aiohttp import web
+from aiohttp.typedefs import Handler
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
@@ -22,39 +23,60 @@ Problems = Callable[[], list[str]]
 """What keeps the service from being ready, in words; empty while nothing does."""
 
 
-def application(registry: CollectorRegistry, problems: Problems) -> web.Application:
-    """The routes, over what they read."""
+def worker(registry: CollectorRegistry, problems: Problems) -> web.Application:
+    """The routes of one worker, over what they read."""
 
     async def metrics(request: web.Request) -> web.Response:
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
         return web.Response(body=encode(registry), headers={"Content-Type": content_type})
 
-    async def livez(_: web.Request) -> web.Response:
-        return web.Response(body=b'{"alive":true}', content_type=_JSON)
+    async def readyz(_: web.Request) -> web.Response:
+        return _readiness(problems())
+
+    return _application({"/metrics": metrics, "/livez": _livez, "/readyz": readyz})
+
+
+def group(ports: Sequence[int], problems: Callable[[], Awaitable[list[str]]]) -> web.Application:
+    """The routes of several workers on one machine, whose metrics are on these ports.
+
+    `/targets` is a list for Prometheus (`http_sd_configs`), under the name it was asked by.
+    """
+
+    async def targets(request: web.Request) -> web.Response:
+        found = [{"targets": [f"{request.url.host}:{port}" for port in ports], "labels": {}}]
+        return web.Response(body=orjson.dumps(found), content_type=_JSON)
 
     async def readyz(_: web.Request) -> web.Response:
-        found = problems()
-        body = {"ready": not found, "reason": "; ".join(found) or None, "problems": found}
-        return web.Response(
-            status=503 if found else 200, body=orjson.dumps(body), content_type=_JSON
-        )
+        return _readiness(await problems())
 
+    return _application({"/targets": targets, "/livez": _livez, "/readyz": readyz})
+
+
+async def _livez(_: web.Request) -> web.Response:
+    return web.Response(body=b'{"alive":true}', content_type=_JSON)
+
+
+def _readiness(problems: list[str]) -> web.Response:
+    body = {"ready": not problems, "reason": "; ".join(problems) or None, "problems": problems}
+    return web.Response(
+        status=503 if problems else 200, body=orjson.dumps(body), content_type=_JSON
+    )
+
+
+def _application(routes: dict[str, Handler]) -> web.Application:
     app = web.Application()
-    app.router.add_get("/metrics", metrics)
-    app.router.add_get("/livez", livez)
-    app.router.add_get("/readyz", readyz)
+    for path, handler in routes.items():
+        app.router.add_get(path, handler)
     return app
 
 
 @asynccontextmanager
-async def serve(
-    host: str, port: int, registry: CollectorRegistry, problems: Problems
-) -> AsyncIterator[int]:
+async def serve(host: str, port: int, application: web.Application) -> AsyncIterator[int]:
     """Listen while the block runs; yields the port, which is chosen where `port` is 0.
 
     Raises Unavailable where the address cannot be had.
     """
-    runner = web.AppRunner(application(registry, problems), access_log=None)
+    runner = web.AppRunner(application, access_log=None)
     await runner.setup()
     try:
         site = web.TCPSite(runner, host, port)

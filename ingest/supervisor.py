@@ -1,0 +1,166 @@
+"""Several workers on one machine: started, watched, started again when they die, told to stop.
+
+Each is a process of its own, for one interpreter uses one core, with a client id of its own in the
+shared group and its own metrics port, counted on from `IOV_HTTP_PORT`. The supervisor touches no
+message; where it is gone its workers end in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from random import Random
+
+import aiohttp
+import structlog
+
+from ingest import web
+from ingest.backoff import Backoff
+from ingest.config import Settings
+from ingest.errors import ConfigError
+
+_FIRST_DELAY_S, _MOST_DELAY_S = 0.5, 30.0
+_LASTING_S = 30.0
+"""A worker that ran so long before it died starts again after the shortest delay."""
+_ASK_TIMEOUT_S = 2.0
+_ANY, _LOOPBACK = {"", "0.0.0.0", "::"}, "127.0.0.1"  # noqa: S104  compared with, not bound to
+_PR_SET_PDEATHSIG = 1
+_prctl = getattr(ctypes.CDLL(None), "prctl", None)
+
+log = structlog.get_logger("supervisor")
+
+
+def environments(settings: Settings, workers: int) -> list[dict[str, str]]:
+    """What each worker's environment has instead of the settings' own.
+
+    The first keeps the client id, so that a session is not left behind where one worker becomes
+    two. Raises ConfigError for ports that do not exist.
+    """
+    first = settings.http_port
+    if not 0 < first <= 65_535 - workers:
+        needed = f"{workers + 1} ports from it on, so a fixed one"
+        raise ConfigError([f"IOV_HTTP_PORT: {workers} workers need {needed}"])
+    name = settings.mqtt_client_id
+    return [
+        {
+            "IOV_MQTT_CLIENT_ID": f"{name}-{number}" if number else name,
+            "IOV_HTTP_PORT": str(first + number),
+        }
+        for number in range(workers)
+    ]
+
+
+class Supervisor:
+    """Keeps a number of worker processes running."""
+
+    def __init__(self, settings: Settings, command: Sequence[str], workers: int) -> None:
+        """`command` runs one worker by the environment it is given."""
+        self._environments = environments(settings, workers)
+        self._command = command
+        self._host = settings.http_host
+        self._port = settings.http_port
+        self._stop = asyncio.Event()
+        self._processes: dict[int, asyncio.subprocess.Process] = {}
+        self._random = Random()  # noqa: S311  spreads restarts, protects nothing
+
+    async def run(self) -> bool:
+        """Work until `stop`, or until every worker has left for good; whether all ended in order.
+
+        On the port after the workers' it tells where their metrics are and whether all are ready.
+        """
+        workers = len(self._environments)
+        ports = range(self._port, self._port + workers)
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_ASK_TIMEOUT_S)) as client,
+            web.serve(
+                self._host, self._port + workers, web.group(ports, lambda: self._problems(client))
+            ) as port,
+            asyncio.TaskGroup() as tasks,
+        ):
+            log.info("started", workers=workers, metrics=f"{ports[0]}-{ports[-1]}", http_port=port)
+            kept = [
+                tasks.create_task(self._keep(number, environment), name=f"worker {number}")
+                for number, environment in enumerate(self._environments)
+            ]
+        log.info("stopped")
+        return all(task.result() == 0 for task in kept)
+
+    def stop(self) -> None:
+        """Have every worker drain and end; called again, have them give up at once."""
+        self._stop.set()
+        self.tell(signal.SIGTERM)
+
+    def tell(self, number: signal.Signals) -> None:
+        """Pass a signal on."""
+        for process in self._processes.values():
+            process.send_signal(number)
+
+    async def _keep(self, number: int, environment: Mapping[str, str]) -> int:
+        """Start one worker again and again; its last status."""
+        backoff = Backoff(_FIRST_DELAY_S, _MOST_DELAY_S, self._random)
+        while True:
+            started_s = time.monotonic()
+            status = await self._one(number, environment)
+            if self._stop.is_set() or status == 0:
+                log.info("worker ended", worker=number, status=status)
+                return status
+            if time.monotonic() - started_s >= _LASTING_S:
+                backoff.reset()
+            delay_s = backoff.delay_s()
+            log.error("worker died", worker=number, status=status, starts_again_s=round(delay_s, 1))
+            try:
+                async with asyncio.timeout(delay_s):
+                    await self._stop.wait()
+            except TimeoutError:
+                continue
+            return status
+
+    async def _one(self, number: int, environment: Mapping[str, str]) -> int:
+        process = await asyncio.create_subprocess_exec(
+            *self._command,
+            env={**os.environ, **environment},
+            # Ctrl-C in a terminal is for every process of the group: they would have it twice.
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+        )
+        self._processes[number] = process
+        try:
+            if self._stop.is_set():
+                process.terminate()
+            return await process.wait()
+        finally:
+            del self._processes[number]
+            if process.returncode is None:
+                process.terminate()
+
+    async def _problems(self, client: aiohttp.ClientSession) -> list[str]:
+        """What keeps each worker from being ready."""
+        host = _LOOPBACK if self._host in _ANY else self._host
+        asked = [_ask(client, host, environment) for environment in self._environments]
+        found = await asyncio.gather(*asked)
+        return [f"worker {n}: {why}" for n, whys in enumerate(found) for why in whys]
+
+
+async def _ask(
+    client: aiohttp.ClientSession, host: str, environment: Mapping[str, str]
+) -> list[str]:
+    url = f"http://{host}:{environment['IOV_HTTP_PORT']}/readyz"
+    try:
+        async with client.get(url) as response:
+            problems: list[str] = (await response.json())["problems"]
+            return problems
+    except (aiohttp.ClientError, TimeoutError):
+        return ["does not answer"]
+
+
+def _die_with_parent() -> None:
+    """Have the kernel tell this process to stop when the supervisor is gone (Linux, prctl(2)).
+
+    Orphans would go on, and fight the workers of the next supervisor for their client ids.
+    """
+    if _prctl is not None:
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
