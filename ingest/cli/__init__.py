@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from ingest.cli import devices, load, schema, serve, verify
+from ingest.cli import bench, devices, load, schema, serve, verify
 
 app = typer.Typer(
     name="iov-ingest",
@@ -23,6 +23,7 @@ app = typer.Typer(
 app.add_typer(serve.app)
 app.add_typer(load.app)
 app.add_typer(verify.app)
+app.add_typer(bench.app)
 app.add_typer(schema.app, name="schema")
 app.add_typer(devices.app, name="devices")
 

@@ -1,4 +1,4 @@
-"""`demo`, `simulate`, `picture`, `replay`, `bench`: everything that makes load."""
+"""`demo`, `simulate`, `picture`, `replay`: a fleet, recorded or made up."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from ingest.cli.common import (
 )
 from ingest.config import Settings
 from ingest.errors import ConfigError
-from ingest.tools import bench as bench_tool
 from ingest.tools import demo as demo_tool
 from ingest.tools.fleet import STREAMS, Fleet, Mischief
 from ingest.tools.publisher import Publisher
@@ -188,34 +187,3 @@ async def _publish(
         task = bar.add_task("messages acknowledged", total=total)
         async with Publisher(settings, qos) as publisher:
             await work.run(publisher, lambda: bar.advance(task))
-
-
-@app.command()
-def bench(
-    duration: Annotated[float, typer.Option(help="Seconds measured.", min=1)] = 15,
-    warm_up: Annotated[float, typer.Option(help="Seconds before.", min=0)] = 5,
-    source: Annotated[str, typer.Option(help="mqtt5 or aiomqtt.")] = "mqtt5",
-    as_json: JsonOption = False,
-) -> None:
-    """Committed messages per second and CPU per message, all on this machine."""
-    with ending():
-        log.configure("logfmt", "warning")
-        if source not in {"mqtt5", "aiomqtt"}:
-            raise ConfigError(["--source is mqtt5 or aiomqtt"])
-        with people.status("starting PostgreSQL, mosquitto and the service …") as status:
-            before: list[bench_tool.Sample] = []
-
-            def progress(now: bench_tool.Sample, elapsed_s: float) -> None:
-                if before and now.at_s - before[0].at_s >= 1:
-                    rate = (now.committed - before[0].committed) / (now.at_s - before[0].at_s)
-                    status.update(
-                        f"{elapsed_s:4.0f} s  {rate:9,.0f} committed/s  {now.rss_mb:4.0f} MB"
-                    )
-                    before.clear()
-                if not before:
-                    before.append(now)
-
-            account = run_async(bench_tool.bench(
-                seconds=duration, warm_up_s=warm_up, source=source, progress=progress,  # type: ignore[arg-type]  # checked above
-            ))  # fmt: skip
-        say(account, as_json=as_json)

@@ -1,9 +1,11 @@
 """The only place that knows asyncpg: batches, devices, partitions, migrations, the register."""
 
 from ingest.store.connect import connect, durability_problem, expect_migrated
+from ingest.store.copy import copy
 from ingest.store.failures import meaning
 from ingest.store.heartbeat import Heartbeat
 from ingest.store.migrate import migrate
+from ingest.store.partitions import make_ahead
 from ingest.store.watch import Watch
 from ingest.store.writer import Writer, Written
 
@@ -13,8 +15,10 @@ __all__ = [
     "Writer",
     "Written",
     "connect",
+    "copy",
     "durability_problem",
     "expect_migrated",
+    "make_ahead",
     "meaning",
     "migrate",
 ]

@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import warnings
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,19 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def neighbouring_ports(number: int) -> int:
+    """The first of so many free ports in a row."""
+    while True:
+        with ExitStack() as held:
+            first: int = held.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
+            try:
+                for further in range(1, number):
+                    held.enter_context(socket.create_server(("127.0.0.1", first + further)))
+            except (OSError, OverflowError):
+                continue  # taken, or past the last port
+            return first
 
 
 class Postgres:

@@ -11,7 +11,7 @@ import mqtt5
 import orjson
 
 from ingest.schema import Catalogue
-from ingest.tools.bench import PreEncoded
+from ingest.tools.bench.publisher import connected
 from ingest.tools.embedded import Mosquitto
 from tests.support import Database, publish_many, publisher, sample, until, working
 
@@ -156,10 +156,7 @@ async def test_a_device_that_sends_only_garbage_harms_nobody(
 
 async def flooding(port: int, payloads: list[bytes]) -> None:
     """Publish at 10,000 a second with QoS 1, and wait for the last acknowledgement."""
-    device = PreEncoded()
-    loop = asyncio.get_running_loop()
-    transport, _ = await loop.create_connection(lambda: device, "127.0.0.1", port)
-    await device.ready.wait()
+    device = await connected(port)
     begin_s = time.monotonic()
     for number, payload in enumerate(payloads):
         packet_id = number % 65_535 + 1
@@ -168,7 +165,7 @@ async def flooding(port: int, payloads: list[bytes]) -> None:
         if number % 100 == 0:
             await asyncio.sleep(max(0, begin_s + number / 10_000 - time.monotonic()))
     await until(lambda: device.acknowledged >= len(payloads), "the flood")
-    transport.close()
+    device.close()
 
 
 async def test_what_the_store_refuses_is_within_the_budget_too(

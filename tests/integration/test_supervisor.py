@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,24 +19,8 @@ from ingest.errors import ConfigError
 from ingest.schema import Catalogue
 from ingest.store import migrate
 from ingest.supervisor import environments
-from ingest.tools.embedded import Mosquitto
+from ingest.tools.embedded import Mosquitto, neighbouring_ports
 from tests.support import Database, environment, publish_many, sample, until
-
-
-def neighbouring_ports(number: int) -> int:
-    """The first of so many free ports in a row."""
-    while True:
-        held = []
-        try:
-            held.append(socket.create_server(("127.0.0.1", 0)))
-            first: int = held[0].getsockname()[1]
-            held += [socket.create_server(("127.0.0.1", first + n)) for n in range(1, number)]
-        except OSError:
-            continue
-        finally:
-            for one in held:
-                one.close()
-        return first
 
 
 class Supervised:

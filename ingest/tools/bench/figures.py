@@ -1,0 +1,71 @@
+"""What the bench prints: medians with their spread, and the conditions they were measured under."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import subprocess
+import sysconfig
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+_LIBRARIES = ("aiomqtt", "asyncpg", "jsonschema-rs", "mqtt5", "msgspec", "orjson", "uvloop")
+
+Figures = dict[str, Any]
+"""What one part found, as it goes into the JSON."""
+
+
+def figure(values: Iterable[float], digits: int = 0) -> dict[str, float | int]:
+    """Median, lowest and highest of some runs."""
+    found = sorted(values)
+    middle = statistics.median(found)
+    return {
+        "median": _round(middle, digits),
+        "low": _round(found[0], digits),
+        "high": _round(found[-1], digits),
+        "runs": len(found),
+    }
+
+
+def _round(value: float, digits: int) -> float | int:
+    return round(value, digits) if digits else round(value)
+
+
+def conditions(settings: dict[str, str], server_version: str) -> Figures:
+    """Versions, machine and settings, without which a figure says nothing."""
+    flags = f"{sysconfig.get_config_var('CONFIG_ARGS')} {sysconfig.get_config_var('PY_CFLAGS')}"
+    return {
+        "commit": _commit(),
+        "release": version("iov-ingest"),
+        "python": platform.python_version(),
+        "python_optimised": "--enable-optimizations" in flags,
+        "libraries": {name: version(name) for name in _LIBRARIES},
+        "postgresql": server_version,
+        "postgresql_settings": settings,
+        "cores": len(os.sched_getaffinity(0)),
+        "cpu": _cpu_model(),
+        "kernel": platform.release(),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout this runs from, with a mark where it was changed."""
+    here = Path(__file__).parent
+    try:
+        told = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--exclude=*"],  # noqa: S607  whichever git
+            cwd=here, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return told.stdout.strip()
+
+
+def _cpu_model() -> str | None:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return None

@@ -1,0 +1,32 @@
+"""How much is measured, and who is told about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Peer(NamedTuple):
+    """Another program that reads the same broker and writes a table."""
+
+    command: str
+    """Run by a shell; `{mqtt_url}` and `{database_url}` are put in."""
+    table: str
+    """Counted in that database; the command makes it, or finds it made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The same for every part."""
+
+    say: Callable[[str], None]
+    """Told what is going on, in words, again and again."""
+    runs: int = 5
+    seconds: float = 3.0
+    """Of one run, after the warm-up."""
+    warm_up_s: float = 1.0
+    outage_s: float = 60.0
+    full: bool = False
+    """With a million devices and fifty million rows, which takes hours."""
+    peer: Peer | None = None
