@@ -18,7 +18,7 @@ from msgspec.structs import astuple
 
 from ingest.schema.accept import NOTHING, Member, only, struct, type_of
 from ingest.schema.columns import ENVELOPE, Column, device_fields
-from ingest.schema.rfc3339 import storable
+from ingest.schema.rfc3339 import rfc3339
 from ingest.schema.variants import variants
 
 Extracted = tuple[list[Any], int]
@@ -40,7 +40,7 @@ Care = Literal["any", "known", "all"]
 _CONVERSIONS = {
     "int": "int({found})",
     "int[]": "[None if i is None else int(i) for i in {found}]",
-    "time": "storable({found})",
+    "time": "rfc3339({found})",
     "json": "dumps({found})",
     "sha256": "sha256({found})",
 }
@@ -131,7 +131,7 @@ def _compiled(schema: dict[str, Any], sample: Object, care: Care) -> Values:
         "astuple": astuple,
         "convert": convert,
         "dumps": orjson.dumps,
-        "storable": storable,
+        "rfc3339": rfc3339,
         "sha256": sha256,
     }
     exec(source(sample, care), names)  # noqa: S102  text from our own schema files

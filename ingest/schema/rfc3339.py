@@ -10,8 +10,6 @@ _FORM = re.compile(
     r"(?:[Zz]|[+-](?:[01]\d|2[0-3]):[0-5]\d)",
     re.ASCII,
 )
-_FIRST = datetime.min.replace(tzinfo=UTC) + datetime.resolution
-_LAST = datetime.max.replace(tzinfo=UTC) - datetime.resolution
 _LEAP_SECOND = slice(17, 19)
 
 
@@ -32,12 +30,3 @@ def rfc3339(text: str) -> datetime:
     except (ValueError, OverflowError):
         # The text of the standard library's error would quote the value.
         raise ValueError("no date of the calendar") from None
-
-
-def storable(text: str) -> datetime:
-    """The instant, the very ends of the calendar moved by a microsecond.
-
-    asyncpg writes `datetime.min` as `-infinity` and `datetime.max` as `infinity`; a zero time of
-    Go's is the former. Raises as `rfc3339` does.
-    """
-    return min(max(rfc3339(text), _FIRST), _LAST)

@@ -18,7 +18,7 @@ from ingest.check import Checker
 from ingest.config import load
 from ingest.metrics import Metrics
 from ingest.schema import Catalogue, Stream, load_catalogue
-from ingest.schema.rfc3339 import storable
+from ingest.schema.rfc3339 import rfc3339
 from ingest.store import Writer
 from tests.instances import instances
 from tests.support import Database, delivery, plenty
@@ -100,7 +100,7 @@ def _as_kept(stream: Stream, sample: dict[str, Any]) -> dict[str, Any]:
             place = (place or {}).get(step)
         value = (place or {}).get(column.path[-1])
         if value is not None and column.convert == "time":
-            place[column.path[-1]] = storable(value)
+            place[column.path[-1]] = rfc3339(value)
         if value is not None and column.convert == "sha256":
             place[column.path[-1]] = hashlib.sha256(value.encode()).hexdigest()
     for name in ("ts", "quality", *stream.device_fields):
@@ -118,3 +118,17 @@ def _plain(value: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     return value
+
+
+async def test_the_ends_of_the_calendar_are_no_infinities(
+    database: Database, catalogue: Catalogue
+) -> None:
+    # asyncpg itself writes datetime.min and datetime.max as -infinity and infinity.
+    ends = ["0001-01-01T00:00:00+00:00", "9999-12-31T23:59:59.999999+00:00"]
+    now = datetime.now(UTC).isoformat()
+    sent = [{"ts": now, "seq": seq, "sent_at": end} for seq, end in enumerate(ends)]
+    await _store(database, catalogue, "nev", sent)
+    found = await database.all(
+        "SELECT to_json(sent_at AT TIME ZONE 'UTC') FROM iov.nev ORDER BY seq"
+    )
+    assert [row[0].strip('"') + "+00:00" for row in found] == ends
