@@ -28,11 +28,12 @@ def timely(sample: dict[str, Any], bounds: tuple[datetime, datetime]) -> datetim
     ts = instant(sample.get("ts"))
     if isinstance(ts, Fault):
         return ts
-    if ts < bounds[0]:
+    oldest, ahead = bounds
+    if oldest <= ts <= ahead:
+        return ts
+    if ts < oldest:
         return Fault(Reason.TOO_OLD, "/ts is older than the limit")
-    if ts > bounds[1]:
-        return Fault(Reason.CLOCK_AHEAD, "/ts is further ahead than the limit")
-    return ts
+    return Fault(Reason.CLOCK_AHEAD, "/ts is further ahead than the limit")
 
 
 def instant(ts: Any) -> datetime | Fault:

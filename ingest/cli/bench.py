@@ -69,6 +69,7 @@ def bench(
             raise ConfigError(problems)
         peer = bench_tool.Peer(peer_command, peer_table) if peer_command and peer_table else None
         draw = _drawing() if report else None
+        many = {"devices": 1_000_000, "rows": 50_000_000} if full else {}
         with people.status("starting PostgreSQL and mosquitto …") as status:
             plan = bench_tool.Plan(
                 status.update,
@@ -76,8 +77,8 @@ def bench(
                 seconds=duration or (3 if chosen else 15),
                 warm_up_s=warm_up if warm_up is not None else (1 if chosen else 5),
                 outage_s=outage,
-                full=full,
                 peer=peer,
+                **many,
             )
             if not chosen:
                 one = bench_tool.bench(bench_tool.Load(source=source), plan)

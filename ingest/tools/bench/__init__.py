@@ -13,15 +13,17 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
+from ingest.tools.bench.drive import Run
 from ingest.tools.bench.figures import Figures, conditions
 from ingest.tools.bench.latency import latency
 from ingest.tools.bench.limits import limits
 from ingest.tools.bench.memory import memory
 from ingest.tools.bench.peer import peer
 from ingest.tools.bench.plan import Peer, Plan
+from ingest.tools.bench.profile import profile
 from ingest.tools.bench.publisher import Publisher
 from ingest.tools.bench.stages import stages
-from ingest.tools.bench.stand import Load, Run, Stand, stand
+from ingest.tools.bench.stand import Load, Stand, stand
 from ingest.tools.bench.throughput import (
     devices,
     pipeline,
@@ -46,7 +48,7 @@ async def scale(stand: Stand, plan: Plan) -> Figures:
 
 PARTS: dict[str, Part] = {
     part.__name__: part
-    for part in (limits, stages, pipeline, sources, latency, memory, scale, stores, peer)
+    for part in (limits, stages, pipeline, profile, sources, latency, memory, scale, stores, peer)
 }
 """In the order they are measured."""
 

@@ -6,7 +6,7 @@ import os
 import platform
 import statistics
 import subprocess
-import sysconfig
+import sys
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -36,12 +36,11 @@ def _round(value: float, digits: int) -> float | int:
 
 def conditions(settings: dict[str, str], server_version: str) -> Figures:
     """Versions, machine and settings, without which a figure says nothing."""
-    flags = f"{sysconfig.get_config_var('CONFIG_ARGS')} {sysconfig.get_config_var('PY_CFLAGS')}"
     return {
         "commit": _commit(),
         "release": version("iov-ingest"),
         "python": platform.python_version(),
-        "python_optimised": "--enable-optimizations" in flags,
+        "python_executable": str(Path(sys.executable).resolve()),
         "libraries": {name: version(name) for name in _LIBRARIES},
         "postgresql": server_version,
         "postgresql_settings": settings,

@@ -6,10 +6,11 @@ import asyncio
 import time
 from datetime import UTC, datetime
 
+from ingest.tools.bench.drive import drive, rss_mb
 from ingest.tools.bench.figures import Figures
 from ingest.tools.bench.plan import Plan
 from ingest.tools.bench.publisher import Traffic, connected
-from ingest.tools.bench.stand import Load, Stand, drive, rss_mb
+from ingest.tools.bench.stand import Load, Stand
 
 _RATE = 5_000
 """Messages a second during the outage, all of which stay with the broker."""

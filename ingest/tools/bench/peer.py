@@ -18,10 +18,11 @@ from pathlib import Path
 import asyncpg
 
 from ingest.errors import ServerError
+from ingest.tools.bench.drive import Counters, Run, cpu_s, drive, rss_mb
 from ingest.tools.bench.figures import Figures
 from ingest.tools.bench.plan import Peer, Plan
 from ingest.tools.bench.publisher import Traffic, connected
-from ingest.tools.bench.stand import Counters, Load, Run, Stand, cpu_s, drive, rss_mb
+from ingest.tools.bench.stand import Load, Stand
 from ingest.tools.bench.throughput import told
 
 _START_TIMEOUT_S = 30.0

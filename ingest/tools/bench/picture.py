@@ -13,6 +13,9 @@ from ingest.tools.bench.figures import Figures
 
 _COLOUR, _LIGHT = "#1f4e79", "#9bb8d3"
 _LATENCIES = {"p50_ms": _LIGHT, "p99_ms": _COLOUR, "p999_ms": "#c98a3a"}
+_LEAST_SHARE = 0.002
+_CHARACTERS, _SHORTEST = 270, 3
+"""How much text the whole width takes, and what is not worth writing."""
 _COMPARED = ("sources", "stores", "peer")
 
 
@@ -25,9 +28,54 @@ def draw(found: Figures, directory: Path) -> None:
         _save(directory / "stages.png", {"stages": parts["stages"]}, _stages)
     if "latency" in parts:
         _save(directory / "latency.png", {"latency": parts["latency"]}, _latency)
+    if _measured(parts.get("profile")):
+        flame(parts["profile"]["stacks"], directory / "flame.png")
     compared = {name: parts[name] for name in _COMPARED if _measured(parts.get(name))}
     if compared:
         _save(directory / "compared.png", compared, _throughput)
+
+
+def flame(stacks: dict[str, int], file: Path) -> None:
+    """Every function as wide as its share of the samples, above the one that called it."""
+    root = _Frame("")
+    for stack, number in stacks.items():
+        frame = root
+        frame.number += number
+        for name in stack.split(";"):
+            frame = frame.inner.setdefault(name, _Frame(name))
+            frame.number += number
+    figure = Figure(figsize=(15, 9), layout="constrained")
+    axes = figure.subplots()
+    _stack(axes, root, 0.0, 0, root.number)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(bottom=0)
+    axes.set_axis_off()
+    figure.savefig(file, dpi=110)
+
+
+class _Frame:
+    """One function as called from one place."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.number = name, 0
+        self.inner: dict[str, _Frame] = {}
+
+
+def _stack(axes: Axes, frame: _Frame, left: float, depth: int, total: int) -> None:
+    for inner in sorted(frame.inner.values(), key=lambda found: found.name):
+        width = inner.number / total
+        if width < _LEAST_SHARE:
+            continue
+        library = ".py" not in inner.name and "<string>" not in inner.name
+        axes.barh(
+            depth, width, 0.94, left, align="edge",
+            color=_LIGHT if library else "#e8b36b", edgecolor="white", linewidth=0.5,
+        )  # fmt: skip
+        text = f"{inner.name} {width:.1%}"[: int(width * _CHARACTERS)]
+        if len(text) > _SHORTEST:
+            axes.text(left + 0.001, depth + 0.5, text, va="center", fontsize=6, clip_on=True)
+        _stack(axes, inner, left, depth + 1, total)
+        left += width
 
 
 def _measured(figures: Figures | None) -> bool:

@@ -27,6 +27,7 @@ class Plan:
     """Of one run, after the warm-up."""
     warm_up_s: float = 1.0
     outage_s: float = 60.0
-    full: bool = False
-    """With a million devices and fifty million rows, which takes hours."""
+    devices: int = 100_000
+    rows: int = 2_000_000
+    """How far `scale` goes."""
     peer: Peer | None = None

@@ -1,8 +1,6 @@
 """The test stand: servers, a service as a process of its own, and load on it.
 
-Rows are counted in the database; CPU time and memory are the processes' own, as the kernel has
-them (proc(5)). The publisher keeps a set number of messages ahead of what is committed, so that the
-broker's queue neither runs dry nor grows.
+Rows are counted in the database. `fsync` and `synchronous_commit` are on.
 """
 
 from __future__ import annotations
@@ -17,8 +15,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import count
-from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -28,18 +24,12 @@ from ingest.config import load
 from ingest.errors import ServerError
 from ingest.schema import load_catalogue
 from ingest.store import make_ahead, migrate
+from ingest.tools.bench.drive import Counters, Progress, Run, children, cpu_s, drive, rss_mb
 from ingest.tools.bench.publisher import Publisher, Traffic, connected
 from ingest.tools.embedded import Mosquitto, Postgres, mosquitto, neighbouring_ports, postgres
 
-AHEAD = 40_000
-"""Messages published beyond what is committed: about a second of work."""
-_CHUNK = 500
-_LOOK_EVERY_S = 0.5
-"""Each look is a scrape, which costs the service some milliseconds."""
-_PAUSE_S = 0.005
 _TIMEOUT_S = 60.0
 _STORED = "iov_samples_stored_total{"
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 SETTINGS = {"max_wal_size": "4GB", "checkpoint_timeout": "30min"}
 """Of PostgreSQL, beside its defaults: no checkpoint falls into one run and not into the other."""
 
@@ -63,30 +53,6 @@ SELECT name, current_setting(name) FROM pg_settings WHERE name IN (
     'fsync', 'synchronous_commit', 'full_page_writes', 'shared_buffers', 'max_wal_size',
     'checkpoint_timeout', 'wal_compression') ORDER BY name
 """
-
-Progress = Callable[[str], None]
-
-
-class Counters(NamedTuple):
-    """What the service has done until one moment."""
-
-    at_s: float
-    cpu_s: float
-    rss_mb: float
-    committed: int
-    """Samples."""
-
-
-class Run(NamedTuple):
-    """What was measured over some seconds."""
-
-    seconds: float
-    committed: int
-    committed_per_s: float
-    cpu_us: float
-    """Of the service, per committed sample."""
-    rss_mb: float
-    """The most that was seen."""
 
 
 @dataclass
@@ -257,49 +223,6 @@ class Stand:
             publisher.close()
 
 
-async def drive(
-    publisher: Publisher,
-    traffic: Traffic,
-    look: Callable[[], Awaitable[Counters]],
-    seconds: float,
-    warm_up_s: float,
-    say: Progress,
-) -> Run:
-    """Publish ahead of the service; what it did between the warm-up and the end."""
-    begin: Counters | None = None
-    now = first = await look()
-    sent_before, acknowledged_before = traffic.sent, publisher.acknowledged
-    most_mb = 0.0
-    while True:
-        if time.monotonic() - now.at_s >= _LOOK_EVERY_S:
-            then, now = now, await look()
-            most_mb = max(most_mb, now.rss_mb)
-            elapsed_s = now.at_s - first.at_s
-            rate = (now.committed - then.committed) / (now.at_s - then.at_s)
-            say(f"{elapsed_s:4.0f} s  {rate:9,.0f} committed/s  {now.rss_mb:4.0f} MB")
-            if begin is None and elapsed_s >= warm_up_s:
-                begin = now
-            elif begin is not None and now.at_s - begin.at_s >= seconds:
-                return _run(begin, now, most_mb)
-            if elapsed_s > warm_up_s + seconds + _TIMEOUT_S:
-                raise ServerError("the service did not keep up with the clock")
-        sent = traffic.sent - sent_before
-        behind = sent - (now.committed - first.committed) // traffic.samples
-        unanswered = sent - (publisher.acknowledged - acknowledged_before)
-        # Not more than the identifiers allow (MQTT 5, 2.2.1), nor far beyond what is committed.
-        if behind < AHEAD // traffic.samples and unanswered < AHEAD:
-            await publisher.send(traffic.next(max(1, _CHUNK // traffic.samples)))
-            await asyncio.sleep(0)
-        else:
-            await asyncio.sleep(_PAUSE_S)
-
-
-def _run(begin: Counters, end: Counters, most_mb: float) -> Run:
-    samples, elapsed_s = end.committed - begin.committed, end.at_s - begin.at_s
-    cpu_us = (end.cpu_s - begin.cpu_s) / max(samples, 1) * 1e6
-    return Run(elapsed_s, samples, samples / elapsed_s, cpu_us, most_mb)
-
-
 @asynccontextmanager
 async def stand(server_url: str | None = None) -> AsyncIterator[Stand]:
     """A stand while the block runs, with a PostgreSQL of its own where none is given.
@@ -333,21 +256,3 @@ async def _committed(client: aiohttp.ClientSession, port: int) -> int:
     async with client.get(f"http://127.0.0.1:{port}/metrics") as response:
         lines = (await response.text()).splitlines()
     return sum(int(float(line.split()[-1])) for line in lines if line.startswith(_STORED))
-
-
-def children(pid: int) -> list[int]:
-    """The processes that a process has started."""
-    return [int(n) for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def cpu_s(pid: int) -> float:
-    """User and system time of a process, to a hundredth of a second."""
-    # The name, second and in brackets, may hold anything.
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
-
-
-def rss_mb(pid: int) -> float:
-    """Resident memory of a process."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 
 from ingest.schema import load_catalogue
+from ingest.tools.bench.drive import Run
 from ingest.tools.bench.figures import Figures, figure
 from ingest.tools.bench.plan import Plan
-from ingest.tools.bench.stand import Load, Run, Stand
+from ingest.tools.bench.stand import Load, Stand
 
 
 async def alternate(stand: Stand, plan: Plan, loads: Mapping[str, Load]) -> dict[str, list[Run]]:
@@ -56,8 +57,8 @@ async def workers(stand: Stand, plan: Plan) -> Figures:
 
 
 async def devices(stand: Stand, plan: Plan) -> Figures:
-    """From a thousand devices to a hundred thousand, or a million."""
-    numbers = (1_000, 100_000, 1_000_000) if plan.full else (1_000, 100_000)
+    """A thousand devices, and many."""
+    numbers = (1_000, plan.devices)
     async with AsyncExitStack() as stack:
         loads = {}
         for number in numbers:
@@ -68,11 +69,10 @@ async def devices(stand: Stand, plan: Plan) -> Figures:
 
 
 async def rows(stand: Stand, plan: Plan) -> Figures:
-    """Into an empty table and one that holds two million rows, or fifty."""
-    number = 50_000_000 if plan.full else 2_000_000
+    """Into an empty table, and one that holds many."""
     async with stand.database() as empty, stand.database() as filled:
-        await stand.fill(filled, number, plan.say)
-        loads = {"0": Load(database=empty), str(number): Load(database=filled)}
+        await stand.fill(filled, plan.rows, plan.say)
+        loads = {"0": Load(database=empty), str(plan.rows): Load(database=filled)}
         found = await alternate(stand, plan, loads)
     return {name: told(runs) for name, runs in found.items()}
 

@@ -1,0 +1,49 @@
+"""The bench, as small as it goes, so that it cannot rot; its figures here mean nothing."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from ingest.tools.bench import PARTS, Peer, Plan, measure
+from ingest.tools.bench.picture import draw
+
+PEER = Path(__file__).parent / "peer.py"
+
+
+def said(_: str) -> None:
+    pass
+
+
+def medians(found: Any) -> list[float]:
+    """Every figure in it."""
+    if not isinstance(found, dict):
+        return []
+    if "median" in found:
+        return [found["median"]]
+    return [figure for part in found.values() for figure in medians(part)]
+
+
+async def test_every_part_measures_something_and_is_drawn(tmp_path: Path) -> None:
+    peer = Peer(f"{sys.executable} {PEER} {{mqtt_url}} {{database_url}}", "peer")
+    plan = Plan(
+        said, runs=1, seconds=0.5, warm_up_s=0.0, outage_s=1.0, devices=2_000, rows=2_000, peer=peer
+    )
+    found = await measure(list(PARTS), plan)
+    parts = found["parts"]
+    assert list(parts) == list(PARTS)
+    assert list(parts["stores"]) == ["left_out"]
+    for name in set(parts) - {"stores", "memory", "profile"}:
+        assert medians(parts[name]), name
+        assert min(medians(parts[name])) > 0, name
+    assert parts["memory"]["full_load_mb"] > parts["memory"]["idle_mb"] > 20
+    assert set(parts["scale"]) == {"workers", "devices", "rows", "samples", "streams"}
+    assert {"commit", "python", "postgresql", "cores"} <= set(found["conditions"])
+    assert found["conditions"]["postgresql_settings"]["fsync"] == "on"
+    assert orjson.loads(orjson.dumps(found)) == found
+    draw(found, tmp_path)
+    for name in ("scale", "stages", "latency", "compared"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
