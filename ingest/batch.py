@@ -72,10 +72,12 @@ class Description(NamedTuple):
 
 @dataclass(slots=True)
 class Rows:
-    """The accepted samples of one stream, three lists of one length."""
+    """The accepted samples of one stream, four lists of one length."""
 
     values: list[list[Any]] = field(default_factory=list)
     """Ready for COPY but for the first of each, where the store writes `device_id`."""
+    present: list[int] = field(default_factory=list)
+    """Which objects, and so which columns, each has values for."""
     devices: list[str] = field(default_factory=list)
     origins: list[tuple[Delivery, int]] = field(default_factory=list)
     """The delivery each came in and its position there."""
@@ -120,6 +122,7 @@ class Batch:
                 if rows is None:
                     rows = self.rows[stream] = Rows()
                 rows.values.append(outcome.values)
+                rows.present.append(outcome.present)
                 rows.devices.append(outcome.device)
                 rows.origins.append((delivery, outcome.position))
                 if outcome.unknown_fields:

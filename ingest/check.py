@@ -260,13 +260,13 @@ def _row(
         return Fault(Reason.SCHEMA, row)
     if may_hold_nul and (where := _nul(sample, ())) is not None:
         return Fault(Reason.REFUSED_BY_STORE, f"{pointer(where)} holds U+0000")
-    values, unknown_fields = row
+    values, present, unknown_fields = row
     flags: Collection[str] = ()
     findings = stream.plausibility.findings(sample, device, received_at, ts, siblings)
     if findings:
         flags = _note(findings, sample, values)
     described = _described(stream, sample) if stream.device_fields else None
-    return Row(stream.name, device, values, index, unknown_fields, flags, described)
+    return Row(stream.name, device, values, present, index, unknown_fields, flags, described)
 
 
 def _note(findings: dict[str, str], sample: dict[str, Any], values: list[Any]) -> list[str]:

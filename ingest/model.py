@@ -85,8 +85,10 @@ class Row(Struct):
     stream: str
     device: str
     values: list[Any]
-    """In the order of the stream's columns: device (the store writes `device_id` in its place),
-    ts, seq, received_at, resend, fields …, quality, extra."""
+    """Device (the store writes `device_id` in its place), ts, seq, received_at, resend, fields …,
+    quality, extra."""
+    present: int
+    """Which of the stream's flattened objects are there, and so which fields; see `Layout`."""
     position: int
     """Position of the sample in its message, to find its JSON again."""
     unknown_fields: int

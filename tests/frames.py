@@ -13,7 +13,7 @@ from ingest.gbt32960 import Frame, decode
 from ingest.gbt32960.tables import Edition
 from ingest.model import Outcome, Row
 from ingest.schema import load_catalogue
-from tests.support import delivery
+from tests.support import delivery, every_column
 
 VIN = "LTEST0000TEST0001"
 CATALOGUE = load_catalogue()
@@ -45,6 +45,6 @@ def rows(payload: bytes, **more: Any) -> dict[str, dict[str, Any]]:
     found = {}
     for outcome in outcomes(payload, **more):
         assert isinstance(outcome, Row), outcome
-        names = CATALOGUE[outcome.stream].column_names
-        found[outcome.stream] = dict(zip(names, outcome.values, strict=True))
+        stream = CATALOGUE[outcome.stream]
+        found[outcome.stream] = every_column(stream, outcome.values, outcome.present)
     return found

@@ -21,7 +21,7 @@ from ingest.budget import Budget
 from ingest.check import Checker
 from ingest.config import load
 from ingest.model import Arrival, Delivery
-from ingest.schema import Catalogue
+from ingest.schema import Catalogue, Stream
 from ingest.service import Service
 from ingest.source import source as source_module
 from ingest.source.aiomqtt import AiomqttClient
@@ -206,6 +206,12 @@ def delivery(
     text = payload if isinstance(payload, bytes) else orjson.dumps(payload)
     arrival = Arrival(at or datetime.now(UTC), time.monotonic())
     return Delivery(topic, text, encoding, content_type, packet_id, arrival, connection or Silent())
+
+
+def every_column(stream: Stream, values: list[Any], present: int) -> dict[str, Any]:
+    """A row by its table's columns, null where it has no value."""
+    names = stream.layout.columns(present)
+    return dict.fromkeys(stream.column_names) | dict(zip(names, values, strict=True))
 
 
 class Silent:

@@ -8,7 +8,7 @@ takes XX µs, validator and `extract` together XX (measured).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -17,23 +17,21 @@ from msgspec import convert
 from msgspec.structs import astuple
 
 from ingest.schema.accept import NOTHING, Member, only, struct, type_of
-from ingest.schema.columns import ENVELOPE, Column, device_fields
+from ingest.schema.columns import ENVELOPE, device_fields
+from ingest.schema.layout import LEADING, Layout, Object, Path
 from ingest.schema.rfc3339 import rfc3339
 from ingest.schema.variants import variants
 
-Extracted = tuple[list[Any], int]
-"""(row values, number of unknown fields)."""
+Extracted = tuple[list[Any], int, int]
+"""(row values, which objects are there, number of unknown fields); see `Layout`."""
 Extract = Callable[[str, datetime, int, datetime, dict[str, Any]], Extracted]
 """(device, ts, seq, received_at, sample) → Extracted."""
 Accept = Callable[[str, datetime, int, datetime, dict[str, Any]], Extracted | None]
-Values = Callable[[str, datetime, int, datetime, dict[str, Any]], list[Any]]
-"""The values of a row, `extra` left empty; raises ValueError for a sample that does not fit."""
+Values = Callable[[str, datetime, int, datetime, dict[str, Any]], tuple[list[Any], int]]
+"""Row values, `extra` left empty, and which objects are there; ValueError if it does not fit."""
 
-LEADING = ("device_id", "ts", "seq", "received_at", "resend")
-TRAILING = ("quality", "extra")
 _EXTRA = -1
 
-Path = tuple[str, ...]
 Care = Literal["any", "known", "all"]
 """How well a sample must fit: not at all; what the schema names; that, and there is nothing else.
 """
@@ -54,49 +52,17 @@ class Functions(NamedTuple):
     extract: Extract
 
 
-class Object(NamedTuple):
-    """An object that is flattened, the sample itself first of all."""
-
-    path: Path
-    columns: list[Column]
-    """Of its own members."""
-    objects: list[Object]
-    """Those in it, which come after its own columns."""
-
-    def in_order(self) -> Iterator[Column]:
-        """Every column, in the order of the row's values."""
-        yield from self.columns
-        for inner in self.objects:
-            yield from inner.in_order()
-
-    def all(self) -> Iterator[Object]:
-        """Itself, and then all that are in it."""
-        yield self
-        for inner in self.objects:
-            yield from inner.all()
-
-
-def tree(columns: Iterable[Column], path: Path = ()) -> Object:
-    """The objects that columns come from."""
-    depth = len(path)
-    below = [column for column in columns if column.path[:depth] == path]
-    own = [column for column in below if len(column.path) == depth + 1]
-    names = dict.fromkeys(c.path[depth] for c in below if len(c.path) > depth + 1)
-    return Object(path, own, [tree(below, (*path, name)) for name in names])
-
-
-def functions(schema: dict[str, Any], columns: Sequence[Column]) -> Functions:
+def functions(schema: dict[str, Any], layout: Layout) -> Functions:
     """The functions of one stream."""
-    sample = tree(columns)
-    whatever, known, all_known = (_compiled(schema, sample, care) for care in get_args(Care))
-    names = _known_names(schema, sample)
+    whatever, known, all_known = (_compiled(schema, layout, care) for care in get_args(Care))
+    names = _known_names(schema, layout.sample)
     found = variants(schema)
 
     def extract(
         device: str, ts: datetime, seq: int, received_at: datetime, sample: dict[str, Any]
     ) -> Extracted:
-        values = whatever(device, ts, seq, received_at, sample)
-        return values, _keep_unknown(values, sample, names)
+        values, present = whatever(device, ts, seq, received_at, sample)
+        return values, present, _keep_unknown(values, sample, names)
 
     def accept(
         device: str, ts: datetime, seq: int, received_at: datetime, sample: dict[str, Any]
@@ -106,14 +72,14 @@ def functions(schema: dict[str, Any], columns: Sequence[Column]) -> Functions:
             if sample.get(field) == value and not foreign.isdisjoint(sample):
                 return None
         try:
-            return all_known(device, ts, seq, received_at, sample), 0
+            return *all_known(device, ts, seq, received_at, sample), 0
         except ValueError:
             pass
         try:
-            values = known(device, ts, seq, received_at, sample)
+            values, present = known(device, ts, seq, received_at, sample)
         except ValueError:
             return None
-        return values, _keep_unknown(values, sample, names)
+        return values, present, _keep_unknown(values, sample, names)
 
     sure = found is not None and only(schema, {"properties", "required", "allOf"})
     return Functions(accept if sure else _never_sure, extract)
@@ -123,68 +89,68 @@ def _never_sure(*_: Any) -> None:
     """For a schema that asks for more than types can tell."""
 
 
-def _compiled(schema: dict[str, Any], sample: Object, care: Care) -> Values:
+def _compiled(schema: dict[str, Any], layout: Layout, care: Care) -> Values:
     """The function that takes samples apart by one type."""
     names: dict[str, Any] = {
-        "fitting": struct(_sample_members(schema, sample, care), unknown=care != "all"),
-        "absent": [(None,) * len(list(object_.in_order())) for object_ in sample.all()],
+        "fitting": struct(_sample_members(schema, layout.sample, care), unknown=care != "all"),
         "astuple": astuple,
         "convert": convert,
         "dumps": orjson.dumps,
         "rfc3339": rfc3339,
         "sha256": sha256,
     }
-    exec(source(sample, care), names)  # noqa: S102  text from our own schema files
+    exec(source(layout, care), names)  # noqa: S102  text from our own schema files
     values: Values = names["values"]
     return values
 
 
-def source(sample: Object, care: Care) -> str:
+def source(layout: Layout, care: Care) -> str:
     """The source text of that function, for reading and for `exec`.
 
     `fitting` is the type; a part is the value of one of its members: `resend`, the sample's own
     columns, the objects in it, what else the schema names, `quality`.
     """
-    numbers = {object_.path: number for number, object_ in enumerate(sample.all())}
-    lines = []
-    for object_ in sample.objects:
-        for inner in object_.all():
-            if inner.objects:
-                lines += [
-                    f"def object_{numbers[inner.path]}(found):",
-                    "    parts = astuple(found)",
-                    f"    return ({', '.join(_parts(inner, 0, numbers))},)",
-                    "",
-                ]
-    lines += [
+    own = len(layout.sample.columns)
+    lines = [
         "def values(device, ts, seq, received_at, sample):",
         "    parts = astuple(convert(sample, fitting))",
-        "    row = [",
-        "        device, ts, seq, received_at, parts[0] is True,",
-        *(f"        {part}," for part in _parts(sample, 1, numbers)),
-        "        None if parts[-1] is None else dumps(parts[-1]), None,",
-        "    ]",
+        f"    row = [device, ts, seq, received_at, parts[0] is True, *parts[1:{own + 1}]]",
+        *_convert(layout.sample, len(LEADING), care),
+        "    present = 0",
+        *_add_objects(layout, layout.sample, "parts", own + 1, care),
+        "    quality = parts[-1]",
+        "    row += None if quality is None else dumps(quality), None",
+        "    return row, present",
     ]
-    for place, column in enumerate(sample.in_order(), len(LEADING)):
+    return "\n".join(lines) + "\n"
+
+
+def _convert(object_: Object, place: int, care: Care) -> Iterator[str]:
+    """Convert what needs it of an object whose columns have just been put at `place`."""
+    for number, column in enumerate(object_.columns, place):
         conversion = _CONVERSIONS.get(column.convert)
         if conversion and not (care != "any" and column.convert in _DONE_BY_TYPE):
             found = "sample" + "".join(f"[{name!r}]" for name in column.path)
-            lines += [
-                f"    if row[{place}] is not None:",
-                f"        row[{place}] = {conversion.format(found=found)}",
-            ]
-    return "\n".join([*lines, "    return row", ""])
+            yield f"    if row[{number}] is not None:"
+            yield f"        row[{number}] = {conversion.format(found=found)}"
 
 
-def _parts(object_: Object, first: int, numbers: Mapping[Path, int]) -> Iterator[str]:
-    """The columns of an object, those of objects in it included."""
-    end = first + len(object_.columns)
-    yield f"*parts[{first}:{end}]"
-    for place, inner in enumerate(object_.objects, end):
-        number = numbers[inner.path]
-        taken_apart = f"object_{number}" if inner.objects else "astuple"
-        found = f"parts[{place}]"
-        yield f"*(absent[{number}] if {found} is None else {taken_apart}({found}))"
+def _add_objects(
+    layout: Layout, object_: Object, parts: str, first: int, care: Care
+) -> Iterator[str]:
+    """Add the objects in an object to the row; they are its `parts` from `first` on."""
+    for number, inner in enumerate(object_.objects, first):
+        bit, own = layout.bits[inner.path], len(inner.columns)
+        inner_parts = f"parts_{bit}"
+        lines = [
+            f"    {inner_parts} = astuple({parts}[{number}])",
+            f"    row += {inner_parts}[:{own}]",
+            f"    present |= {bit}",
+            *_convert(inner, -own, care),
+            *_add_objects(layout, inner, inner_parts, own, care),
+        ]
+        yield f"    if {parts}[{number}] is not None:"
+        yield from (f"    {line}" for line in lines)
 
 
 def _sample_members(schema: dict[str, Any], sample: Object, care: Care) -> list[Member]:

@@ -11,7 +11,8 @@ import jsonschema_rs
 
 from ingest.errors import SchemaError
 from ingest.schema.columns import Column, columns, device_fields
-from ingest.schema.extract import LEADING, TRAILING, Extracted, Functions, functions, sha256, tree
+from ingest.schema.extract import Extracted, Functions, functions, sha256
+from ingest.schema.layout import Layout
 from ingest.schema.plausible import Rules
 from ingest.schema.private import NeverStored
 from ingest.schema.rfc3339 import rfc3339
@@ -26,6 +27,8 @@ class Stream:
     """The schema with every reference resolved."""
     columns: list[Column]
     validator: jsonschema_rs.Draft202012Validator
+    layout: Layout
+    """Which of a row's values belongs to which column."""
     functions: Functions
     never_stored: NeverStored
     """Removed wherever it stands in a sample, before anything is stored."""
@@ -41,13 +44,13 @@ class Stream:
 
     @property
     def column_names(self) -> list[str]:
-        """Every column of the table, in the order of the extractor's values."""
-        return [*LEADING, *(column.name for column in tree(self.columns).in_order()), *TRAILING]
+        """Every column of the table."""
+        return self.layout.columns(self.layout.all)
 
     def row(
         self, device: str, ts: datetime, seq: int, received_at: datetime, sample: dict[str, Any]
     ) -> Extracted | str:
-        """(row values, number of unknown fields), or what the schema has against the sample."""
+        """A row, or what the schema has against the sample."""
         accepted = self.functions.accept(device, ts, seq, received_at, sample)
         if accepted is not None:
             return accepted
@@ -89,12 +92,14 @@ def stream(name: str, schema: dict[str, Any], rules: Sequence[Mapping[str, Any]]
         )
     except (jsonschema_rs.ValidationError, ValueError) as exc:
         raise SchemaError(f"{name}: not a JSON Schema 2020-12: {exc}") from exc
+    layout = Layout(found)
     return Stream(
         name,
         schema,
         found,
         validator,
-        functions(schema, found),
+        layout,
+        functions(schema, layout),
         NeverStored(schema.get("x-never-stored", ())),
         Rules(name, rules),
         device_fields(schema),

@@ -19,7 +19,10 @@ from ingest.store.failures import meaning, unless_cancelled
 
 
 async def merge(
-    connection: asyncpg.Connection, stream: Stream, records: Sequence[Sequence[Any]]
+    connection: asyncpg.Connection,
+    stream: Stream,
+    names: Sequence[str],
+    records: Sequence[Sequence[Any]],
 ) -> tuple[int, dict[int, str]]:
     """(rows stored, what was refused by position and why); the rest were duplicates.
 
@@ -27,10 +30,11 @@ async def merge(
     a missing partition, a server that is away.
     """
     stage = f"stage_{stream.table}"
-    columns = ", ".join(map(quoted, stream.column_names))
+    every = ", ".join(map(quoted, stream.column_names))
+    columns = ", ".join(map(quoted, names))
     await connection.execute(
         f"CREATE TEMPORARY TABLE IF NOT EXISTS {quoted(stage)} ON COMMIT DELETE ROWS "
-        f"AS SELECT {columns} FROM iov.{quoted(stream.table)} WITH NO DATA"
+        f"AS SELECT {every} FROM iov.{quoted(stream.table)} WITH NO DATA"
     )
     insert = (
         f"INSERT INTO iov.{quoted(stream.table)} ({columns}) "
@@ -44,7 +48,7 @@ async def merge(
         try:
             async with connection.transaction():
                 part = records[start:end]
-                await copy(connection, "pg_temp", stage, stream.column_names, part)
+                await copy(connection, "pg_temp", stage, names, part)
                 status: str = await connection.execute(insert)
                 await connection.execute(f"TRUNCATE pg_temp.{quoted(stage)}")
         except Exception as exc:

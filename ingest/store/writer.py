@@ -14,19 +14,21 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
 from random import Random
 
 import asyncpg
 import structlog
 
 from ingest.backoff import Backoff
-from ingest.batch import Batch, DeadLetter, dead_letter
+from ingest.batch import Batch, DeadLetter, Rows, dead_letter
 from ingest.budget import Budget
 from ingest.config import Settings
 from ingest.errors import IngestError, Refused, Unavailable
 from ingest.metrics import Metrics
 from ingest.model import Delivery, Reason, Rejected
-from ingest.schema import Catalogue
+from ingest.schema import Catalogue, Stream
 from ingest.store.connect import connect, expect_migrated
 from ingest.store.copy import copy
 from ingest.store.devices import DeviceIds, describe
@@ -120,9 +122,9 @@ class Writer:
         async with connection.transaction():
             for name, rows in batch.rows.items():
                 stream = self._catalogue[name]
-                records = rows.values
+                records, columns = rows.values, _columns(stream, rows)
                 if self._careful:
-                    stored, refused = await merge(connection, stream, records)
+                    stored, refused = await merge(connection, stream, columns, records)
                     kept = self._refused(batch, name, refused)
                     letters += kept
                     written.stored[name] = stored
@@ -130,7 +132,7 @@ class Writer:
                     written.suppressed[name] = len(refused) - len(kept)
                     written.duplicate[name] = len(records) - stored - len(refused)
                 else:
-                    await copy(connection, "iov", stream.table, stream.column_names, records)
+                    await copy(connection, "iov", stream.table, columns, records)
                     written.stored[name] = len(records)
             if letters:
                 await copy(connection, "iov", "dead_letter", DeadLetter._fields, letters)
@@ -297,3 +299,14 @@ class Writer:
             with contextlib.suppress(OSError, TimeoutError, asyncpg.PostgresError):
                 await connection.close(timeout=1.0)
         self.problem = "closed"
+
+
+def _columns(stream: Stream, rows: Rows) -> list[str]:
+    """The columns that rows have values for, all of them the same from now on."""
+    wanted = reduce(or_, (kinds := set(rows.present)))
+    if len(kinds) > 1:
+        for place, present in enumerate(rows.present):
+            if present != wanted:
+                stream.layout.widen(rows.values[place], present, wanted)
+                rows.present[place] = wanted
+    return stream.layout.columns(wanted)

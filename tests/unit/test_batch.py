@@ -13,7 +13,7 @@ NOW = datetime(2026, 11, 22, tzinfo=UTC)
 
 
 def checked(rows: int, bad: int = 0, size_bytes: int = 10) -> Checked:
-    good = [Row("nev", "V1", ["V1", n], n, 1) for n in range(rows)]
+    good = [Row("nev", "V1", ["V1", n], 0, n, 1) for n in range(rows)]
     wrong = [Rejected("nev", "nev", "V1", Reason.SCHEMA, "/x", b"{}") for _ in range(bad)]
     return Checked("nev", [*good, *wrong], size_bytes)
 

@@ -17,7 +17,7 @@ from ingest.model import Fault, Outcome, Reason, Rejected, Row
 from ingest.schema import Catalogue, load_catalogue
 from ingest.schema.private import NeverStored
 from ingest.schema.stream import stream
-from tests.support import delivery, sample
+from tests.support import delivery, every_column, sample
 
 CATALOGUE = load_catalogue()
 CHECKER = Checker(CATALOGUE)
@@ -37,7 +37,7 @@ def rejected(payload: Any, topic: str = "iov/v1/V1/nev", **more: Any) -> Rejecte
 def row(payload: Any, topic: str = "iov/v1/V1/nev") -> dict[str, Any]:
     (outcome,) = outcomes(payload, topic)
     assert isinstance(outcome, Row), outcome
-    return dict(zip(CATALOGUE[outcome.stream].column_names, outcome.values, strict=True))
+    return every_column(CATALOGUE[outcome.stream], outcome.values, outcome.present)
 
 
 def test_a_good_sample_becomes_a_row() -> None:

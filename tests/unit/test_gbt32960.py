@@ -22,7 +22,7 @@ from tests.frames import (
     rows,
     samples,
 )
-from tests.support import delivery
+from tests.support import delivery, every_column
 
 VEHICLE_2016 = bytes.fromhex("01 01 03 01 01D4 000315A3 0DB8 2795 47 01 2E 1FFF 0E 65")
 VEHICLE_2025 = bytes.fromhex("01 01 03 01 0BB8 000315A3 1F40 7595 47 01 8E 1FFF")
@@ -211,7 +211,7 @@ def test_a_unit_without_a_readable_length_ends_the_decoding_there(rest: str) -> 
     found = outcomes(frame(TIME + VEHICLE_2016 + data))
     (row,) = found
     assert isinstance(row, Row)
-    values = dict(zip(CATALOGUE["nev"].column_names, row.values, strict=True))
+    values = every_column(CATALOGUE["nev"], row.values, row.present)
     assert values["speed_kmh"] == 46.8
     assert orjson.loads(values["extra"]) == {
         "units": [{"id": f"0x{data[0]:02X}", "hex": data[1:].hex()}]

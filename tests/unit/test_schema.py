@@ -19,6 +19,7 @@ from ingest.schema.docs import page, pages
 from ingest.schema.stream import stream
 from ingest.schema.table import add_column, create_table, literal, quoted
 from tests.instances import instances
+from tests.support import every_column
 
 CATALOGUE = load_catalogue()
 DIRECTORY = default_directory()
@@ -158,7 +159,7 @@ def row(name: str, instance: dict[str, Any]) -> dict[str, Any]:
     found = CATALOGUE[name]
     result = found.row("V1", NOW, 1, NOW, instance)
     assert not isinstance(result, str), result
-    return dict(zip(found.column_names, result[0], strict=True))
+    return every_column(found, result[0], result[1])
 
 
 def test_nested_objects_are_flattened_and_arrays_keep_their_kind() -> None:
@@ -193,7 +194,7 @@ def test_unknown_fields_are_kept_where_they_stood_and_null_is_absent() -> None:
     assert orjson.loads(found[0][-1]) == {
         "a": 1, "location": {"c": [2]}, "extremes": {"min_temp": {"d": {}}},
     }  # fmt: skip
-    assert found[1] == 3
+    assert found[2] == 3
 
 
 def test_empty_objects_are_as_good_as_absent_ones() -> None:
@@ -311,7 +312,7 @@ def test_what_describes_the_device_has_no_column_and_is_not_unknown() -> None:
     assert not {"vin", "kind"} & set(found.column_names)
     result = found.row("V1", NOW, 1, NOW, {"ts": 0, "event": "login", "kind": "car", "vin": None})
     assert not isinstance(result, str)
-    assert (result[1], result[0][-1]) == (0, None)
+    assert (result[2], result[0][-1]) == (0, None)
     assert (
         found.fault({"ts": 0, "event": "login", "kind": 7}) == "/kind is not of type null or string"
     )
@@ -343,7 +344,7 @@ def test_adding_a_stream_is_adding_one_file(tmp_path: Path) -> None:
     assert list(catalogue) == ["sea-ice"]
     assert catalogue["sea-ice"].table == "sea_ice"
     result = catalogue["sea-ice"].row("V", NOW, 1, NOW, {"ts": 0, "level_pct": 3})
-    assert result == (["V", NOW, 1, NOW, False, 3, None, None], 0)
+    assert result == (["V", NOW, 1, NOW, False, 3, None, None], 0, 0)
 
 
 def test_what_stands_beside_a_reference_overrides_its_target(tmp_path: Path) -> None:
@@ -377,3 +378,22 @@ def test_a_schema_file_that_is_wrong_says_why(
 def test_a_directory_without_schemas_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SchemaError, match=r"no \*\.schema\.json there"):
         load_catalogue(tmp_path)
+
+
+def test_what_is_not_there_takes_no_place_until_another_row_has_it() -> None:
+    found = CATALOGUE["nev"]
+    driving = example(DIRECTORY / "nev" / "valid" / "driving.json")
+    truck = example(DIRECTORY / "nev" / "valid" / "fuel_cell_truck.json")
+    rows = [found.row("V1", NOW, 1, NOW, instance) for instance in (driving, truck, {"ts": 0})]
+    wanted = 0
+    for result in rows:
+        assert not isinstance(result, str)
+        wanted |= result[1]
+    before = [every_column(found, row[0], row[1]) for row in rows if not isinstance(row, str)]
+    for result, whole in zip(rows, before, strict=True):
+        assert not isinstance(result, str)
+        values, present, _ = result
+        assert len(values) == len(found.layout.columns(present))
+        found.layout.widen(values, present, wanted)
+        assert every_column(found, values, wanted) == whole
+    assert set(found.layout.columns(wanted)) < set(found.column_names)

@@ -42,17 +42,19 @@ async def limits(stand: Stand, plan: Plan) -> Figures:
     }
 
 
-def ready_rows(stream: Stream, first: int, number: int) -> list[list[Any]]:
-    """Rows as the service would copy them."""
+def ready_rows(stream: Stream, first: int, number: int) -> tuple[list[list[Any]], list[str]]:
+    """Rows as the service would copy them, and their columns."""
     at = datetime.now(UTC)
     sample = orjson.loads(orjson.dumps(nev(at)))
     rows = []
+    present = 0
     for seq in range(first, first + number):
         found = stream.row("", at, seq, at, sample)
         assert not isinstance(found, str)
-        found[0][0] = seq % _DEVICES + 1
-        rows.append(found[0])
-    return rows
+        values, present, _ = found
+        values[0] = seq % _DEVICES + 1
+        rows.append(values)
+    return rows, stream.layout.columns(present)
 
 
 async def _copy(url: str, seconds: float, number: int) -> float:
@@ -60,11 +62,11 @@ async def _copy(url: str, seconds: float, number: int) -> float:
     settings = load(environ={"IOV_DATABASE_URL": url})
     stream = load_catalogue(settings.schema_dir)["nev"]
     connection: asyncpg.Connection = await connect(settings, "iov-bench-copy")
-    rows = ready_rows(stream, number * 1_000_000_000, _COPY_ROWS)
+    rows, columns = ready_rows(stream, number * 1_000_000_000, _COPY_ROWS)
     copied, started_s = 0, time.monotonic()
     while time.monotonic() - started_s < seconds:
         async with connection.transaction():
-            await copy(connection, "iov", stream.table, stream.column_names, rows)
+            await copy(connection, "iov", stream.table, columns, rows)
         copied += len(rows)
         for row in rows:
             row[2] += len(rows)

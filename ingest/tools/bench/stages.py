@@ -87,11 +87,12 @@ async def stages(stand: Stand, plan: Plan) -> Figures:
             batch = batcher.take()
             assert batch is not None
             values = batch.rows["nev"].values
+            columns = stream.layout.columns(batch.rows["nev"].present[0])
             for place, row in enumerate(values):
                 row[0] = place % _DEVICES + 1
             with clock.stage("copy"):
                 async with connection.transaction():
-                    await copy(connection, "iov", stream.table, stream.column_names, values)
+                    await copy(connection, "iov", stream.table, columns, values)
             with clock.stage("acknowledge"):
                 inbox.settle(deliveries)
         gc.unfreeze()
