@@ -103,6 +103,7 @@ class Service:
             self.writer.problem,
             self._stuck(),
             self._pulse.problem,
+            "stopping" if self._stop.is_set() else None,
         )
         return list(dict.fromkeys(problem for problem in parts if problem is not None))
 

@@ -204,6 +204,32 @@ async def test_sigterm_with_a_full_pipeline_settles_all_or_nothing_of_each_messa
         assert await heir.metric("iov_samples_stored_total") == 6_000 - before
 
 
+async def test_a_signal_that_comes_twice_at_once_is_one(own: Database, broker: Mosquitto) -> None:
+    """As systemd sends it to a worker and to its supervisor, which passes it on."""
+    lock = await asyncpg.connect(own.url)
+    async with process(broker.url, own.url) as victim:
+        transaction = lock.transaction()
+        await transaction.start()
+        await lock.execute("LOCK TABLE iov.nev")
+        await publish_many(broker.url, [sample(seq) for seq in range(50)])
+
+        async def all_in_flight() -> bool:
+            return await victim.metric("iov_messages_in_flight") == 50
+
+        await until(all_in_flight)
+        victim.process.send_signal(signal.SIGTERM)
+
+        async def draining() -> bool:
+            return not await victim.ready()
+
+        await until(draining)
+        victim.process.send_signal(signal.SIGTERM)
+        await transaction.rollback()
+        assert await victim.process.wait() == 0
+    await lock.close()
+    assert await own.count() == 50
+
+
 def rss_mb() -> float:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
