@@ -91,9 +91,8 @@ class _Connection:
 
     def acknowledge(self, packet_ids: Sequence[int]) -> None:
         """PUBACK through paho, on this connection only."""
-        if self.open and self._paho:
-            for packet_id in packet_ids:
-                self._paho.acknowledge(packet_id)
+        if self.open and self._paho and packet_ids:
+            self._paho.acknowledge(packet_ids)
 
     def _keep_alive(self) -> None:
         """While paused, paho's PINGREQ goes on and its answer is not timed."""

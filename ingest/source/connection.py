@@ -7,7 +7,6 @@ leave in one write. The keep-alive goes on while reading is paused.
 from __future__ import annotations
 
 import asyncio
-import struct
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -19,11 +18,9 @@ from ingest.errors import Unavailable
 from ingest.model import Arrival, Delivery
 from ingest.source.client import KEEP_ALIVE_S, TakenOver, UnsupportedVersion
 from ingest.source.inbox import Inbox
-from ingest.source.packets import PacketReader
+from ingest.source.packets import PacketReader, pubacks
 from ingest.source.version import CONNACK_OF_MQTT_3
 
-_PUBACK = 0x4002_0000
-"""Fixed header with Remaining Length 2, which says "success", and room for the identifier."""
 _Disconnect = mqtt5.DisconnectReasonCode
 
 
@@ -149,9 +146,7 @@ class Connection(asyncio.BufferedProtocol):
         """Write PUBACK for all of these at once; nothing after the connection has ended."""
         if self._transport is None or self._closing or not packet_ids:
             return
-        # Four bytes each (MQTT 5, 3.4); the codec's way costs 0.4 µs for one, this 0.06 (measured).
-        packets = [_PUBACK | packet_id for packet_id in packet_ids]
-        self._transport.write(struct.pack(f">{len(packets)}I", *packets))
+        self._transport.write(pubacks(packet_ids))
 
     def start_keep_alive(self, seconds: float) -> None:
         """Send PINGREQ twice per interval, for as long as the connection lives (MQTT 5, 3.1.2.10).

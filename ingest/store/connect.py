@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 import asyncpg
@@ -84,10 +85,12 @@ async def connect(
     return connection
 
 
+@lru_cache(4_096)
 def _microseconds(at: datetime) -> tuple[int]:
     """As a tuple, which is how asyncpg exchanges it with a codec: half the time of its own way.
 
-    0.40 µs instead of 0.87 for one, and every row has two (measured).
+    0.40 µs instead of 0.87 (measured), and every row has two; less where it is the same one again,
+    as `received_at` is for everything in one read.
     """
     since = at - _ZERO
     return ((since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds,)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from datetime import UTC, datetime
 
 import mqtt5
 
@@ -47,7 +46,7 @@ async def latency(stand: Stand, plan: Plan, maximum: float | None = None) -> Fig
         stand.service(url, Load(), relay.port),
     ):
         publisher = await connected(stand.broker.port)
-        traffic = Traffic(datetime.now(UTC))
+        traffic = Traffic()
         for name, rate in rates.items():
             runs = []
             for number in range(plan.runs):

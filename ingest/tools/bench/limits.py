@@ -117,7 +117,7 @@ async def _deliver(stand: Stand, seconds: float) -> float:
     )
     await subscriber.subscribed.wait()
     publisher = await connected(stand.broker.port)
-    traffic = Traffic(datetime.now(UTC))
+    traffic = Traffic()
     started_s = time.monotonic()
     while time.monotonic() - started_s < seconds:
         if traffic.sent - subscriber.received < _AHEAD:

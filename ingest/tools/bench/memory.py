@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from datetime import UTC, datetime
 
 from ingest.tools.bench.drive import drive, rss_mb
 from ingest.tools.bench.figures import Figures
@@ -25,7 +24,7 @@ async def memory(stand: Stand, plan: Plan) -> Figures:
         (pid,) = service.pids
         idle_mb = rss_mb(pid)
         publisher = await connected(stand.broker.port)
-        traffic = Traffic(datetime.now(UTC))
+        traffic = Traffic()
         plan.say("full load")
         full = await drive(
             publisher, traffic, service.look, plan.seconds * plan.runs, plan.warm_up_s, plan.say

@@ -12,7 +12,6 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
 import asyncpg
@@ -57,7 +56,7 @@ async def _run(stand: Stand, plan: Plan, other: Peer) -> Run:
             return Counters(time.monotonic(), used, memory, rows)
 
         publisher = await connected(stand.broker.port)
-        traffic = Traffic(datetime.now(UTC))
+        traffic = Traffic()
         try:
             deadline_s = time.monotonic() + _START_TIMEOUT_S
             # What comes before it has subscribed goes nowhere.

@@ -8,7 +8,6 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from datetime import UTC, datetime
 from pathlib import Path
 
 from ingest.errors import ServerError
@@ -41,7 +40,7 @@ async def profile(stand: Stand, plan: Plan) -> Figures:
                 "--output", str(file), "--pid", str(service.pids[0]),
                 stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
             )  # fmt: skip
-            traffic = Traffic(datetime.now(UTC))
+            traffic = Traffic()
             await drive(publisher, traffic, service.look, seconds, plan.warm_up_s, plan.say)
             publisher.close()
             _, words = await process.communicate()

@@ -1,7 +1,7 @@
 """Publishes packets that were encoded beforehand, so that it costs little beside the service.
 
-What differs from packet to packet (device, packet identifier, `seq`) has a fixed place and is
-overwritten: half a microsecond for a packet of one sample.
+What differs from packet to packet (device, packet identifier, `ts`, `seq`) has a fixed place and is
+overwritten: a microsecond for a packet of one sample.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import mqtt5
@@ -18,6 +18,11 @@ import orjson
 from ingest.schema import default_directory
 
 _DEVICE_DIGITS, _SEQ_DIGITS = 7, 9
+_TS_AT = len('{"ts":"')
+_MILLISECONDS_AT = _TS_AT + len("2026-11-22T12:45:16.")
+_LATE = timedelta(seconds=1)
+_STRIDE = 617
+"""Takes the milliseconds in turn, neighbours far apart."""
 _PUBACK_BYTES = 4
 _DEVICE = b"bench-" + b"0" * _DEVICE_DIGITS
 _SEQ = b'"seq":1' + b"0" * _SEQ_DIGITS
@@ -60,9 +65,10 @@ def _text(ts: datetime) -> str:
 class Packets:
     """PUBLISH packets of one stream, numbered through; `samples` in each."""
 
-    def __init__(self, ts: datetime, *, stream: str = "nev", samples: int = 1) -> None:
-        sample = {k: v for k, v in example(stream, ts).items() if k != "seq"}
-        text = orjson.dumps(sample)[:-1] + b"," + _SEQ + b"}"
+    def __init__(self, *, stream: str = "nev", samples: int = 1) -> None:
+        ts = datetime.now(UTC)
+        sample = {k: v for k, v in example(stream, ts).items() if k not in {"ts", "seq"}}
+        text = orjson.dumps({"ts": _text(ts)} | sample)[:-1] + b"," + _SEQ + b"}"
         payload = text if samples == 1 else b"[" + b",".join([text] * samples) + b"]"
         self.payload_bytes = len(payload)
         self.samples = samples
@@ -73,17 +79,35 @@ class Packets:
         self._device_at = packet.index(_DEVICE) + len(b"bench-")
         # Identifier and properties' length stand between topic and payload (MQTT 5, 3.3.2).
         self._id_at = len(packet) - len(payload) - 3
+        begin = len(packet) - len(payload)
+        starts = [
+            match.start() for match in re.finditer(rb'{"ts":"', packet) if match.start() >= begin
+        ]
         ends = [match.end() for match in re.finditer(_SEQ, packet)]
-        self._seqs = [(number, end - _SEQ_DIGITS, end) for number, end in enumerate(ends)]
+        self._places = [
+            (number, start + _TS_AT, start + _MILLISECONDS_AT, end - _SEQ_DIGITS, end)
+            for number, (start, end) in enumerate(zip(starts, ends, strict=True))
+        ]
+
+    def at(self, ts: datetime) -> None:
+        """Samples are of this second from now on."""
+        second = ts.strftime("%Y-%m-%dT%H:%M:%S").encode()
+        for _, start, *_ in self._places:
+            self._packet[start : start + len(second)] = second
 
     def make(self, number: int, device: int) -> bytes:
-        """The packet of message `number`, whose samples have seq from 10⁹ + number · samples."""
+        """The packet of message `number`, whose samples have seq from 10⁹ + number · samples.
+
+        Milliseconds differ from one to the next, as those of many vehicles do.
+        """
         packet = self._packet
         packet[self._device_at : self._device_at + _DEVICE_DIGITS] = b"%07d" % device
         packet[self._id_at : self._id_at + 2] = (number % 65_535 + 1).to_bytes(2, "big")
         first = number * self.samples
-        for place, begin, end in self._seqs:
-            packet[begin:end] = b"%09d" % (first + place)
+        for place, _, milliseconds_at, begin, end in self._places:
+            seq = first + place
+            packet[begin:end] = b"%09d" % seq
+            packet[milliseconds_at : milliseconds_at + 3] = b"%03d" % (seq * _STRIDE % 1_000)
         return bytes(packet)
 
 
@@ -92,13 +116,12 @@ class Traffic:
 
     def __init__(
         self,
-        ts: datetime,
         *,
         devices: int = 1_000,
         streams: Sequence[str] = ("nev",),
         samples: int = 1,
     ) -> None:
-        self._packets = [Packets(ts, stream=stream, samples=samples) for stream in streams]
+        self._packets = [Packets(stream=stream, samples=samples) for stream in streams]
         self._devices = devices
         self.samples = samples
         self.payload_bytes = sum(p.payload_bytes for p in self._packets) // len(self._packets)
@@ -108,6 +131,9 @@ class Traffic:
     def next(self, count: int) -> bytes:
         """The next `count` packets in one run of bytes."""
         kinds, devices = self._packets, self._devices
+        now = datetime.now(UTC)
+        for kind in kinds:
+            kind.at(now - _LATE)
         number_of_kinds = len(kinds)
         run = [
             kinds[n % number_of_kinds].make(n, n // number_of_kinds % devices)

@@ -58,7 +58,7 @@ async def stages(stand: Stand, plan: Plan) -> Figures:
         catalogue = load_catalogue(settings.schema_dir)
         stream, checker, limits = catalogue["nev"], Checker(catalogue), Limits()
         connection = await connect(settings, "iov-bench-stages")
-        traffic = Traffic(datetime.now(UTC), devices=_DEVICES)
+        traffic = Traffic(devices=_DEVICES)
         gc.freeze()
         for number in range(_WARM_UP + rounds):
             if number == _WARM_UP:

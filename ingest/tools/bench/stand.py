@@ -208,7 +208,6 @@ class Stand:
     def _traffic(self, url: str, load_: Load) -> Traffic:
         """Goes on where the last run into the same database ended: no key comes twice."""
         traffic = Traffic(
-            datetime.now(UTC),
             devices=load_.devices, streams=load_.streams, samples=load_.samples,
         )  # fmt: skip
         traffic.sent = self._traffics.get(url, 0)
