@@ -59,10 +59,11 @@ def unpack(payload: bytes, encoding: str | None, limits: Limits) -> bytes | Faul
 
 def decode(payload: bytes, encoding: str | None, limits: Limits) -> Decoded | Fault:
     """The samples of a payload, one for an object and each item of an array."""
-    unpacked = unpack(payload, encoding, limits)
-    if isinstance(unpacked, Fault):
-        return unpacked
-    payload = unpacked
+    if encoding is not None or len(payload) > limits.payload_bytes:
+        unpacked = unpack(payload, encoding, limits)
+        if isinstance(unpacked, Fault):
+            return unpacked
+        payload = unpacked
     try:
         document = orjson.loads(payload)
     except orjson.JSONDecodeError as exc:

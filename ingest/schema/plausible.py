@@ -54,7 +54,7 @@ class Rules:
         self._device: list[tuple[str, Wrong]] = []
         self._plain: list[tuple[str, Wrong, Finding]] = []
         self._deep: dict[str, list[Test]] = {}
-        self._among: dict[str, list[Test]] = {}
+        among: dict[str, list[Test]] = {}
         for rule in own:
             first, *rest = _steps(rule)
             if rule["test"] == "clock":
@@ -66,8 +66,11 @@ class Rules:
                 else:
                     self._plain.append((first, wrong, (f"/{first}", rule["flag"])))
             else:
-                group = self._among if rule["test"] == "decreasing" else self._deep
+                group = among if rule["test"] == "decreasing" else self._deep
                 group.setdefault(first, []).append(_test(rule))
+        self._with_siblings = {
+            name: [*self._deep.get(name, ()), *among.get(name, ())] for name in self._deep | among
+        }
 
     def findings(
         self,
@@ -88,13 +91,13 @@ class Rules:
         off = received_at - ts
         if off > self._near or off < -self._near:
             found += [("/ts", flag) for flag, at_fault in self._clock if at_fault(off, sample)]
-        for group in (self._deep,) if siblings is None else (self._deep, self._among):
-            for name, tests in group.items():
-                value = sample.get(name)
-                if value is not None:
-                    around = Around(self._stream, ts, siblings or _ALONE)
-                    for test in tests:
-                        found += test(value, sample, around)
+        tests = self._deep if siblings is None else self._with_siblings
+        for name in tests:
+            value = sample.get(name)
+            if value is not None:
+                around = Around(self._stream, ts, siblings or _ALONE)
+                for test in tests[name]:
+                    found += test(value, sample, around)
         return dict(reversed(found)) if found else _NOTHING
 
 
