@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 
 import asyncpg
 
 from ingest.batch import Description
 
-CACHE_DEVICES = 250_000
-"""34 MB of names and numbers when full (measured, 17 characters a name)."""
+CACHE_DEVICES = 1_000_000
+"""143 MB of names and numbers when full (measured, 17 characters a name). To look a batch's devices
+up takes the database as long as to store their samples."""
 
 _FIND = "SELECT device, device_id FROM iov.device WHERE device = ANY($1::text[])"
 _ADD = """
@@ -49,18 +50,19 @@ class DeviceIds:
         self._most = most
         self._ids: dict[str, int] = {}
 
-    async def resolve(self, devices: Collection[str]) -> dict[str, int]:
-        """Id of each device; unknown ones are added and committed before this returns."""
+    async def resolve(self, devices: set[str]) -> Mapping[str, int]:
+        """Id of each device, and perhaps of others; unknown ones are added and committed first."""
         known = self._ids
-        missing = [device for device in devices if device not in known]
-        found = {device: known[device] for device in devices if device in known}
-        if missing:
-            found |= await self._look_up(missing)
-            self._keep(found)
+        missing = devices - known.keys()
+        if not missing:
+            return known
+        found = await self._look_up(missing)
+        found |= {device: known[device] for device in devices - missing}
+        self._keep(found)
         return found
 
-    async def _look_up(self, devices: list[str]) -> dict[str, int]:
-        found: dict[str, int] = dict(await self._connection.fetch(_FIND, devices))
+    async def _look_up(self, devices: set[str]) -> dict[str, int]:
+        found: dict[str, int] = dict(await self._connection.fetch(_FIND, list(devices)))
         new = [device for device in devices if device not in found]
         if new:
             # Looked for first, so that a conflict, which uses up a number, is the rare case; and

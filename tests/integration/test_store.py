@@ -318,7 +318,7 @@ async def test_device_ids_are_given_once_and_only_for_accepted_samples(
 async def test_the_cache_of_devices_is_bounded_and_still_right(database: Database) -> None:
     connection = await asyncpg.connect(database.url)
     ids = DeviceIds(connection, most=10)
-    names = [f"d{n}" for n in range(25)]
+    names = {f"d{n}" for n in range(25)}
     first = await ids.resolve(names)
     assert len(ids._ids) == 10
     assert await ids.resolve(names) == first
