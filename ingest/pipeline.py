@@ -63,18 +63,20 @@ class Pipeline:
         async for deliveries in self._inbox:
             messages: Counter[str] = Counter()
             samples: Counter[str] = Counter()
+            now = time.monotonic()
             for delivery in deliveries:
                 while self._batcher.full:
                     self._filled.set()
                     self._taken.clear()
                     await self._taken.wait()
+                    now = time.monotonic()
                 checked = self._check(delivery)
                 messages[checked.stream] += 1
                 if checked.samples is None:
                     samples[checked.stream] += len(checked.outcomes)
                 else:
                     samples.update(checked.samples)
-                self._batcher.add(delivery, checked, time.monotonic())
+                self._batcher.add(delivery, checked, now)
             self._metrics.count(self._metrics.messages_received, messages)
             self._metrics.count(self._metrics.samples_received, samples)
             self._filled.set()
