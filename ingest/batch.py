@@ -35,7 +35,7 @@ class DeadLetter(NamedTuple):
 class Limits(NamedTuple):
     """When a batch closes."""
 
-    rows: int = 4_000
+    rows: int = 2_000
     """Samples, accepted or rejected."""
     size_bytes: int = 16 * 1024 * 1024
     """Inflated payloads, a measure of memory."""
