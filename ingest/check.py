@@ -128,9 +128,10 @@ class Checker:
         for stream, sample in zip(streams, samples, strict=False):
             index = len(outcomes)
             result = _row(stream, device, sample, index, at, bounds, may_hold_nul, siblings)
-            if isinstance(result, Row):
+            if type(result) is Row:
                 outcomes.append(result)
             else:
+                assert isinstance(result, Fault)
                 own = orjson.dumps(stream.letter(sample))
                 outcomes.append(Rejected(stream.name, stream.name, device, *result, own))
         return outcomes

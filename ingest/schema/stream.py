@@ -51,9 +51,14 @@ class Stream:
         self, device: str, ts: datetime, seq: int, received_at: datetime, sample: dict[str, Any]
     ) -> Extracted | str:
         """A row, or what the schema has against the sample."""
-        accepted = self.functions.accept(device, ts, seq, received_at, sample)
-        if accepted is not None:
-            return accepted
+        try:
+            return self.functions.exact(device, ts, seq, received_at, sample)
+        except ValueError:
+            pass
+        try:
+            return self.functions.known(device, ts, seq, received_at, sample)
+        except ValueError:
+            pass
         return self.fault(sample) or self.functions.extract(device, ts, seq, received_at, sample)
 
     @property

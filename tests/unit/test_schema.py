@@ -75,7 +75,13 @@ def test_every_field_has_a_title_and_every_column_a_comment(name: str) -> None:
 
 
 def accepts(found: Stream, instance: dict[str, Any]) -> Any:
-    return found.functions.accept("V1", NOW, 1, NOW, instance)
+    """The row, if one of the types fits; None where the validator has to decide."""
+    for extract in (found.functions.exact, found.functions.known):
+        try:
+            return extract("V1", NOW, 1, NOW, instance)
+        except ValueError:
+            continue
+    return None
 
 
 def spoil(instance: Any, data: st.DataObject) -> Any:
