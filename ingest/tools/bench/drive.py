@@ -24,6 +24,7 @@ _LOOK_EVERY_S = 1.0
 """Each look is a scrape, which costs the service some milliseconds."""
 _PAUSE_S = 0.005
 _TIMEOUT_S = 60.0
+_SLOWEST_PER_S = 2_000
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 Progress = Callable[[str], None]
@@ -58,8 +59,14 @@ async def drive(
     seconds: float,
     warm_up_s: float,
     say: Progress,
+    *,
+    warm_up_samples: int = 0,
 ) -> Run:
-    """Publish ahead of the service; what it did between the warm-up and the end."""
+    """Publish ahead of the service; what it did between the warm-up and the end.
+
+    The warm-up takes so many seconds and so many samples.
+    """
+    longest_s = warm_up_s + warm_up_samples / _SLOWEST_PER_S + seconds + _TIMEOUT_S
     begin: Counters | None = None
     now = first = await look()
     sent_before, acknowledged_before = traffic.sent, publisher.acknowledged
@@ -71,11 +78,12 @@ async def drive(
             elapsed_s = now.at_s - first.at_s
             rate = (now.committed - then.committed) / (now.at_s - then.at_s)
             say(f"{elapsed_s:4.0f} s  {rate:9,.0f} committed/s  {now.rss_mb:4.0f} MB")
-            if begin is None and elapsed_s >= warm_up_s:
+            warm = now.committed - first.committed >= warm_up_samples
+            if begin is None and elapsed_s >= warm_up_s and warm:
                 begin = now
             elif begin is not None and now.at_s - begin.at_s >= seconds:
                 return _run(begin, now, most_mb)
-            if elapsed_s > warm_up_s + seconds + _TIMEOUT_S:
+            if elapsed_s > longest_s:
                 raise ServerError("the service did not keep up with the clock")
         sent = traffic.sent - sent_before
         behind = sent - (now.committed - first.committed) // traffic.samples

@@ -197,7 +197,11 @@ class Stand:
             before = await self.rows(url, load_.streams)
             async with self.service(url, load_) as service, self._publisher() as publisher:
                 traffic = self._traffic(url, load_)
-                measured = await drive(publisher, traffic, service.look, seconds, warm_up_s, say)
+                measured = await drive(
+                    publisher, traffic, service.look, seconds, warm_up_s, say,
+                    # Every device once, so that the service has learned its number.
+                    warm_up_samples=load_.devices * load_.samples * len(load_.streams),
+                )  # fmt: skip
                 self._traffics[url] = traffic.sent
                 last = (await service.look()).committed
             rows = await self.rows(url, load_.streams) - before
