@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
-from itertools import repeat
 from typing import Any
 
 import orjson
@@ -20,7 +19,6 @@ from ingest.envelope import Ages, instant, sequence, timely
 from ingest.model import (
     GBT32960,
     OTHER,
-    Arrival,
     Checked,
     Delivery,
     Fault,
@@ -33,6 +31,7 @@ from ingest.schema import Catalogue, NeverStored, Sibling, Siblings, Stream, poi
 
 _PACKED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")
 """What gzip (RFC 1952) and zstd (RFC 8878) begin with."""
+_NO_OBJECT = Fault(Reason.BAD_ENVELOPE, "a sample is an object")
 _QUALITY = -2
 """Where `quality` stands in a row's values."""
 
@@ -46,7 +45,7 @@ class Checker:
         self._catalogue = catalogue
         self._limits = limits or Limits()
         self._ages = ages or Ages()
-        self._bounded: Arrival | None = None
+        self._bounded: datetime | None = None
         self._bounds: tuple[datetime, datetime]
         self._never_stored = NeverStored(
             name for stream in catalogue.values() for name in stream.never_stored.names
@@ -71,9 +70,9 @@ class Checker:
         if isinstance(decoded, Fault):
             return self._whole(delivery, device, name, decoded)
         try:
-            outcomes = self._outcomes(
-                delivery, device, repeat(stream), decoded.samples, decoded.may_hold_nul
-            )
+            samples = decoded.samples
+            streams = [stream] * len(samples)
+            outcomes = self._outcomes(delivery, device, streams, samples, decoded.may_hold_nul)
         except (TypeError, ValueError, RecursionError):
             # Neither the validator nor orjson follows a document down without end. Looking for
             # depth only then costs honest messages nothing.
@@ -110,31 +109,60 @@ class Checker:
         self,
         delivery: Delivery,
         device: str,
-        streams: Iterable[Stream],
+        streams: Sequence[Stream],
         samples: Sequence[Any],
         may_hold_nul: bool = False,  # noqa: FBT001, FBT002  one call, per message
     ) -> list[Outcome]:
-        """An outcome for each sample; there may be more streams than samples."""
-        arrival = delivery.arrival
-        if arrival is not self._bounded:
+        """An outcome for each sample, which is of the stream at its place."""
+        at = delivery.arrival.at
+        if at is not self._bounded:
             # One read of the socket brings many messages.
-            self._bounded = arrival
-            self._bounds = arrival.at - self._ages.oldest, arrival.at + self._ages.ahead
-        siblings = None
-        if len(samples) > 1:
-            siblings = _siblings(zip(streams, samples, strict=False))
-        at, bounds = arrival.at, self._bounds
+            self._bounded, self._bounds = at, (at - self._ages.oldest, at + self._ages.ahead)
+        if len(samples) == 1:
+            return [self._outcome(streams[0], device, samples[0], 0, at, may_hold_nul, None)]
+        siblings = _siblings(zip(streams, samples, strict=True))
         outcomes: list[Outcome] = []
-        for stream, sample in zip(streams, samples, strict=False):
-            index = len(outcomes)
-            result = _row(stream, device, sample, index, at, bounds, may_hold_nul, siblings)
-            if type(result) is Row:
-                outcomes.append(result)
-            else:
-                assert isinstance(result, Fault)
-                own = orjson.dumps(stream.letter(sample))
-                outcomes.append(Rejected(stream.name, stream.name, device, *result, own))
+        for stream, sample in zip(streams, samples, strict=True):
+            place = len(outcomes)
+            outcomes.append(
+                self._outcome(stream, device, sample, place, at, may_hold_nul, siblings)
+            )
         return outcomes
+
+    def _outcome(
+        self,
+        stream: Stream,
+        device: str,
+        sample: Any,
+        position: int,
+        received_at: datetime,
+        may_hold_nul: bool,  # noqa: FBT001  one call, per sample
+        siblings: Siblings | None,
+    ) -> Outcome:
+        """A row, or why there is none."""
+        if not isinstance(sample, dict):
+            return _rejected(stream, device, sample, _NO_OBJECT)
+        ts = timely(sample, self._bounds)
+        if isinstance(ts, Fault):
+            return _rejected(stream, device, sample, ts)
+        seq = sequence(sample)
+        if isinstance(seq, Fault):
+            return _rejected(stream, device, sample, seq)
+        if stream.never_stored.names:
+            sample = stream.never_stored.without(sample)
+        row = stream.row(device, ts, seq, received_at, sample)
+        if isinstance(row, str):
+            return _rejected(stream, device, sample, Fault(Reason.SCHEMA, row))
+        if may_hold_nul and (where := _nul(sample, ())) is not None:
+            fault = Fault(Reason.REFUSED_BY_STORE, f"{pointer(where)} holds U+0000")
+            return _rejected(stream, device, sample, fault)
+        values, present, unknown_fields = row
+        flags: Collection[str] = ()
+        findings = stream.plausibility.findings(sample, device, received_at, ts, siblings)
+        if findings:
+            flags = _note(findings, sample, values)
+        described = _described(stream, sample) if stream.device_fields else None
+        return Row(stream.name, device, values, present, position, unknown_fields, flags, described)
 
     def internal_error(self, delivery: Delivery) -> Checked:
         """The one rejection of a message on which checking itself failed."""
@@ -236,38 +264,9 @@ def _siblings(samples: Iterable[tuple[Stream, Any]]) -> Siblings:
     ])  # fmt: skip
 
 
-def _row(
-    stream: Stream,
-    device: str,
-    sample: Any,
-    index: int,
-    received_at: datetime,
-    bounds: tuple[datetime, datetime],
-    may_hold_nul: bool,  # noqa: FBT001  one call, per sample
-    siblings: Siblings | None,
-) -> Row | Fault:
-    if not isinstance(sample, dict):
-        return Fault(Reason.BAD_ENVELOPE, "a sample is an object")
-    ts = timely(sample, bounds)
-    if isinstance(ts, Fault):
-        return ts
-    seq = sequence(sample)
-    if isinstance(seq, Fault):
-        return seq
-    if stream.never_stored.names:
-        sample = stream.never_stored.without(sample)
-    row = stream.row(device, ts, seq, received_at, sample)
-    if isinstance(row, str):
-        return Fault(Reason.SCHEMA, row)
-    if may_hold_nul and (where := _nul(sample, ())) is not None:
-        return Fault(Reason.REFUSED_BY_STORE, f"{pointer(where)} holds U+0000")
-    values, present, unknown_fields = row
-    flags: Collection[str] = ()
-    findings = stream.plausibility.findings(sample, device, received_at, ts, siblings)
-    if findings:
-        flags = _note(findings, sample, values)
-    described = _described(stream, sample) if stream.device_fields else None
-    return Row(stream.name, device, values, present, index, unknown_fields, flags, described)
+def _rejected(stream: Stream, device: str, sample: Any, fault: Fault) -> Rejected:
+    own = orjson.dumps(stream.letter(sample))
+    return Rejected(stream.name, stream.name, device, *fault, own)
 
 
 def _note(findings: dict[str, str], sample: dict[str, Any], values: list[Any]) -> list[str]:
