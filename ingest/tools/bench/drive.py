@@ -17,10 +17,10 @@ from typing import NamedTuple
 from ingest.errors import ServerError
 from ingest.tools.bench.publisher import Publisher, Traffic
 
-AHEAD = 60_000
+AHEAD = 30_000
 """Messages published beyond what is committed: more than the service does between two looks."""
 _CHUNK = 500
-_LOOK_EVERY_S = 1.0
+_LOOK_EVERY_S = 0.5
 """Each look is a scrape, which costs the service some milliseconds."""
 _PAUSE_S = 0.005
 _TIMEOUT_S = 60.0

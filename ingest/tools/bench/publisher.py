@@ -1,7 +1,7 @@
 """Publishes packets that were encoded beforehand, so that it costs little beside the service.
 
-What differs from packet to packet (device, packet identifier, `ts`, `seq`) has a fixed place and is
-overwritten: a microsecond for a packet of one sample.
+What differs from packet to packet (device, packet identifier, `ts`, `seq`) is put between
+pieces that are the same: less than a microsecond for a packet of one sample.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from ingest.schema import default_directory
 
 _DEVICE_DIGITS, _SEQ_DIGITS = 7, 9
 _TS_AT = len('{"ts":"')
-_MILLISECONDS_AT = _TS_AT + len("2026-11-22T12:45:16.")
+_TS_BYTES = len("2026-11-22T12:45:16.004")
 _LATE = timedelta(seconds=1)
-_STRIDE = 617
-"""Takes the milliseconds in turn, neighbours far apart."""
+_MILLISECONDS = [b"%03d" % (n * 617 % 1_000) for n in range(1_000)]
+"""In turn, neighbours far apart."""
+_IDS = [(n + 1).to_bytes(2, "big") for n in range(65_535)]
 _PUBACK_BYTES = 4
 _DEVICE = b"bench-" + b"0" * _DEVICE_DIGITS
 _SEQ = b'"seq":1' + b"0" * _SEQ_DIGITS
@@ -75,40 +76,37 @@ class Packets:
         packet = mqtt5.PublishPacket(
             f"iov/v1/{_DEVICE.decode()}/{stream}", payload, qos=mqtt5.QoS.AT_LEAST_ONCE, packet_id=1
         ).write()
-        self._packet = bytearray(packet)
-        self._device_at = packet.index(_DEVICE) + len(b"bench-")
+        device = packet.index(_DEVICE) + len(b"bench-")
         # Identifier and properties' length stand between topic and payload (MQTT 5, 3.3.2).
-        self._id_at = len(packet) - len(payload) - 3
-        begin = len(packet) - len(payload)
-        starts = [
-            match.start() for match in re.finditer(rb'{"ts":"', packet) if match.start() >= begin
-        ]
-        ends = [match.end() for match in re.finditer(_SEQ, packet)]
-        self._places = [
-            (number, start + _TS_AT, start + _MILLISECONDS_AT, end - _SEQ_DIGITS, end)
-            for number, (start, end) in enumerate(zip(starts, ends, strict=True))
-        ]
+        id_at = len(packet) - len(payload) - 3
+        self._head = packet[:device]
+        self._topic_end = packet[device + _DEVICE_DIGITS : id_at]
+        rest = packet[id_at + 2 :]
+        starts = [match.start() + _TS_AT for match in re.finditer(rb'{"ts":"', rest)]
+        ends = [match.end() for match in re.finditer(_SEQ, rest)]
+        assert len(starts) == len(ends) == samples
+        self._before = rest[: starts[0]]
+        self._between = rest[starts[0] + _TS_BYTES : ends[0] - _SEQ_DIGITS]
+        self._joint = rest[ends[0] : starts[1]] if samples > 1 else b""
+        self._after = rest[ends[-1] :]
+        self.at(ts)
 
     def at(self, ts: datetime) -> None:
         """Samples are of this second from now on."""
-        second = ts.strftime("%Y-%m-%dT%H:%M:%S").encode()
-        for _, start, *_ in self._places:
-            self._packet[start : start + len(second)] = second
+        self._second = ts.strftime("%Y-%m-%dT%H:%M:%S.").encode()
 
-    def make(self, number: int, device: int) -> bytes:
-        """The packet of message `number`, whose samples have seq from 10⁹ + number · samples.
+    def add(self, run: list[bytes], number: int, device: int) -> None:
+        """Add the packet of message `number`, whose samples have seq from 10⁹ + number · samples.
 
         Milliseconds differ from one to the next, as those of many vehicles do.
         """
-        packet = self._packet
-        packet[self._device_at : self._device_at + _DEVICE_DIGITS] = b"%07d" % device
-        packet[self._id_at : self._id_at + 2] = (number % 65_535 + 1).to_bytes(2, "big")
+        run += (self._head, b"%07d" % device, self._topic_end, _IDS[number % 65_535], self._before)
         first = number * self.samples
-        for place, _, milliseconds_at, begin, end in self._places:
-            seq = first + place
-            packet[begin:end] = b"%09d" % seq
-            packet[milliseconds_at : milliseconds_at + 3] = b"%03d" % (seq * _STRIDE % 1_000)
-        return bytes(packet)
+        for seq in range(first, first + self.samples):
+            if seq > first:
+                run.append(self._joint)
+            run += (self._second, _MILLISECONDS[seq % 1_000], self._between, b"%09d" % seq)
+        run.append(self._after)
 
 
 class Traffic:
@@ -135,10 +133,9 @@ class Traffic:
         for kind in kinds:
             kind.at(now - _LATE)
         number_of_kinds = len(kinds)
-        run = [
-            kinds[n % number_of_kinds].make(n, n // number_of_kinds % devices)
-            for n in range(self.sent, self.sent + count)
-        ]
+        run: list[bytes] = []
+        for n in range(self.sent, self.sent + count):
+            kinds[n % number_of_kinds].add(run, n, n // number_of_kinds % devices)
         self.sent += count
         return b"".join(run)
 
