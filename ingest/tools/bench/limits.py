@@ -23,6 +23,7 @@ from ingest.tools.bench.stand import Stand
 _COPY_ROWS = 4_000
 _DEVICES = 1_000
 _PACKET_BYTES = 1024 * 1024
+_PIECE = 65_536
 _ACKNOWLEDGE_EVERY = 500
 _CHUNK, _AHEAD = 500, 20_000
 
@@ -92,8 +93,8 @@ class _Subscriber(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         assert self._transport is not None
-        for start in range(0, len(data), _PACKET_BYTES):
-            piece = data[start : start + _PACKET_BYTES]
+        for start in range(0, len(data), _PIECE):
+            piece = data[start : start + _PIECE]
             self._reader.free()[: len(piece)] = piece
             answers = []
             for packet in self._reader.filled(len(piece)):
