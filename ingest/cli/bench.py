@@ -85,11 +85,13 @@ def bench(
                 say(run_async(one), as_json=as_json)
                 return
             found = run_async(bench_tool.measure(chosen, plan, server))
-        if report:
+        if report and draw:
             report.mkdir(parents=True, exist_ok=True)
-            (report / "bench.json").write_bytes(orjson.dumps(found, option=orjson.OPT_INDENT_2))
-            assert draw is not None
             draw(found, report)
+        # Thousands of lines that only the picture has a use for.
+        found["parts"].get("profile", {}).pop("stacks", None)
+        if report:
+            (report / "bench.json").write_bytes(orjson.dumps(found, option=orjson.OPT_INDENT_2))
         _tell(found, as_json=as_json)
 
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from ingest.tools.bench.drive import Run
-from ingest.tools.bench.figures import Figures, conditions
+from ingest.tools.bench.figures import Figures, conditions, figure, loop_s
 from ingest.tools.bench.latency import latency
 from ingest.tools.bench.limits import limits
 from ingest.tools.bench.memory import memory
@@ -36,6 +36,9 @@ from ingest.tools.bench.throughput import (
 )
 
 __all__ = ["PARTS", "Load", "Peer", "Plan", "Publisher", "Run", "bench", "measure"]
+
+_LOOPS = 3
+"""Before each part: the same loop, for the speed of a shared machine changes."""
 
 Part = Callable[[Stand, Plan], Awaitable[Figures]]
 
@@ -72,11 +75,13 @@ async def measure(names: Sequence[str], plan: Plan, server_url: str | None = Non
     started_s = time.monotonic()
     async with stand(server_url) as here:
         version, settings = await here.server()
-        found = {}
+        found, loops = {}, []
         for name in names:
+            loops += [loop_s() for _ in range(_LOOPS)]
             found[name] = await PARTS[name](here, plan)
     return {
         "conditions": conditions(settings, version),
+        "loop_ms": figure((loop * 1e3 for loop in loops), 1),
         "runs": plan.runs,
         "run_s": plan.seconds,
         "parts": found,

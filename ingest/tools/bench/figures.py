@@ -7,6 +7,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -32,6 +33,14 @@ def figure(values: Iterable[float], digits: int = 0) -> dict[str, float | int]:
 
 def _round(value: float, digits: int) -> float | int:
     return round(value, digits) if digits else round(value)
+
+
+def loop_s() -> float:
+    """CPU seconds of a million additions: how fast the machine is at this moment."""
+    began_s, total = time.process_time(), 0
+    for number in range(1_000_000):
+        total += number
+    return time.process_time() - began_s
 
 
 def conditions(settings: dict[str, str], server_version: str) -> Figures:
