@@ -6,7 +6,6 @@ import os
 import platform
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Iterable
 from importlib.metadata import version
@@ -49,7 +48,6 @@ def conditions(settings: dict[str, str], server_version: str) -> Figures:
         "commit": _commit(),
         "release": version("iov-ingest"),
         "python": platform.python_version(),
-        "python_executable": str(Path(sys.executable).resolve()),
         "libraries": {name: version(name) for name in _LIBRARIES},
         "postgresql": server_version,
         "postgresql_settings": settings,
