@@ -148,11 +148,13 @@ class Checker:
         seq = sequence(sample)
         if isinstance(seq, Fault):
             return _rejected(stream, device, sample, seq)
-        if stream.never_stored.names:
+        row = stream.exact(device, ts, seq, received_at, sample)
+        if row is None:
             sample = stream.never_stored.without(sample)
-        row = stream.row(device, ts, seq, received_at, sample)
-        if isinstance(row, str):
-            return _rejected(stream, device, sample, Fault(Reason.SCHEMA, row))
+            found = stream.row(device, ts, seq, received_at, sample)
+            if isinstance(found, str):
+                return _rejected(stream, device, sample, Fault(Reason.SCHEMA, found))
+            row = found
         if may_hold_nul and (where := _nul(sample, ())) is not None:
             fault = Fault(Reason.REFUSED_BY_STORE, f"{pointer(where)} holds U+0000")
             return _rejected(stream, device, sample, fault)

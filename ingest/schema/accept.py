@@ -34,16 +34,17 @@ Member = tuple[str, Any, bool]
 """(name, type, whether it must be there)."""
 
 
-def type_of(field: dict[str, Any]) -> Any:
-    """A type that fits only what `field` allows."""
+def type_of(field: dict[str, Any], *, unknown: bool) -> Any:
+    """A type that fits only what `field` allows, objects with members of no name if `unknown`."""
     kinds = json_types(field)
     kind = next(iter(kinds)) if len(kinds) == 1 else ""
-    fits = _fits(kind, field) if kind in _KEYWORDS and only(field, _KEYWORDS[kind]) else NOTHING
+    sure = kind in _KEYWORDS and only(field, _KEYWORDS[kind])
+    fits = _fits(kind, field, unknown=unknown) if sure else NOTHING
     null = "null" in field.get("type", ()) and None in field.get("enum", (None,))
     return fits | None if null else fits
 
 
-def _fits(kind: str, field: dict[str, Any]) -> Any:
+def _fits(kind: str, field: dict[str, Any], *, unknown: bool) -> Any:
     match kind:
         case "number" | "integer":
             low, high = field.get("minimum"), field.get("maximum")
@@ -60,14 +61,17 @@ def _fits(kind: str, field: dict[str, Any]) -> Any:
         case "string":
             return Annotated[str, Meta(max_length=field.get("maxLength"))]
         case "array":
-            items: Any = type_of(field.get("items", {}))
+            items: Any = type_of(field.get("items", {}), unknown=unknown)
             return Annotated[list[items], Meta(max_length=field.get("maxItems"))]
     required = set(field.get("required", ()))
-    members = field.get("properties", {}).items()
-    return struct([(name, type_of(member), name in required) for name, member in members])
+    members = [
+        (name, type_of(member, unknown=unknown), name in required)
+        for name, member in field.get("properties", {}).items()
+    ]
+    return struct(members, unknown=unknown)
 
 
-def struct(members: list[Member], *, unknown: bool = True) -> Any:
+def struct(members: list[Member], *, unknown: bool) -> Any:
     """A type of objects with these members; others may be there if `unknown`."""
     # Fields of a Struct need Python names and come with those that must be there first; members
     # are told apart by place, so these are keyword-only, which keeps their order.

@@ -39,6 +39,8 @@ _CONVERSIONS = {
     "json": "dumps({found})",
     "sha256": "sha256({found})",
 }
+_UNNAMED = {"type": ["null"]}
+"""A member of the envelope that a schema does not have."""
 _DONE_BY_TYPE = {"int", "int[]"}
 
 
@@ -46,7 +48,8 @@ class Functions(NamedTuple):
     """What is made for one stream."""
 
     exact: Extract
-    """For samples that surely are as the schema wants them and hold nothing else: most."""
+    """For samples that surely are as the schema wants them, and hold nothing it does not name, not
+    even in arrays: most."""
     known: Extract
     """For samples that may hold more."""
     extract: Extract
@@ -68,13 +71,13 @@ def functions(schema: dict[str, Any], layout: Layout) -> Functions:
         return extract_all
 
     return Functions(
-        _compiled(schema, layout, "all") if sure else _never_sure,
-        keeping_unknown(_compiled(schema, layout, "known") if sure else _never_sure),
+        _compiled(schema, layout, "all") if sure else never_sure,
+        keeping_unknown(_compiled(schema, layout, "known") if sure else never_sure),
         keeping_unknown(_compiled(schema, layout, "any")),
     )
 
 
-def _never_sure(*_: Any) -> Extracted:
+def never_sure(*_: Any) -> Extracted:
     """For a schema that asks for more than types can tell."""
     raise ValueError
 
@@ -162,8 +165,10 @@ def _sample_members(schema: dict[str, Any], sample: Object, care: Care) -> list[
 
     def member(name: str) -> Member:
         # `ts` and `seq` were looked at before.
-        looked_at = care == "any" or name in {"ts", "seq"} or name not in fields
-        return name, Any if looked_at else type_of(fields[name]), name in required and care != "any"
+        if care == "any" or name in {"ts", "seq"}:
+            return name, Any, name in required and care != "any"
+        field = fields.get(name, _UNNAMED)
+        return name, type_of(field, unknown=care != "all"), name in required
 
     return [member("resend"), *members, *map(member, sorted(others)), member("quality")]
 
@@ -174,13 +179,15 @@ def _members(schema: dict[str, Any], object_: Object, care: Care) -> list[Member
     if care == "any":
         required = set()
     members: list[Member] = []
+    type_: Any
     for column in object_.columns:
         name = column.path[-1]
         field = fields[name]
         if column.convert == "time":
             # Converting it will tell.
             field = {keyword: value for keyword, value in field.items() if keyword != "format"}
-        members.append((name, Any if care == "any" else type_of(field), name in required))
+        type_ = Any if care == "any" else type_of(field, unknown=care != "all")
+        members.append((name, type_, name in required))
     for inner in object_.objects:
         name = inner.path[-1]
         field = fields[name]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -11,7 +11,7 @@ import jsonschema_rs
 
 from ingest.errors import SchemaError
 from ingest.schema.columns import Column, columns, device_fields
-from ingest.schema.extract import Extracted, Functions, functions, sha256
+from ingest.schema.extract import Extracted, Functions, functions, never_sure, sha256
 from ingest.schema.layout import Layout
 from ingest.schema.plausible import Rules
 from ingest.schema.private import NeverStored
@@ -47,14 +47,22 @@ class Stream:
         """Every column of the table."""
         return self.layout.columns(self.layout.all)
 
+    def exact(
+        self, device: str, ts: datetime, seq: int, received_at: datetime, sample: dict[str, Any]
+    ) -> Extracted | None:
+        """A row, if the sample is as the schema wants it and holds nothing that it does not name.
+
+        So there is nothing in it that must not be stored. None for what `row` has to look at.
+        """
+        try:
+            return self.functions.exact(device, ts, seq, received_at, sample)
+        except ValueError:
+            return None
+
     def row(
         self, device: str, ts: datetime, seq: int, received_at: datetime, sample: dict[str, Any]
     ) -> Extracted | str:
         """A row, or what the schema has against the sample."""
-        try:
-            return self.functions.exact(device, ts, seq, received_at, sample)
-        except ValueError:
-            pass
         try:
             return self.functions.known(device, ts, seq, received_at, sample)
         except ValueError:
@@ -98,17 +106,29 @@ def stream(name: str, schema: dict[str, Any], rules: Sequence[Mapping[str, Any]]
     except (jsonschema_rs.ValidationError, ValueError) as exc:
         raise SchemaError(f"{name}: not a JSON Schema 2020-12: {exc}") from exc
     layout = Layout(found)
+    never_stored = NeverStored(schema.get("x-never-stored", ()))
+    made = functions(schema, layout)
+    if any(map(never_stored.bans, names(schema))):
+        made = made._replace(exact=never_sure)
     return Stream(
         name,
         schema,
         found,
         validator,
         layout,
-        functions(schema, layout),
-        NeverStored(schema.get("x-never-stored", ())),
+        made,
+        never_stored,
         Rules(name, rules),
         device_fields(schema),
     )
+
+
+def names(schema: dict[str, Any]) -> Iterator[str]:
+    """Of every field that a schema has, however deep."""
+    for name, field in schema.get("properties", {}).items():
+        yield name
+        yield from names(field)
+        yield from names(field.get("items", {}))
 
 
 def _with_digest(node: Any, path: tuple[str, ...]) -> Any:

@@ -403,3 +403,25 @@ def test_what_is_not_there_takes_no_place_until_another_row_has_it() -> None:
         found.layout.widen(values, present, wanted)
         assert every_column(found, values, wanted) == whole
     assert set(found.layout.columns(wanted)) < set(found.column_names)
+
+
+def test_what_no_schema_names_is_never_taken_the_short_way() -> None:
+    """There it would not be looked at for what must never be stored, so not even in arrays."""
+    truck = example(DIRECTORY / "truck" / "valid" / "trailer_and_warning_lamps.json")
+    exact = CATALOGUE["truck"].exact
+    assert exact("V1", NOW, 1, NOW, truck) is not None
+    hidden = [truck | {"x": 1}]
+    for name, value in truck.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            hidden.append(truck | {name: [value[0] | {"licensePlate": "B 1"}]})
+        if isinstance(value, dict):
+            hidden.append(truck | {name: value | {"licensePlate": "B 1"}})
+    assert len(hidden) > 2
+    for instance in hidden:
+        assert exact("V1", NOW, 1, NOW, instance) is None
+
+
+def test_a_schema_that_names_what_must_never_be_stored_has_no_short_way() -> None:
+    fields = {"ts": {"type": "integer"}, "plate": {"type": ["string", "null"]}}
+    schema = {"type": "object", "properties": fields, "x-never-stored": ["plate"]}
+    assert stream("s", schema).exact("V1", NOW, 1, NOW, {"ts": 0, "plate": "B 1"}) is None

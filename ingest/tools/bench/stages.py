@@ -76,7 +76,7 @@ async def stages(stand: Stand, plan: Plan) -> Figures:
                 decoded = [decode(delivery.payload, None, limits) for delivery in deliveries]
             assert all(isinstance(found, Decoded) for found in decoded)
             with clock.stage("extract"):
-                rows = [stream.row("", at, 1, at, document) for document in documents]
+                rows = [stream.exact("", at, 1, at, document) for document in documents]
             del documents, decoded, rows
             batcher = Batcher(BatchLimits(2 * _MESSAGES), Budget(1, 1))
             with clock.stage("check"):
