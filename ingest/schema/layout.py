@@ -17,6 +17,9 @@ from ingest.schema.columns import Column
 LEADING = ("device_id", "ts", "seq", "received_at", "resend")
 TRAILING = ("quality", "extra")
 
+_REMEMBERED = 256
+"""Sets of objects whose columns are remembered: a fleet has some, a hostile vehicle thousands."""
+
 Path = tuple[str, ...]
 
 
@@ -70,6 +73,8 @@ class Layout:
         if found is None:
             names = [name for bit, own in self._names if bit & present for name in own]
             own = [column.name for column in self.sample.columns]
+            if len(self._columns) >= _REMEMBERED:
+                self._columns.clear()
             found = self._columns[present] = [*LEADING, *own, *names, *TRAILING]
         return found
 
