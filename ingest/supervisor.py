@@ -8,6 +8,7 @@ message; where it is gone its workers end in order.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import os
 import signal
@@ -97,7 +98,9 @@ class Supervisor:
     def tell(self, number: signal.Signals) -> None:
         """Pass a signal on."""
         for process in self._processes.values():
-            process.send_signal(number)
+            # One that has just ended must not keep the signal from the others.
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(number)
 
     async def _keep(self, number: int, environment: Mapping[str, str]) -> int:
         """Start one worker again and again; its last status."""

@@ -303,7 +303,8 @@ class Writer:
 
 def _columns(stream: Stream, rows: Rows) -> list[str]:
     """The columns that rows have values for, all of them the same from now on."""
-    wanted = reduce(or_, (kinds := set(rows.present)))
+    kinds = set(rows.present)
+    wanted = reduce(or_, kinds)
     if len(kinds) > 1:
         for place, present in enumerate(rows.present):
             if present != wanted:

@@ -42,6 +42,7 @@ async def test_every_part_measures_something_and_is_drawn(tmp_path: Path) -> Non
     assert parts["memory"]["full_load_mb"] > parts["memory"]["idle_mb"] > 20
     assert set(parts["scale"]) == {"workers", "devices", "rows", "samples", "streams"}
     assert {"commit", "python", "postgresql", "cores"} <= set(found["conditions"])
+    assert found["conditions"]["settings"]["IOV_BATCH_ROWS"] == 2_000
     assert found["conditions"]["postgresql_settings"]["fsync"] == "on"
     assert orjson.loads(orjson.dumps(found)) == found
     draw(found, tmp_path)

@@ -23,7 +23,7 @@ from ingest.tools.bench.plan import Peer, Plan
 from ingest.tools.bench.profile import profile
 from ingest.tools.bench.publisher import Publisher
 from ingest.tools.bench.stages import stages
-from ingest.tools.bench.stand import Load, Stand, stand
+from ingest.tools.bench.stand import Load, Stand, service_settings, stand
 from ingest.tools.bench.throughput import (
     devices,
     pipeline,
@@ -80,7 +80,7 @@ async def measure(names: Sequence[str], plan: Plan, server_url: str | None = Non
             loops += [loop_s() for _ in range(_LOOPS)]
             found[name] = await PARTS[name](here, plan)
     return {
-        "conditions": conditions(settings, version),
+        "conditions": conditions(service_settings(), settings, version),
         "loop_ms": figure((loop * 1e3 for loop in loops), 1),
         "runs": plan.runs,
         "run_s": plan.seconds,

@@ -42,13 +42,14 @@ def loop_s() -> float:
     return time.process_time() - began_s
 
 
-def conditions(settings: dict[str, str], server_version: str) -> Figures:
+def conditions(service: dict[str, int], settings: dict[str, str], server_version: str) -> Figures:
     """Versions, machine and settings, without which a figure says nothing."""
     return {
         "commit": _commit(),
         "release": version("iov-ingest"),
         "python": platform.python_version(),
         "libraries": {name: version(name) for name in _LIBRARIES},
+        "settings": service,
         "postgresql": server_version,
         "postgresql_settings": settings,
         "cores": len(os.sched_getaffinity(0)),

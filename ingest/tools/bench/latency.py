@@ -31,10 +31,9 @@ _QUANTILES = {"p50_ms": 0.5, "p99_ms": 0.99, "p999_ms": 0.999}
 _SETTLE_S = 30.0
 
 
-async def latency(stand: Stand, plan: Plan, maximum: float | None = None) -> Figures:
+async def latency(stand: Stand, plan: Plan) -> Figures:
     """p50, p99 and p99.9 at shares of what one worker can do, and at set rates."""
-    if maximum is None:
-        maximum = (await stand.run(Load(), plan.seconds, plan.warm_up_s, plan.say)).committed_per_s
+    maximum = (await stand.run(Load(), plan.seconds, plan.warm_up_s, plan.say)).committed_per_s
     rates = {f"{share:.0%}": max(1, round(maximum * share)) for share in SHARES}
     rates |= {f"{rate}_per_s": rate for rate in RATES}
     found: Figures = {"maximum_per_s": round(maximum)}
@@ -57,8 +56,9 @@ async def latency(stand: Stand, plan: Plan, maximum: float | None = None) -> Fig
                 while (elapsed_s := time.monotonic() - started_s) < plan.seconds:
                     due = round(rate * elapsed_s) - (traffic.sent - first)
                     if due > 0:
-                        await publisher.send(traffic.next(due))
+                        packets = traffic.next(due)
                         sent.note(due)
+                        await publisher.send(packets)
                     await asyncio.sleep(_TICK_S)
                 await acknowledgements.wait(traffic.sent)
                 runs.append(_between(sent, acknowledgements.times, first))

@@ -55,6 +55,25 @@ SELECT name, current_setting(name) FROM pg_settings WHERE name IN (
 """
 
 
+_KEPT = ("IOV_BATCH_ROWS", "IOV_BATCH_WAIT_MS", "IOV_MQTT_RECEIVE_MAXIMUM")
+"""Settings that may be tried out with the bench; what else is configured concerns other servers."""
+
+
+def surroundings() -> dict[str, str]:
+    """Our environment, without settings that are none of the bench's business."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in _KEPT or not name.startswith("IOV_")
+    }
+
+
+def service_settings() -> dict[str, int]:
+    """What the service is set to, as far as it can be chosen."""
+    settings = load(environ=surroundings())
+    return {name: getattr(settings, name.removeprefix("IOV_").lower()) for name in _KEPT}
+
+
 @dataclass
 class Service:
     """The workers under test."""
@@ -166,7 +185,7 @@ class Stand:
         }
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "ingest", "run", "--workers", str(load_.workers),
-            env={**os.environ, **environ},
+            env={**surroundings(), **environ},
         )  # fmt: skip
         alone = load_.workers == 1
         ports = [first + n for n in range(load_.workers)]
