@@ -27,7 +27,7 @@ from ingest.model import (
     Rejected,
     Row,
 )
-from ingest.schema import Catalogue, NeverStored, Sibling, Siblings, Stream, pointer
+from ingest.schema import Catalogue, NeverStored, Siblings, Stream, pointer
 
 _PACKED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")
 """What gzip (RFC 1952) and zstd (RFC 8878) begin with."""
@@ -120,14 +120,12 @@ class Checker:
             self._bounded, self._bounds = at, (at - self._ages.oldest, at + self._ages.ahead)
         if len(samples) == 1:
             return [self._outcome(streams[0], device, samples[0], 0, at, may_hold_nul, None)]
-        siblings = _siblings(zip(streams, samples, strict=True))
-        outcomes: list[Outcome] = []
-        for stream, sample in zip(streams, samples, strict=True):
-            place = len(outcomes)
-            outcomes.append(
-                self._outcome(stream, device, sample, place, at, may_hold_nul, siblings)
-            )
-        return outcomes
+        pairs = list(zip(streams, samples, strict=True))
+        siblings = _siblings(pairs)
+        return [
+            self._outcome(stream, device, sample, place, at, may_hold_nul, siblings)
+            for place, (stream, sample) in enumerate(pairs)
+        ]
 
     def _outcome(
         self,
@@ -259,11 +257,11 @@ def _timed(frame: gbt32960.Frame, received_at: datetime) -> list[tuple[str, dict
 
 
 def _siblings(samples: Iterable[tuple[Stream, Any]]) -> Siblings:
-    return Siblings([
-        Sibling(stream.name, ts, sample)
+    return Siblings(
+        (stream.name, ts, sample)
         for stream, sample in samples
         if isinstance(sample, dict) and isinstance(ts := instant(sample.get("ts")), datetime)
-    ])  # fmt: skip
+    )
 
 
 def _rejected(stream: Stream, device: str, sample: Any, fault: Fault) -> Rejected:

@@ -19,6 +19,7 @@ _TOPIC = re.compile(r"iov/v1/([A-Za-z0-9_-]{1,64})/([^/]+)", re.ASCII)
 _BRIDGED = re.compile(r".+/" + _TOPIC.pattern, re.ASCII | re.DOTALL)
 """What a bridge or a mount point of the broker puts before it is not ours to judge; a worker hears
 of it only where `IOV_MQTT_TOPIC` names it."""
+_BACKSLASH = ord("\\")
 _MOST_PARTS = 64
 """Members of a gzip file or frames of a zstd stream; senders write one."""
 _ZSTD_SLICE_BYTES = 256
@@ -68,9 +69,9 @@ def decode(payload: bytes, encoding: str | None, limits: Limits) -> Decoded | Fa
         document = orjson.loads(payload)
     except orjson.JSONDecodeError as exc:
         return Fault(Reason.BAD_JSON, f"not JSON at byte {exc.pos}" if payload else "empty")
-    # A search for one byte costs a third of a search for six.
-    may_hold_nul = b"\\" in payload and b"\\u0000" in payload
-    if isinstance(document, dict):
+    # A search for one byte costs a tenth of a search for six.
+    may_hold_nul = _BACKSLASH in payload and b"\\u0000" in payload
+    if type(document) is dict:
         return Decoded([document], len(payload), may_hold_nul)
     if not isinstance(document, list):
         return Fault(Reason.BAD_ENVELOPE, "neither an object nor an array of objects")

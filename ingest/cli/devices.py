@@ -13,7 +13,7 @@ from ingest.schema import Catalogue, load_catalogue
 from ingest.store import meaning
 from ingest.tools import devices as devices_tool
 
-app = typer.Typer(no_args_is_help=True, help="The register of devices.")
+app = typer.Typer(name="devices", no_args_is_help=True, help="The register of devices.")
 
 
 @app.callback()

@@ -19,7 +19,9 @@ from ingest.schema.lint import lint
 from ingest.schema.stream import stream as build
 from ingest.schema.table import create_table
 
-app = typer.Typer(no_args_is_help=True, help="The streams and what follows from them.")
+app = typer.Typer(
+    name="schema", no_args_is_help=True, help="The streams and what follows from them."
+)
 
 
 @app.command(name="list")

@@ -1,10 +1,7 @@
-"""`run`, `migrate`, `check`: the service and what it needs."""
+"""`migrate`, `drain`, `check`: what the service needs beside `run`."""
 
 from __future__ import annotations
 
-import asyncio
-import signal
-import sys
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -12,7 +9,6 @@ import orjson
 import typer
 from rich.markup import escape
 
-from ingest import worker
 from ingest.cli.common import (
     ConfigOption,
     JsonOption,
@@ -26,44 +22,11 @@ from ingest.cli.common import (
 from ingest.config import Settings
 from ingest.errors import ConfigError
 from ingest.schema import Catalogue, load_catalogue
-from ingest.service import signals
 from ingest.store import meaning, migrate
-from ingest.supervisor import Supervisor
 from ingest.tools import check as check_tool
 from ingest.tools import drain as drain_tool
 
 app = typer.Typer()
-
-
-@app.command()
-def run(
-    config: ConfigOption = None,
-    workers: Annotated[int, typer.Option(help="Processes; one uses one core.", min=1)] = 1,
-) -> None:
-    """The service: reads, stores, acknowledges, until SIGTERM or SIGINT.
-
-    With several workers the first has the settings' client id, the others `-1`, `-2` … after it;
-    their metrics are on the ports from `IOV_HTTP_PORT` on, and on the port after the last one's
-    `/targets` lists them for Prometheus (`http_sd_configs`) and `/readyz` speaks for all. One that
-    dies is started again. Run fewer later and what is left needs `iov-ingest drain --client-id`.
-    """
-    with ending():
-        settings = settings_of(config, "IOV_MQTT_URL", "IOV_DATABASE_URL")
-        catalogue = load_catalogue(settings.schema_dir)
-        if workers == 1:
-            run_async(worker.run(settings, catalogue))
-            return
-        options = [] if config is None else ["--config", str(config)]
-        command = [sys.executable, "-m", "ingest", "run", *options]
-        if not run_async(_supervise(Supervisor(settings, command, workers))):
-            raise typer.Exit(1)
-
-
-async def _supervise(supervisor: Supervisor) -> bool:
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGUSR1, supervisor.tell, signal.SIGUSR1)
-    with signals(supervisor.stop):
-        return await supervisor.run()
 
 
 @app.command(name="migrate")

@@ -3,13 +3,12 @@
 from ingest.schema.catalogue import Catalogue, default_directory, load_catalogue
 from ingest.schema.private import NeverStored
 from ingest.schema.rfc3339 import rfc3339
-from ingest.schema.siblings import Sibling, Siblings
+from ingest.schema.siblings import Siblings
 from ingest.schema.stream import Stream, pointer
 
 __all__ = [
     "Catalogue",
     "NeverStored",
-    "Sibling",
     "Siblings",
     "Stream",
     "default_directory",

@@ -51,9 +51,10 @@ class Rules:
         self.flags = sorted({rule["flag"] for rule in own})
         self._clock = [_clock(rule) for rule in own if rule["test"] == "clock"]
         self._near = min((_near(r) for r in own if r["test"] == "clock"), default=_NEVER)
+        self._behind = -self._near
         self._device: list[tuple[str, Wrong]] = []
         self._plain: list[tuple[str, Wrong, Finding]] = []
-        self._deep: dict[str, list[Test]] = {}
+        deep: dict[str, list[Test]] = {}
         among: dict[str, list[Test]] = {}
         for rule in own:
             first, *rest = _steps(rule)
@@ -66,11 +67,12 @@ class Rules:
                 else:
                     self._plain.append((first, wrong, (f"/{first}", rule["flag"])))
             else:
-                group = among if rule["test"] == "decreasing" else self._deep
+                group = among if rule["test"] == "decreasing" else deep
                 group.setdefault(first, []).append(_test(rule))
-        self._with_siblings = {
-            name: [*self._deep.get(name, ()), *among.get(name, ())] for name in self._deep | among
-        }
+        self._alone = list(deep.items())
+        self._with_siblings = [
+            (name, [*deep.get(name, ()), *among.get(name, ())]) for name in deep | among
+        ]
 
     def findings(
         self,
@@ -89,14 +91,14 @@ class Rules:
             if value is not None and wrong(value):
                 found.append(finding)
         off = received_at - ts
-        if off > self._near or off < -self._near:
+        if not self._behind <= off <= self._near:
             found += [("/ts", flag) for flag, at_fault in self._clock if at_fault(off, sample)]
-        tests = self._deep if siblings is None else self._with_siblings
-        for name in tests:
+        around: Around | None = None
+        for name, tests in self._alone if siblings is None else self._with_siblings:
             value = sample.get(name)
             if value is not None:
-                around = Around(self._stream, ts, siblings or _ALONE)
-                for test in tests[name]:
+                around = around or Around(self._stream, ts, siblings or _ALONE)
+                for test in tests:
                     found += test(value, sample, around)
         return dict(reversed(found)) if found else _NOTHING
 
@@ -202,8 +204,8 @@ def _decreasing(rule: Mapping[str, Any]) -> Test:
     flag, (name,) = rule["flag"], _steps(rule)
 
     def test(value: Any, _sample: dict[str, Any], around: Around) -> Iterable[Finding]:
-        highest = around.siblings.highest_before(around.stream, name, around.ts)
-        return ((f"/{name}", flag),) if value < highest else ()
+        fallen = around.siblings.fallen(around.stream, name)
+        return ((f"/{name}", flag),) if fallen and value < fallen.get(around.ts, value) else ()
 
     return test
 

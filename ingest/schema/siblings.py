@@ -3,39 +3,42 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from itertools import accumulate
+from functools import cached_property
+from operator import itemgetter
 from typing import Any, NamedTuple, TypeGuard
 
 EACH = "*"
 """Step of a rule's field that stands for every member or item."""
 
-
-class Sibling(NamedTuple):
-    """One sample of a message, not looked at by any schema yet."""
-
-    stream: str
-    ts: datetime
-    sample: dict[str, Any]
+Sibling = tuple[str, datetime, dict[str, Any]]
+"""(stream, ts, sample): one sample of a message, not looked at by any schema yet."""
 
 
 class Siblings:
     """All samples of a message that are objects with a time.
 
-    What rules ask of them is found once for a message, however many of its samples ask.
+    What rules ask of them is found once for a message, however many of its samples ask, and
+    nothing where none asks.
     """
 
-    def __init__(self, samples: Sequence[Sibling] = ()) -> None:
-        self._at: dict[tuple[str, datetime], list[dict[str, Any]]] = {}
-        for stream, ts, sample in samples:
-            self._at.setdefault((stream, ts), []).append(sample)
+    def __init__(self, samples: Iterable[Sibling] = ()) -> None:
+        """`samples` may be an iterator; it is not begun before the first question."""
+        self._given = samples
         self._arrays: dict[tuple[str, datetime, str], Array] = {}
-        self._highest: dict[tuple[str, str], tuple[list[datetime], list[float]]] = {}
+        self._fallen: dict[tuple[str, str], Mapping[datetime, float]] = {}
 
-    def __bool__(self) -> bool:
-        return bool(self._at)
+    @cached_property
+    def _samples(self) -> list[Sibling]:
+        return list(self._given)
+
+    @cached_property
+    def _at(self) -> dict[tuple[str, datetime], list[dict[str, Any]]]:
+        found: dict[tuple[str, datetime], list[dict[str, Any]]] = {}
+        for stream, ts, sample in self._samples:
+            found.setdefault((stream, ts), []).append(sample)
+        return found
 
     def array(self, stream: str, ts: datetime, path: str, otherwise: dict[str, Any]) -> Array:
         """The numbers of a path at one instant, or those of a sample that has no siblings then."""
@@ -47,19 +50,31 @@ class Siblings:
             self._arrays[key] = _array(there, path)
         return self._arrays[key]
 
-    def highest_before(self, stream: str, name: str, ts: datetime) -> float:
-        """The highest value of a field in the samples before an instant."""
-        if (stream, name) not in self._highest:
-            told: list[tuple[datetime, float]] = []
-            for (of, at), samples in self._at.items():
-                values = (sample.get(name) for sample in samples if of == stream)
-                told += [(at, value) for value in values if is_number(value)]
-            told.sort()
-            running: list[float] = list(accumulate((value for _, value in told), max))
-            self._highest[stream, name] = [at for at, _ in told], running
-        instants, highest = self._highest[stream, name]
-        before = bisect_left(instants, ts)
-        return highest[before - 1] if before else -math.inf
+    def fallen(self, stream: str, name: str) -> Mapping[datetime, float]:
+        """Instants at which a field has less than at one before, with the highest before; few."""
+        key = stream, name
+        if key not in self._fallen:
+            self._fallen[key] = self._falls(stream, name)
+        return self._fallen[key]
+
+    def _falls(self, stream: str, name: str) -> Mapping[datetime, float]:
+        told = [
+            (ts, value)
+            for of, ts, sample in self._samples
+            if of == stream and is_number(value := sample.get(name))
+        ]
+        told.sort(key=itemgetter(0))
+        found: dict[datetime, float] = {}
+        before = highest = -math.inf
+        now: datetime | None = None
+        for ts, value in told:
+            if ts != now:
+                before, now = highest, ts
+            if value < before:
+                found[ts] = before
+            elif value > highest:
+                highest = value
+        return found
 
 
 class Array(NamedTuple):
@@ -89,7 +104,7 @@ def _array(samples: Iterable[dict[str, Any]], path: str) -> Array:
 
 def is_number(value: Any) -> TypeGuard[float]:
     """Whether a JSON value is a number."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is float or type(value) is int
 
 
 def find(value: Any, steps: Sequence[str], pointer: str) -> Iterator[tuple[str, Any]]:

@@ -197,6 +197,13 @@ async def test_metrics_have_the_names_dashboards_rely_on(
             client.get(f"{running.url}/metrics") as answer,
         ):
             text = await answer.text()
+        async with (
+            aiohttp.ClientSession() as client,
+            client.get(f"{running.url}/metrics?name[]=iov_samples_stored_total") as answer,
+        ):
+            asked = [line for line in (await answer.text()).splitlines() if line[0] != "#"]
+    assert 'iov_samples_stored_total{stream="nev"} 1.0' in asked
+    assert all(line.startswith("iov_samples_stored_total{") for line in asked)
     for line in (
         'iov_messages_received_total{stream="nev"} 1.0',
         'iov_samples_received_total{stream="nev"} 1.0',

@@ -7,6 +7,8 @@ from typing import Any
 
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ingest.check import Checker
 from ingest.errors import SchemaError
@@ -104,6 +106,13 @@ def test_an_odometer_that_runs_backwards_within_a_message_is_noted() -> None:
     outcomes = CHECKER.check(delivery(broken, at=NOW)).outcomes
     assert isinstance(outcomes[1], Row)
     assert outcomes[1].flags == ()
+
+
+@given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 5)), min_size=2, max_size=12))
+def test_a_fall_is_noted_where_any_earlier_sample_has_more(told: list[tuple[int, int]]) -> None:
+    message = [at(10 - second, odometer_km=km) for second, km in told]
+    wanted = [any(then < now and more > km for then, more in told) for now, km in told]
+    assert [flags == ["odometer_backwards"] for _, flags in noted(message)] == wanted
 
 
 def test_the_check_digit_of_a_chinese_vin_as_device_or_field_is_noted() -> None:

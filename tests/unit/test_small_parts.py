@@ -108,8 +108,9 @@ def test_what_a_row_is_refused_for_quotes_no_value() -> None:
     assert "s3cr3t" not in str(meaning(error("22P02")))
 
 
-def test_importing_the_service_does_not_import_the_tools() -> None:
-    code = "import sys, ingest.service; print([m for m in sys.modules if 'ingest.tools' in m])"
+@pytest.mark.parametrize("module", ["ingest.service", "ingest.cli.run"])
+def test_a_worker_does_not_import_the_tools(module: str) -> None:
+    code = f"import sys, {module}; print([m for m in sys.modules if 'ingest.tools' in m])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"
 

@@ -29,7 +29,7 @@ from ingest.tools.bench.publisher import Publisher, Traffic, connected
 from ingest.tools.embedded import Mosquitto, Postgres, mosquitto, neighbouring_ports, postgres
 
 _TIMEOUT_S = 60.0
-_STORED = "iov_samples_stored_total{"
+_STORED = "iov_samples_stored_total"
 SETTINGS = {"max_wal_size": "4GB", "checkpoint_timeout": "30min"}
 """Of PostgreSQL, beside its defaults: no checkpoint falls into one run and not into the other."""
 
@@ -275,6 +275,8 @@ async def _ready(
 
 
 async def _committed(client: aiohttp.ClientSession, port: int) -> int:
-    async with client.get(f"http://127.0.0.1:{port}/metrics") as response:
+    # All metrics take the service 5 ms, this one a tenth.
+    url = f"http://127.0.0.1:{port}/metrics?name[]={_STORED}"
+    async with client.get(url) as response:
         lines = (await response.text()).splitlines()
-    return sum(int(float(line.split()[-1])) for line in lines if line.startswith(_STORED))
+    return sum(int(float(line.split()[-1])) for line in lines if line.startswith(f"{_STORED}{{"))

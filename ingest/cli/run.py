@@ -1,0 +1,49 @@
+"""`run`: the service. What only other commands need is not imported here."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from typing import Annotated
+
+import typer
+
+from ingest import worker
+from ingest.cli.common import ConfigOption, ending, run_async, settings_of
+from ingest.schema import load_catalogue
+from ingest.service import signals
+from ingest.supervisor import Supervisor
+
+app = typer.Typer()
+
+
+@app.command()
+def run(
+    config: ConfigOption = None,
+    workers: Annotated[int, typer.Option(help="Processes; one uses one core.", min=1)] = 1,
+) -> None:
+    """The service: reads, stores, acknowledges, until SIGTERM or SIGINT.
+
+    With several workers the first has the settings' client id, the others `-1`, `-2` … after it;
+    their metrics are on the ports from `IOV_HTTP_PORT` on, and on the port after the last one's
+    `/targets` lists them for Prometheus (`http_sd_configs`) and `/readyz` speaks for all. One that
+    dies is started again. Run fewer later and what is left needs `iov-ingest drain --client-id`.
+    """
+    with ending():
+        settings = settings_of(config, "IOV_MQTT_URL", "IOV_DATABASE_URL")
+        catalogue = load_catalogue(settings.schema_dir)
+        if workers == 1:
+            run_async(worker.run(settings, catalogue))
+            return
+        options = [] if config is None else ["--config", str(config)]
+        command = [sys.executable, "-m", "ingest", "run", *options]
+        if not run_async(_supervise(Supervisor(settings, command, workers))):
+            raise typer.Exit(1)
+
+
+async def _supervise(supervisor: Supervisor) -> bool:
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGUSR1, supervisor.tell, signal.SIGUSR1)
+    with signals(supervisor.stop):
+        return await supervisor.run()
