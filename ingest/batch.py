@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ingest.budget import Budget
 from ingest.model import Checked, Delivery, Reason, Rejected, Row
@@ -71,19 +71,6 @@ class Description(NamedTuple):
 
 
 @dataclass(slots=True)
-class Rows:
-    """The accepted samples of one stream, four lists of one length."""
-
-    values: list[list[Any]] = field(default_factory=list)
-    """Ready for COPY but for the first of each, where the store writes `device_id`."""
-    present: list[int] = field(default_factory=list)
-    """Which objects, and so which columns, each has values for."""
-    devices: list[str] = field(default_factory=list)
-    origins: list[tuple[Delivery, int]] = field(default_factory=list)
-    """The delivery each came in and its position there."""
-
-
-@dataclass(slots=True)
 class Batch:
     """What is committed in one transaction."""
 
@@ -91,7 +78,7 @@ class Batch:
     """Monotonic time of its first message."""
     deliveries: list[Delivery] = field(default_factory=list)
     """In the order of arrival, which is the order of acknowledgement (MQTT 5, 4.6)."""
-    rows: dict[str, Rows] = field(default_factory=dict)
+    rows: dict[str, list[Row]] = field(default_factory=dict)
     """Accepted samples by stream, first come first."""
     dead_letters: list[DeadLetter] = field(default_factory=list)
     rejected: Counter[tuple[str, Reason]] = field(default_factory=Counter)
@@ -117,22 +104,11 @@ class Batch:
         self.size_bytes += checked.size_bytes
         for outcome in checked.outcomes:
             if type(outcome) is Row:
-                stream = outcome.stream
-                rows = self.rows.get(stream)
-                if rows is None:
-                    rows = self.rows[stream] = Rows()
-                rows.values.append(outcome.values)
-                rows.present.append(outcome.present)
-                rows.devices.append(outcome.device)
-                rows.origins.append((delivery, outcome.position))
-                if outcome.unknown_fields:
-                    self.unknown_fields[stream] += outcome.unknown_fields
-                for flag in outcome.flags:
-                    self.flags[stream, flag] += 1
-                if outcome.described:
-                    self.described.append(
-                        Description(outcome.device, outcome.values[_TS], outcome.described)
-                    )
+                if (rows := self.rows.get(outcome.stream)) is None:
+                    rows = self.rows[outcome.stream] = []
+                rows.append(outcome)
+                if outcome.unknown_fields or outcome.flags or outcome.described:
+                    self._note(outcome)
             else:
                 assert isinstance(outcome, Rejected)
                 self.rejected[outcome.label, outcome.reason] += 1
@@ -140,6 +116,14 @@ class Batch:
                     self.dead_letters.append(dead_letter(delivery, outcome))
                 else:
                     self.suppressed[outcome.label] += 1
+
+    def _note(self, row: Row) -> None:
+        if row.unknown_fields:
+            self.unknown_fields[row.stream] += row.unknown_fields
+        for flag in row.flags:
+            self.flags[row.stream, flag] += 1
+        if row.described:
+            self.described.append(Description(row.device, row.values[_TS], row.described))
 
 
 class Batcher:

@@ -119,21 +119,22 @@ class Checker:
             # One read of the socket brings many messages.
             self._bounded, self._bounds = at, (at - self._ages.oldest, at + self._ages.ahead)
         if len(samples) == 1:
-            return [self._outcome(streams[0], device, samples[0], 0, at, may_hold_nul, None)]
+            only = samples[0]
+            return [self._outcome(delivery, streams[0], device, only, 0, may_hold_nul, None)]
         pairs = list(zip(streams, samples, strict=True))
         siblings = _siblings(pairs)
         return [
-            self._outcome(stream, device, sample, place, at, may_hold_nul, siblings)
+            self._outcome(delivery, stream, device, sample, place, may_hold_nul, siblings)
             for place, (stream, sample) in enumerate(pairs)
         ]
 
     def _outcome(
         self,
+        delivery: Delivery,
         stream: Stream,
         device: str,
         sample: Any,
         position: int,
-        received_at: datetime,
         may_hold_nul: bool,  # noqa: FBT001  one call, per sample
         siblings: Siblings | None,
     ) -> Outcome:
@@ -146,6 +147,7 @@ class Checker:
         seq = sequence(sample)
         if isinstance(seq, Fault):
             return _rejected(stream, device, sample, seq)
+        received_at = delivery.arrival.at
         row = stream.exact(device, ts, seq, received_at, sample)
         if row is None:
             sample = stream.never_stored.without(sample)
@@ -162,7 +164,10 @@ class Checker:
         if findings:
             flags = _note(findings, sample, values)
         described = _described(stream, sample) if stream.device_fields else None
-        return Row(stream.name, device, values, present, position, unknown_fields, flags, described)
+        return Row(
+            stream.name, device, values, present, delivery, position,
+            unknown_fields, flags, described,
+        )  # fmt: skip
 
     def internal_error(self, delivery: Delivery) -> Checked:
         """The one rejection of a message on which checking itself failed."""

@@ -89,8 +89,10 @@ class Row(Struct):
     quality, extra."""
     present: int
     """Which of the stream's flattened objects are there, and so which fields; see `Layout`."""
+    delivery: Delivery
+    """The message it came in,"""
     position: int
-    """Position of the sample in its message, to find its JSON again."""
+    """and the sample's place there, to find its JSON again."""
     unknown_fields: int
     """How many fields the schema does not know; they are kept in `extra`."""
     flags: Collection[str] = ()

@@ -147,6 +147,6 @@ class Pipeline:
         for arrival, group in groupby(batch.deliveries, key=attrgetter("arrival")):
             metrics.ack_latency.observe(now - arrival.monotonic_s, len(list(group)))
         for stream, rows in batch.rows.items():
-            lags = [(row[_RECEIVED_AT] - row[_TS]).total_seconds() for row in rows.values]
+            lags = [(row.values[_RECEIVED_AT] - row.values[_TS]).total_seconds() for row in rows]
             # Of a sample that is ahead of us the lag is 0, or there could be no sum of lags.
             metrics.event_lag.observe_all([lag if lag > 0 else 0.0 for lag in lags], stream)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 import uvloop
+from msgspec.structs import replace
 
 from ingest import log, service
 from ingest.batch import Batch
@@ -55,22 +56,19 @@ class Spoilt:
 
     async def write(self, batch: Batch) -> Written:
         for rows in batch.rows.values():
-            self._count += len(rows.values)
+            self._count += len(rows)
             if self._count < _EVERY:
                 continue
             self._count = 0
             match self._how:
                 case "lose":
-                    for part in (rows.values, rows.devices, rows.origins):
-                        del part[-1]
+                    del rows[-1]
                 case "alter":
-                    rows.values[-1][-1] = None
+                    rows[-1].values[-1] = None
                 case "twice":
-                    again = list(rows.values[-1])
+                    again = list(rows[-1].values)
                     again[1] += timedelta(microseconds=1)
-                    rows.values.append(again)
-                    rows.devices.append(rows.devices[-1])
-                    rows.origins.append(rows.origins[-1])
+                    rows.append(replace(rows[-1], values=again))
         return await self._writer.write(batch)
 
 

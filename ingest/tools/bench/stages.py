@@ -86,8 +86,8 @@ async def stages(stand: Stand, plan: Plan) -> Figures:
                     batcher.add(delivery, outcome, 0.0)
             batch = batcher.take()
             assert batch is not None
-            values = batch.rows["nev"].values
-            columns = stream.layout.columns(batch.rows["nev"].present[0])
+            values = [row.values for row in batch.rows["nev"]]
+            columns = stream.layout.columns(batch.rows["nev"][0].present)
             for place, row in enumerate(values):
                 row[0] = place % _DEVICES + 1
             with clock.stage("copy"):
