@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
@@ -325,6 +325,23 @@ async def test_the_cache_of_devices_is_bounded_and_still_right(database: Databas
     assert len(set(first.values())) == 25
     # What was there already uses up no numbers.
     assert await database.one("SELECT max(device_id) FROM iov.device") == 25
+    await connection.close()
+
+
+async def test_a_batch_does_not_go_through_every_device_there_is(database: Database) -> None:
+    class Known(dict[str, int]):
+        def __iter__(self) -> Iterator[str]:
+            yield from map(self.pop, "all of them")
+
+        def keys(self) -> Any:
+            return iter(self)
+
+    connection = await asyncpg.connect(database.url)
+    ids = DeviceIds(connection)
+    wanted = await ids.resolve({"d1", "d2"})
+    ids._ids = Known(wanted)
+    assert await ids.resolve({"d1", "d2"}) == wanted
+    assert len(await ids.resolve({"d2", "d3"})) == 2
     await connection.close()
 
 
