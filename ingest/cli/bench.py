@@ -35,7 +35,7 @@ def bench(
     source: Annotated[str, typer.Option(help="mqtt5 or aiomqtt; without parts.")] = "mqtt5",
     outage: Annotated[float, typer.Option(help="Seconds, for `memory`.", min=1)] = 60,
     full: Annotated[
-        bool, typer.Option("--full", help="A million devices, 50 million rows: hours, 20 GB.")
+        bool, typer.Option("--full", help="A million devices, 50 million rows: 15 min, 13 GB.")
     ] = False,
     server: Annotated[
         str | None,

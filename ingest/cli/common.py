@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,9 +64,23 @@ def _leaves(group: BaseExceptionGroup[Any], kind: type[Any]) -> list[Any]:
 
 
 def run_async(main_: Coroutine[Any, Any, Any]) -> Any:
-    """Run a command's coroutine on uvloop; its result."""
+    """Run a command's coroutine on uvloop; its result.
+
+    SIGTERM cancels it where it does not see to that itself, so that servers of its own end with it;
+    the exit status is then the shell's for that signal.
+    """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(main_)
+        try:
+            return runner.run(_until_terminated(main_))
+        except asyncio.CancelledError:
+            raise typer.Exit(128 + signal.SIGTERM) from None
+
+
+async def _until_terminated(main_: Coroutine[Any, Any, Any]) -> Any:
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await main_
 
 
 def settings_of(config: Path | None, *needs: str) -> Settings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ import pytest
 
 from ingest.schema import Catalogue, default_directory, load_catalogue
 from ingest.tools.embedded import Mosquitto, Postgres
-from tests.support import Database, publish_many, sample, working
+from tests.support import Database, publish_many, sample, until, working
 
 
 class Ended(NamedTuple):
@@ -86,6 +87,27 @@ async def test_wrong_settings_end_with_status_2_and_every_problem() -> None:
     for words in ("IOV_MQTT_ULR", "IOV_BATCH_ROWS", "IOV_DATABASE_URL is not set"):
         assert words in ended.err
     assert "s3cr3t" not in ended.out + ended.err
+
+
+async def test_a_bench_that_is_told_to_stop_takes_its_servers_with_it(tmp_path: Path) -> None:
+    def left() -> list[Path]:
+        """Directories of servers, and processes that have one among their arguments."""
+        found = list(tmp_path.glob("iov-*"))
+        for arguments in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                if str(tmp_path) in arguments.read_text():
+                    found.append(arguments)
+        return found
+
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "ingest", "bench",
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    await until(lambda: len(left()) > 3, "mosquitto and PostgreSQL")
+    process.terminate()
+    assert await process.wait() == 128 + signal.SIGTERM
+    assert not left()
 
 
 async def test_a_settings_file_is_read(tmp_path: Path) -> None:
