@@ -20,6 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 setup: $(STAMP) mosquitto ## Virtual environment, dependencies, mosquitto
+	@tests/get-prometheus $(VENV)/prometheus
 
 mosquitto:
 	@PATH="$$PATH:/usr/sbin"; command -v mosquitto >/dev/null || deploy/install-mosquitto

@@ -110,7 +110,7 @@ class Settings(BaseModel):
         1_048_576, ge=0, le=1_000_000_000_000, description="Likewise; the first is always kept"
     )
     schema_dir: Path | None = Field(None, description="Schemas; default: those of the product")
-    http_host: str = Field("0.0.0.0", description="Where /metrics, /livez, /readyz listen")  # noqa: S104  a scraper comes from outside
+    http_host: str = Field("0.0.0.0", description="Where HTTP listens")  # noqa: S104  a scraper comes from outside
     http_port: int = Field(9464, ge=0, le=65_535, description="0: any free port")
     http_token: SecretStr | None = Field(None, description="Opens details to other hosts")
     log_format: Literal["logfmt", "json"] = Field("logfmt", description="Form of a log line")

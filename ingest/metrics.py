@@ -52,7 +52,7 @@ class Histogram(Collector):
         registry: CollectorRegistry,
     ) -> None:
         self._name, self._documentation, self._label = name, documentation, label
-        self._bounds = tuple(bounds)
+        self.bounds = tuple(bounds)
         self._counts: dict[str, list[int]] = {}
         self._sums: dict[str, float] = {}
         registry.register(self)
@@ -60,23 +60,27 @@ class Histogram(Collector):
     def observe(self, value: float, times: int = 1, label: str = "") -> None:
         """Count `value`, `times` over."""
         counts = self._series(label)
-        counts[bisect_left(self._bounds, value)] += times
+        counts[bisect_left(self.bounds, value)] += times
         self._sums[label] += value * times
 
     def observe_all(self, values: Iterable[float], label: str = "") -> None:
         """Count every one of `values`."""
         counts, ordered = self._series(label), sorted(values)
         below = 0
-        for place, bound in enumerate(self._bounds):
+        for place, bound in enumerate(self.bounds):
             up_to = bisect_right(ordered, bound)
             counts[place] += up_to - below
             below = up_to
         counts[-1] += len(ordered) - below
         self._sums[label] += sum(ordered)
 
+    def counts(self, label: str = "") -> list[int]:
+        """How many values there were up to each bound and above the one before, and above all."""
+        return list(self._series(label))
+
     def _series(self, label: str) -> list[int]:
         if label not in self._counts:
-            self._counts[label] = [0] * (len(self._bounds) + 1)
+            self._counts[label] = [0] * (len(self.bounds) + 1)
             self._sums[label] = 0.0
         return self._counts[label]
 
@@ -85,7 +89,7 @@ class Histogram(Collector):
         family = HistogramMetricFamily(
             self._name, self._documentation, labels=[self._label] if self._label else []
         )
-        edges = [*(str(float(bound)) for bound in self._bounds), "+Inf"]
+        edges = [*(str(float(bound)) for bound in self.bounds), "+Inf"]
         for label, counts in self._counts.items():
             family.add_metric(
                 [label] if self._label else [],
@@ -151,6 +155,22 @@ class Metrics:
         self.in_flight = Gauge(
             "iov_messages_in_flight", "Messages received, not yet acknowledged", registry=registry
         )
+        self.window = Gauge(
+            "iov_window_messages", "Messages in flight that were asked for", registry=registry
+        )
+        self.broker_window = Gauge(
+            "iov_broker_window_messages",
+            "Messages in flight the broker seems to keep to; 0 while it seems to keep to none",
+            registry=registry,
+        )
+        self.ready = Gauge(
+            "iov_ready", "1 while a message would be stored and acknowledged", registry=registry
+        )
+        self.partitions_until = Gauge(
+            "iov_partitions_until_timestamp_seconds",
+            "Up to when partitions were made ahead; 0 where none were yet",
+            registry=registry,
+        )
         self.mqtt_connected = Gauge("iov_mqtt_connected", "1 while subscribed", registry=registry)
         self.database_up = Gauge("iov_database_up", "1 while it answers", registry=registry)
         self.batch_rows = Histogram("iov_batch_rows", "Samples per batch", _ROWS, registry=registry)
@@ -168,6 +188,13 @@ class Metrics:
         )
         self.event_lag = Histogram(
             "iov_event_lag_seconds", "received_at minus ts", _LAG_S, "stream", registry=registry
+        )
+        self.resent_event_lag = Histogram(
+            "iov_resent_event_lag_seconds",
+            "received_at minus ts of samples marked as resent, which iov_event_lag_seconds has too",
+            _LAG_S,
+            "stream",
+            registry=registry,
         )
         build = Gauge("iov_build_info", "1", ["version", "python"], registry=registry)
         build.labels(release(), python_version()).set(1)
@@ -190,6 +217,8 @@ class Metrics:
                 counter.labels(stream)
             for reason in Reason:
                 self.samples_rejected.labels(stream, reason)
+            for histogram in (self.event_lag, self.resent_event_lag):
+                histogram.observe_all((), stream)
         peers: tuple[Peer, ...] = ("broker", "database")
         for peer in peers:
             self.reconnects.labels(peer)

@@ -10,22 +10,23 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from operator import attrgetter
 from typing import Protocol
 
 import structlog
 
-from ingest.batch import Batch, Batcher
+from ingest.batch import Batch, Batcher, DeadLetter
 from ingest.check import Checker
 from ingest.metrics import Metrics, Trigger
-from ingest.model import Checked, Delivery, Reason
+from ingest.model import Checked, Delivery, Reason, Row
 from ingest.source import Inbox
 from ingest.store import Written
 
 _LOG_INTERNAL_EVERY_S = 10.0
-_TS, _RECEIVED_AT = 1, 3
-"""Where the two stand in a row's values."""
+_TS, _RECEIVED_AT, _RESEND = 1, 3, 4
+"""Where they stand in a row's values."""
 
 log = structlog.get_logger("pipeline")
 
@@ -41,13 +42,21 @@ class Pipeline:
     """Reads the inbox, fills batches, has them written, and settles what they hold."""
 
     def __init__(
-        self, inbox: Inbox, checker: Checker, batcher: Batcher, store: Store, metrics: Metrics
+        self,
+        inbox: Inbox,
+        checker: Checker,
+        batcher: Batcher,
+        store: Store,
+        metrics: Metrics,
+        committed: Callable[[Batch, Sequence[DeadLetter]], None],
     ) -> None:
+        """`committed` is told of each batch and its dead letters, once they are settled."""
         self._inbox = inbox
         self._checker = checker
         self._batcher = batcher
         self._store = store
         self._metrics = metrics
+        self._committed = committed
         self._filled = asyncio.Event()
         self._taken = asyncio.Event()
         self._no_more = False
@@ -101,6 +110,7 @@ class Pipeline:
             written = await self._store.write(batch)
             self._inbox.settle(batch.deliveries)
             self._count(batch, written, closed_s)
+            self._committed(batch, written.letters)
 
     async def _next(self) -> Batch | None:
         """The next batch, as soon as it is full or has waited; None after the last one."""
@@ -147,6 +157,13 @@ class Pipeline:
         for arrival, group in groupby(batch.deliveries, key=attrgetter("arrival")):
             metrics.ack_latency.observe(now - arrival.monotonic_s, len(list(group)))
         for stream, rows in batch.rows.items():
-            lags = [(row.values[_RECEIVED_AT] - row.values[_TS]).total_seconds() for row in rows]
-            # Of a sample that is ahead of us the lag is 0, or there could be no sum of lags.
-            metrics.event_lag.observe_all([lag if lag > 0 else 0.0 for lag in lags], stream)
+            metrics.event_lag.observe_all(_lags(rows), stream)
+            resent = [row for row in rows if row.values[_RESEND]]
+            metrics.resent_event_lag.observe_all(_lags(resent), stream)
+
+
+def _lags(rows: Iterable[Row]) -> list[float]:
+    """Seconds from `ts` to `received_at`."""
+    lags = [(row.values[_RECEIVED_AT] - row.values[_TS]).total_seconds() for row in rows]
+    # Of a sample that is ahead of us the lag is 0, or there could be no sum of lags.
+    return [lag if lag > 0 else 0.0 for lag in lags]

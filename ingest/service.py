@@ -81,9 +81,14 @@ class Service:
         )
         self.watch = Watch(settings, catalogue, self.metrics, self.writer)
         limits = BatchLimits(settings.batch_rows, wait_s=settings.batch_wait_ms / 1000)
+        live = web.Live(self.metrics, catalogue, self._state, settings.mqtt_client_id)
+        token = settings.http_token
+        self._page = web.Page(live, token.get_secret_value() if token else None)
         self.pipeline = Pipeline(
-            self.source.inbox, self.checker, Batcher(limits, budget), self.writer, self.metrics
-        )
+            self.source.inbox, self.checker, Batcher(limits, budget), self.writer, self.metrics,
+            live.committed,
+        )  # fmt: skip
+        self.metrics.ready.set_function(lambda: not self.problems())
         self.http_port: int | None = None
         """Where HTTP listens; None until it does."""
         self.started = asyncio.Event()
@@ -106,6 +111,11 @@ class Service:
             "stopping" if self._stop.is_set() else None,
         )
         return list(dict.fromkeys(problem for problem in parts if problem is not None))
+
+    def _state(self) -> web.State:
+        inbox, asked = self.source.inbox, self._settings.mqtt_receive_maximum
+        limit, workers = inbox.broker_window.limit, self.heartbeat.workers
+        return web.State(self.problems(), inbox.in_flight, asked, limit, workers)
 
     def _stuck(self) -> str | None:
         inbox = self.source.inbox
@@ -130,7 +140,7 @@ class Service:
     async def run(self) -> None:
         """Work until `stop`; an error that is a bug ends it, and the broker has the messages."""
         settings = self._settings
-        application = web.worker(self.metrics.registry, self.problems)
+        application = web.worker(self.metrics.registry, self.problems, self._page)
         async with web.serve(settings.http_host, settings.http_port, application) as self.http_port:
             log.info("started", release=release(), http_port=self.http_port)
             self.started.set()
@@ -142,6 +152,7 @@ class Service:
                     tasks.create_task(self._pulse.run(), name="pulse"),
                     tasks.create_task(self._advise(), name="advise"),
                     tasks.create_task(self.heartbeat.run(), name="heartbeat"),
+                    tasks.create_task(self._page.run(), name="page"),
                 ]
                 leaving = tasks.create_task(self._leave_for_good(), name="leave for good")
                 await self._stop.wait()

@@ -54,6 +54,8 @@ class Source:
         self._failures = 0
         self._subscribed_s = inf
         metrics.watch_in_flight(lambda: self.inbox.in_flight)
+        metrics.window.set(settings.mqtt_receive_maximum)
+        metrics.broker_window.set_function(lambda: self.inbox.broker_window.limit or 0)
 
     async def run(self) -> None:
         """Connect again and again until cancelled; cancelling ends the connection in order."""

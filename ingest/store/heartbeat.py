@@ -28,6 +28,8 @@ class Heartbeat:
         """Somebody wants this worker to leave for good: its register, or who sets it."""
         self.asked_to_leave = False
         """The register asks it, so somebody has looked whether others stay."""
+        self.workers: int | None = None
+        """At work on the same subscription; None while the register is away."""
         self._settings = settings
         self._heard_of = False
 
@@ -38,7 +40,7 @@ class Heartbeat:
                 async with registry.reading(self._settings) as connection:
                     while True:
                         async with asyncio.timeout(_TIMEOUT_S):
-                            asked = await registry.heartbeat(
+                            asked, self.workers = await registry.heartbeat(
                                 connection, self._settings, first=not self._heard_of
                             )
                         self._heard_of = True
@@ -47,5 +49,6 @@ class Heartbeat:
                             self.leave_wanted.set()
                         await asyncio.sleep(EVERY_S)
             except Unavailable as exc:
+                self.workers = None
                 log.debug("not heard of", why=str(exc))
             await asyncio.sleep(EVERY_S)

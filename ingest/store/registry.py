@@ -25,7 +25,12 @@ VALUES ($1, $2, $3, clock_timestamp())
 ON CONFLICT (broker, client_id) DO UPDATE SET
     subscription = excluded.subscription, heartbeat_at = excluded.heartbeat_at,
     leave_requested = w.leave_requested AND NOT $4
-RETURNING leave_requested
+RETURNING leave_requested, (
+    SELECT count(*) FROM iov.worker AS o
+    WHERE o.broker = $2 AND o.subscription = $3
+      AND clock_timestamp() - o.heartbeat_at < make_interval(secs => $5)
+      AND o.client_id <> $1
+) + 1
 """
 _FIND = """
 SELECT client_id, subscription,
@@ -88,15 +93,22 @@ def broker_of(settings: Settings) -> str:
     return settings.broker.hostname or ""
 
 
-async def heartbeat(connection: asyncpg.Connection, settings: Settings, *, first: bool) -> bool:
-    """Say that this worker is at work; whether it is asked to leave.
+async def heartbeat(
+    connection: asyncpg.Connection, settings: Settings, *, first: bool
+) -> tuple[bool, int]:
+    """Say that this worker is at work; whether it is asked to leave, and how many are at work.
 
     The `first` heartbeat of a process withdraws what its predecessor was asked.
     """
-    asked: bool = await connection.fetchval(
-        _HEARTBEAT, settings.mqtt_client_id, broker_of(settings), settings.subscription, first
+    asked, workers = await connection.fetchrow(
+        _HEARTBEAT,
+        settings.mqtt_client_id,
+        broker_of(settings),
+        settings.subscription,
+        first,
+        ALIVE_S,
     )
-    return asked
+    return asked, workers
 
 
 async def find(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import asyncpg
 import structlog
@@ -19,7 +19,7 @@ from ingest.metrics import Metrics
 from ingest.schema import Catalogue
 from ingest.store.connect import connect, durability_problem, expect_migrated
 from ingest.store.failures import meaning, unless_cancelled
-from ingest.store.partitions import make_ahead
+from ingest.store.partitions import DAYS_AHEAD, make_ahead
 from ingest.store.writer import Writer
 
 INTERVAL_S, INTERVAL_IN_TROUBLE_S = 5.0, 1.0
@@ -92,6 +92,8 @@ class Watch:
         if hour != self._ahead_for:
             made = await make_ahead(connection, self._catalogue, hour.date())
             self._ahead_for = hour
+            until = hour.replace(hour=0) + timedelta(days=DAYS_AHEAD + 1)
+            self._metrics.partitions_until.set(until.timestamp())
             if made:
                 log.info("partitions made ahead", made=made)
 

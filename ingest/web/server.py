@@ -1,4 +1,4 @@
-"""`/metrics`, `/livez` and `/readyz` of a worker; `/targets` and the two of a group of workers.
+"""`/metrics`, `/livez`, `/readyz` and the page of a worker; `/targets` and two of them of a group.
 
 Alive means that the event loop answers. Ready means that a message would be stored and
 acknowledged now; where not, the answer says what is in the way.
@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from ingest.errors import Unavailable
+from ingest.web.page import Page
 
 _JSON = "application/json"
 
@@ -23,7 +24,7 @@ Problems = Callable[[], list[str]]
 """What keeps the service from being ready, in words; empty while nothing does."""
 
 
-def worker(registry: CollectorRegistry, problems: Problems) -> web.Application:
+def worker(registry: CollectorRegistry, problems: Problems, page: Page) -> web.Application:
     """The routes of one worker, over what they read.
 
     `/metrics?name[]=NAME` has only the metrics of these names, as Prometheus' own clients do it.
@@ -38,7 +39,8 @@ def worker(registry: CollectorRegistry, problems: Problems) -> web.Application:
     async def readyz(_: web.Request) -> web.Response:
         return _readiness(problems())
 
-    return _application({"/metrics": metrics, "/livez": _livez, "/readyz": readyz})
+    routes: dict[str, Handler] = {"/metrics": metrics, "/livez": _livez, "/readyz": readyz}
+    return _application(routes | page.routes())
 
 
 def group(ports: Sequence[int], problems: Callable[[], Awaitable[list[str]]]) -> web.Application:

@@ -1,0 +1,212 @@
+"""What the live page shows of a worker: rates and latencies, newest dead letters, last positions.
+
+It counts nothing of its own. The pipeline tells of each batch after its commit; positions are taken
+from it only while somebody looks at a map, so that nobody pays for a page that is not open.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate, islice
+from typing import Any, NamedTuple
+
+from ingest.batch import Batch, DeadLetter
+from ingest.metrics import Histogram, Metrics
+from ingest.model import Row
+from ingest.schema import Catalogue, Stream
+
+_LETTERS = 20
+_DEVICES = 20_000
+"""Positions that are kept, the newest: 5 MB."""
+_DEVICES_PER_TICK = 2_000
+_TS, _RECEIVED_AT = 1, 3
+_PLACES = (("location_lon", "location_lat"), ("position_lon", "position_lat"), ("lon", "lat"))
+"""Columns of a device's own position, in whichever stream has them."""
+_QUANTILES = {"p50": 0.5, "p99": 0.99}
+
+Columns = tuple[int, int] | None
+
+
+class State(NamedTuple):
+    """How the worker is, as its parts tell."""
+
+    problems: list[str]
+    in_flight: int
+    window: int
+    broker_window: int | None
+    workers: int | None
+    """At work on the same subscription; None while the register is away."""
+
+
+class Live:
+    """Knows what a page may ask."""
+
+    def __init__(
+        self, metrics: Metrics, catalogue: Catalogue, state: Callable[[], State], name: str
+    ) -> None:
+        self._metrics, self._catalogue, self._state, self._name = metrics, catalogue, state, name
+        self._started_s = time.monotonic()
+        self._letters: deque[DeadLetter] = deque(maxlen=_LETTERS)
+        self._positions: dict[str, list[Any]] = {}
+        self._moved: dict[str, list[Any]] = {}
+        self._columns: dict[tuple[str, int], Columns] = {}
+        self._last = _Counts(metrics)
+        self.map_is_open = False
+        """Whether positions are worth taking down."""
+
+    def committed(self, batch: Batch, letters: Iterable[DeadLetter]) -> None:
+        """Take down what a page shows of a batch that is stored."""
+        self._letters.extend(letters)
+        if not self.map_is_open:
+            if self._positions:
+                self._positions, self._moved = {}, {}
+            return
+        for name, rows in batch.rows.items():
+            self._take_positions(self._catalogue[name], rows)
+
+    def _take_positions(self, stream: Stream, rows: Sequence[Row]) -> None:
+        for row in rows:
+            key = stream.name, row.present
+            if key not in self._columns:
+                self._columns[key] = _columns(stream.layout.columns(row.present))
+            at = self._columns[key]
+            if at is None or row.values[at[0]] is None or row.values[at[1]] is None:
+                continue
+            ts = row.values[_TS].timestamp()
+            known = self._positions.get(row.device)
+            if known is not None and known[2] > ts:
+                continue  # resent, or late
+            place = [row.values[at[0]], row.values[at[1]], ts, stream.name]
+            # Taken out first, so that the oldest are at the front.
+            self._positions.pop(row.device, None)
+            self._positions[row.device] = self._moved[row.device] = place
+        for device in list(islice(self._positions, max(0, len(self._positions) - _DEVICES))):
+            del self._positions[device]
+            self._moved.pop(device, None)
+
+    def status(self, *, details: bool) -> dict[str, Any]:
+        """Totals since the start, and how things are; devices and details only where allowed."""
+        state, now = self._state(), _Counts(self._metrics)
+        found: dict[str, Any] = {
+            "worker": self._name if details else None,
+            "uptime_s": round(time.monotonic() - self._started_s, 1),
+            "ready": not state.problems,
+            "problems": state.problems,
+            "in_flight": state.in_flight,
+            "window": state.window,
+            "broker_window": state.broker_window,
+            "workers": state.workers,
+            "reconnects": now.reconnects,
+            "sessions_lost": now.sessions_lost,
+            "streams": now.streams,
+            "rejected": now.reasons,
+        }
+        if details:
+            found["dead_letters"] = [
+                {
+                    "received_at": letter.received_at.isoformat(timespec="milliseconds"),
+                    "device": letter.device,
+                    "stream": letter.stream,
+                    "reason": letter.reason,
+                    "detail": letter.detail,
+                }
+                for letter in reversed(self._letters)
+            ]
+        return found
+
+    def rates(self) -> dict[str, Any]:
+        """What happened since the last call: per second, and quantiles in seconds."""
+        before, self._last = self._last, _Counts(self._metrics)
+        return self._last.since(before)
+
+    def positions(self) -> dict[str, list[Any]]:
+        """Device → [lon, lat, Unix time, stream] of all that are known."""
+        return self._positions
+
+    def moved(self) -> dict[str, list[Any]]:
+        """The same of those that moved since the last call, a bounded number of them."""
+        some = dict(islice(self._moved.items(), _DEVICES_PER_TICK))
+        for device in some:
+            del self._moved[device]
+        return some
+
+
+class _Counts:
+    """The counters at one moment."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.at_s = time.monotonic()
+        self.streams: dict[str, dict[str, int]] = {}
+        for name, counter in (
+            ("received", metrics.samples_received),
+            ("stored", metrics.samples_stored),
+            ("duplicate", metrics.samples_duplicate),
+        ):
+            for labels, value in _values(counter):
+                self.streams.setdefault(labels["stream"], {})[name] = int(value)
+        reasons: Counter[str] = Counter()
+        rejected: Counter[str] = Counter()
+        for labels, value in _values(metrics.samples_rejected):
+            reasons[labels["reason"]] += int(value)
+            rejected[labels["stream"]] += int(value)
+        for stream, counts in self.streams.items():
+            counts["rejected"] = rejected[stream]
+        self.reasons = dict(reasons)
+        self.reconnects = {labels["peer"]: int(n) for labels, n in _values(metrics.reconnects)}
+        self.sessions_lost = sum(int(n) for _, n in _values(metrics.sessions_lost))
+        self._commit = _buckets(metrics.commit_seconds, [""])
+        self._lags = {s: _buckets(metrics.event_lag, [s]) for s in self.streams}
+        self._metrics = metrics
+
+    def since(self, before: _Counts) -> dict[str, Any]:
+        seconds = max(self.at_s - before.at_s, 1e-3)
+        return {
+            "seconds": round(seconds, 3),
+            "streams": {
+                stream: {
+                    name: round((count - before.streams[stream][name]) / seconds, 1)
+                    for name, count in counts.items()
+                }
+                for stream, counts in self.streams.items()
+            },
+            "commit_s": _quantiles(self._metrics.commit_seconds, self._commit, before._commit),
+            "lag_s": {
+                stream: _quantiles(self._metrics.event_lag, lags, before._lags[stream])
+                for stream, lags in self._lags.items()
+            },
+        }
+
+
+def _values(metric: Any) -> list[tuple[dict[str, str], float]]:
+    """(labels, value) of the series of a counter of prometheus_client."""
+    return [
+        (sample.labels, sample.value)
+        for family in metric.collect()
+        for sample in family.samples
+        if sample.name.endswith("_total")
+    ]
+
+
+def _buckets(histogram: Histogram, labels: Iterable[str]) -> list[int]:
+    return [sum(counts) for counts in zip(*map(histogram.counts, labels), strict=True)]
+
+
+def _quantiles(
+    histogram: Histogram, now: Sequence[int], before: Sequence[int]
+) -> dict[str, float] | None:
+    """Upper bounds of what happened between two moments; None where nothing did."""
+    up_to = list(accumulate(n - b for n, b in zip(now, before, strict=True)))
+    if not up_to[-1]:
+        return None
+    bounds = [*histogram.bounds, histogram.bounds[-1]]
+    return {name: bounds[bisect_left(up_to, q * up_to[-1])] for name, q in _QUANTILES.items()}
+
+
+def _columns(names: Sequence[str]) -> Columns:
+    for lon, lat in _PLACES:
+        if lon in names and lat in names:
+            return names.index(lon), names.index(lat)
+    return None

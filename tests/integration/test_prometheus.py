@@ -1,0 +1,146 @@
+"""The shipped Prometheus configuration: as promtool tests it, and on a real worker."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import orjson
+import pytest
+import yaml
+
+from ingest.tools.embedded import Mosquitto, free_port, reachable
+from tests.support import Worker, publisher, sample, until
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = ROOT / "deploy" / "prometheus"
+PLACES = f"{Path(sys.prefix) / 'prometheus' / 'usr' / 'bin'}:/usr/bin:/usr/local/bin"
+METRIC = re.compile(r"\b(iov_[a-z_]+|node_[a-z_]+|up)\b")
+
+
+def program(name: str) -> str:
+    found = shutil.which(name) or shutil.which(name, path=PLACES)
+    if found is None:
+        pytest.skip(f"no {name}: tests/get-prometheus fetches it where there is apt-get")
+    return found
+
+
+def rules(file: str) -> list[dict[str, Any]]:
+    groups = yaml.safe_load((SHIPPED / file).read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+@pytest.mark.parametrize(
+    "arguments", [("check", "config", "prometheus.yml"), ("test", "rules", "alerts_test.yml")]
+)
+def test_promtool_has_nothing_against_it(arguments: tuple[str, ...]) -> None:
+    ended = subprocess.run(
+        [program("promtool"), *arguments], cwd=SHIPPED, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_every_alert_is_tested_and_has_its_paragraph() -> None:
+    alerts = [rule["alert"] for rule in rules("alerts.yml")]
+    tests = yaml.safe_load((SHIPPED / "alerts_test.yml").read_text())["tests"]
+    raised = {
+        case["alertname"]
+        for test in tests
+        for case in test.get("alert_rule_test", [])
+        if case["exp_alerts"]
+    }
+    assert raised == set(alerts)
+    runbook = (ROOT / "docs" / "alerts.md").read_text()
+    assert re.findall(r"^## (.+)$", runbook, re.MULTILINE) == alerts
+
+
+@asynccontextmanager
+async def prometheus(directory: Path, port: int) -> AsyncIterator[str]:
+    """Prometheus on the shipped configuration, in a hurry; its URL."""
+    listens_on = free_port()
+    address = f"127.0.0.1:{listens_on}"
+    for file in SHIPPED.glob("*.yml"):
+        # 15 s between two looks is right for an operator and long for a test.
+        text = file.read_text().replace("_interval: 15s", "_interval: 200ms")
+        (directory / file.name).write_text(text.replace("[5m]", "[5s]").replace("[1m]", "[5s]"))
+    (directory / "targets").mkdir()
+    targets = [{"targets": [f"127.0.0.1:{port}"], "labels": {}}]
+    (directory / "targets" / "workers.json").write_bytes(orjson.dumps(targets))
+    process = await asyncio.create_subprocess_exec(
+        program("prometheus"),
+        f"--config.file={directory / 'prometheus.yml'}",
+        f"--storage.tsdb.path={directory / 'data'}",
+        f"--web.listen-address={address}",
+        "--log.level=warn",
+    )
+    try:
+        await reachable("127.0.0.1", listens_on)
+        yield f"http://{address}"
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+async def ask(url: str, expression: str) -> list[dict[str, Any]]:
+    """What an expression comes to now."""
+    async with (
+        aiohttp.ClientSession() as client,
+        client.get(f"{url}/api/v1/query", params={"query": expression}) as answer,
+    ):
+        document = await answer.json()
+    assert document["status"] == "success", document
+    found: list[dict[str, Any]] = document["data"]["result"]
+    return found
+
+
+def named(expressions: Iterator[str]) -> set[str]:
+    """The metrics of ours that expressions name; a recorded one has a colon before it."""
+    return {
+        found
+        for expression in expressions
+        for found in METRIC.findall(re.sub(r"\w+:iov_\w+:\w+", "", expression))
+        if found.startswith("iov_")
+    }
+
+
+async def test_a_real_prometheus_finds_every_metric_that_rules_and_alerts_name(
+    broker: Mosquitto, worker: AbstractAsyncContextManager[Worker], tmp_path: Path
+) -> None:
+    program("prometheus")
+    async with worker as running:
+        assert running.service.http_port is not None
+        async with prometheus(tmp_path, running.service.http_port) as url:
+            await until(lambda: ask(url, "iov_ready == 1"), "the first scrape")
+            old = datetime.now(UTC) - timedelta(days=1)
+            async with publisher(broker.url) as publish:
+                await publish(sample(1))
+                await publish(sample(2, old, resend=True))
+                await running.settles(2)
+                # A rate wants two scrapes with something between them.
+                await until(lambda: ask(url, 'iov_samples_stored_total{stream="nev"} == 2'))
+                await publish(sample(3))
+            await running.settles(3)
+            recorded, alerts = rules("rules.yml"), rules("alerts.yml")
+            for name in named(rule["expr"] for rule in [*recorded, *alerts]):
+                await until(partial(ask, url, name), name)
+            for rule in recorded:
+                await until(partial(ask, url, rule["record"]), rule["record"])
+            window = await ask(url, "iov_window_messages")
+            assert window[0]["value"][1] == "6000"
+            (account,) = await until(lambda: ask(url, "instance:iov_account_open:samples == 0"))
+            assert account["metric"]["job"] == "iov-ingest"
+            (late,) = await ask(url, 'sum(iov_resent_event_lag_seconds_count{stream="nev"})')
+            assert late["value"][1] == "1"
+            ahead = await ask(url, "(iov_partitions_until_timestamp_seconds - time()) / 86400")
+            assert 3 <= float(ahead[0]["value"][1]) <= 4
+            assert not await ask(url, 'ALERTS{alertstate="firing"}')

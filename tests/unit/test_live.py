@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+
+from ingest.batch import Batch
+from ingest.check import Checker
+from ingest.metrics import Histogram, Metrics
+from ingest.model import Reason
+from ingest.schema import load_catalogue
+from ingest.web import Live, State
+from ingest.web.live import _quantiles
+from tests.support import delivery, plenty, sample
+
+CATALOGUE = load_catalogue()
+NOW = datetime.now(UTC)
+
+
+def live() -> Live:
+    metrics = Metrics(dict.fromkeys(CATALOGUE, ()))
+    return Live(metrics, CATALOGUE, lambda: State([], 0, 10, None, 1), "w")
+
+
+def batch(*messages: tuple[str, str, dict[str, Any]]) -> Batch:
+    """A batch of one sample of (device, stream, fields) each."""
+    made, checker = Batch(0.0), Checker(CATALOGUE)
+    for device, stream, payload in messages:
+        message = delivery(payload, f"iov/v1/{device}/{stream}", at=NOW)
+        made.add(message, checker.check(message), plenty(), 0.0)
+    return made
+
+
+def nev(lon: float, seconds_ago: float = 0) -> dict[str, Any]:
+    return sample(ts=NOW - timedelta(seconds=seconds_ago), location={"lon": lon, "lat": 31.0})
+
+
+def test_positions_are_taken_down_only_while_a_map_is_open() -> None:
+    shown = live()
+    shown.committed(batch(("V1", "nev", nev(121))), ())
+    assert not shown.positions()
+    shown.map_is_open = True
+    shown.committed(batch(("V1", "nev", nev(121)), ("V2", "nev", sample(ts=NOW))), ())
+    assert shown.positions() == {"V1": [121, 31.0, NOW.timestamp(), "nev"]}
+    shown.map_is_open = False
+    shown.committed(batch(), ())
+    assert not shown.positions()
+
+
+def test_every_stream_with_a_position_of_the_device_is_on_the_map() -> None:
+    shown = live()
+    shown.map_is_open = True
+    ts, place = NOW.isoformat(), {"lon": 1.5, "lat": 2.5}
+    shown.committed(
+        batch(
+            ("R1", "v2x", {"ts": ts, "msg_type": "BSM", **place}),
+            ("T1", "truck", {"ts": ts, "position": place}),
+            ("A1", "ad-state", {"ts": ts, "position": place}),
+            ("B1", "battery", {"ts": ts}),
+        ),
+        (),
+    )
+    assert {device: place[:2] for device, place in shown.positions().items()} == {
+        "R1": [1.5, 2.5], "T1": [1.5, 2.5], "A1": [1.5, 2.5],
+    }  # fmt: skip
+
+
+def test_what_moved_is_told_once_and_what_is_older_not_at_all() -> None:
+    shown = live()
+    shown.map_is_open = True
+    shown.committed(batch(("V1", "nev", nev(121, 5))), ())
+    assert list(shown.moved()) == ["V1"]
+    shown.committed(batch(("V1", "nev", nev(99, 60))), ())
+    assert not shown.moved()
+    assert shown.positions()["V1"][0] == 121
+
+
+def test_positions_are_bounded_and_the_oldest_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ingest.web.live._DEVICES", 3)
+    shown = live()
+    shown.map_is_open = True
+    for name in ("V1", "V2", "V3", "V1", "V4"):
+        shown.committed(batch((name, "nev", nev(121))), ())
+    assert list(shown.positions()) == ["V3", "V1", "V4"]
+    assert set(shown.moved()) == {"V3", "V1", "V4"}
+
+
+def test_the_newest_dead_letters_are_details_and_their_number_is_not() -> None:
+    shown = live()
+    bad = batch(*[(f"V{n}", "nev", sample(n, NOW, gear="Q")) for n in range(30)])
+    shown._metrics.samples_rejected.labels("nev", Reason.SCHEMA).inc(30)
+    shown.committed(bad, bad.dead_letters)
+    letters = shown.status(details=True)["dead_letters"]
+    assert [letter["device"] for letter in letters] == [f"V{n}" for n in range(29, 9, -1)]
+    public = shown.status(details=False)
+    assert "dead_letters" not in public
+    assert public["worker"] is None
+    assert public["rejected"]["schema"] == 30
+
+
+@given(st.lists(st.floats(0, 20), max_size=30), st.lists(st.floats(0, 20), min_size=1, max_size=30))
+def test_quantiles_are_the_bounds_above_what_happened_since(
+    before: list[float], since: list[float]
+) -> None:
+    histogram = Histogram("h", "test", (1.0, 2.0, 5.0, 20.0), registry=CollectorRegistry())
+    histogram.observe_all(before)
+    then = histogram.counts()
+    assert _quantiles(histogram, then, then) is None
+    histogram.observe_all(since)
+    found = _quantiles(histogram, histogram.counts(), then)
+    assert found is not None
+    for name, q in (("p50", 0.5), ("p99", 0.99)):
+        up_to = sum(value <= found[name] for value in since)
+        below = [bound for bound in (0.0, 1.0, 2.0, 5.0, 20.0) if bound < found[name]]
+        assert up_to >= q * len(since)
+        assert sum(value <= below[-1] for value in since) < q * len(since) or below[-1] == 0.0
