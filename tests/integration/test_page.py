@@ -23,7 +23,10 @@ DETAILS = {"dead_letters", "positions"}
 
 
 async def get(url: str, headers: dict[str, str] | None = None) -> tuple[int, bytes]:
-    async with aiohttp.ClientSession() as client, client.get(url, headers=headers) as answer:
+    async with (
+        aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as client,
+        client.get(url, headers=headers) as answer,
+    ):
         return answer.status, await answer.read()
 
 

@@ -1,0 +1,68 @@
+"""The live page in a real browser: it moves, survives a restart, and nothing goes wrong in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ingest.schema import Catalogue
+from ingest.tools.embedded import Mosquitto, free_port
+from tests.browser import Browser, browsing, chromium
+from tests.support import Database, publisher, sample, until, working
+
+pytestmark = pytest.mark.skipif(
+    chromium() is None, reason="no Chromium: apt-get install chromium, or its like"
+)
+STATE = "document.getElementById('state').textContent"
+STORED = "(document.querySelector('#streams td:last-child') || {}).textContent"
+CURVE = "history.rate.length"
+DEVICES = "devices.size"
+
+
+async def shows(page: Browser, expression: str, wanted: Any) -> None:
+    async def shown() -> bool:
+        return bool(await page.evaluate(expression) == wanted)
+
+    await until(shown, f"{expression} to be {wanted}")
+
+
+@pytest.mark.parametrize("width", [1200, 390])
+async def test_the_page_moves_and_survives_a_restart_of_the_worker(
+    width: int, broker: Mosquitto, database: Database, catalogue: Catalogue, tmp_path: Path
+) -> None:
+    url, port = broker.url, str(free_port())
+    place = {"lon": 121.47, "lat": 31.23}
+    async with (
+        working(url, database.url, catalogue, http_port=port) as first,
+        publisher(url) as publish,
+        browsing(f"http://127.0.0.1:{port}/", tmp_path, width) as page,
+    ):
+        await shows(page, STATE, "ready")
+        for seq in range(3):
+            await publish(sample(seq, location=place), f"iov/v1/V{seq}/nev")
+        await publish(sample(9, gear="<img src=x onerror=alert(1)>"))
+        await shows(page, STORED, "3")
+        await shows(page, DEVICES, 3)
+        await shows(
+            page, "document.querySelector('#letters td:nth-child(4)').textContent", "schema"
+        )
+        drawn = await page.evaluate(CURVE)
+        await until(lambda: _more(page, drawn), "the curve to go on")
+        ink = "map.getContext('2d').getImageData(0, 0, map.width, map.height).data.some((v) => v)"
+        assert await page.evaluate(f"((map) => {ink})(document.getElementById('map'))")
+        assert await page.evaluate("document.documentElement.scrollWidth") <= width
+        assert not page.refused
+        await first.stop()
+        await shows(page, STATE, "no connection, trying again")
+        async with working(url, database.url, catalogue, http_port=port):
+            await shows(page, STATE, "ready")
+            await publish(sample(10, location=place), "iov/v1/V9/nev")
+            await shows(page, STORED, "1")
+            await shows(page, DEVICES, 4)
+        assert not page.exceptions
+
+
+async def _more(page: Browser, than: int) -> bool:
+    return bool(await page.evaluate(CURVE) > than)
