@@ -19,7 +19,7 @@ import orjson
 import pytest
 import yaml
 
-from ingest.tools.embedded import Mosquitto, free_port, reachable
+from ingest.tools.embedded import Mosquitto, free_port
 from tests.support import Worker, publisher, sample, until
 
 ROOT = Path(__file__).parents[2]
@@ -67,8 +67,7 @@ def test_every_alert_is_tested_and_has_its_paragraph() -> None:
 @asynccontextmanager
 async def prometheus(directory: Path, port: int) -> AsyncIterator[str]:
     """Prometheus on the shipped configuration, in a hurry; its URL."""
-    listens_on = free_port()
-    address = f"127.0.0.1:{listens_on}"
+    address = f"127.0.0.1:{free_port()}"
     for file in SHIPPED.glob("*.yml"):
         # 15 s between two looks is right for an operator and long for a test.
         text = file.read_text().replace("_interval: 15s", "_interval: 200ms")
@@ -84,11 +83,20 @@ async def prometheus(directory: Path, port: int) -> AsyncIterator[str]:
         "--log.level=warn",
     )
     try:
-        await reachable("127.0.0.1", listens_on)
+        await until(lambda: answers(f"http://{address}/-/ready"), "Prometheus")
         yield f"http://{address}"
     finally:
         process.terminate()
         await process.wait()
+
+
+async def answers(url: str) -> bool:
+    """Whether somebody is there and well; while Prometheus starts it answers 503."""
+    try:
+        async with aiohttp.ClientSession() as client, client.get(url) as answer:
+            return answer.ok
+    except aiohttp.ClientError:
+        return False
 
 
 async def ask(url: str, expression: str) -> list[dict[str, Any]]:
