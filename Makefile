@@ -20,7 +20,6 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 setup: $(STAMP) mosquitto ## Virtual environment, dependencies, mosquitto
-	@tests/get-prometheus $(VENV)/prometheus
 
 mosquitto:
 	@PATH="$$PATH:/usr/sbin"; command -v mosquitto >/dev/null || deploy/install-mosquitto
@@ -29,6 +28,7 @@ demo: setup ## Database, broker, fleet and service in one command; ARGS="--durat
 	@$(BIN)/iov-ingest demo $(ARGS)
 
 test: setup ## All tests, against real servers; ARGS="-k name"
+	@tests/install-tools $(VENV)/prometheus
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(STAMP) ## ruff: rules and format

@@ -13,7 +13,7 @@ from tests.browser import Browser, browsing, chromium
 from tests.support import Database, publisher, sample, until, working
 
 pytestmark = pytest.mark.skipif(
-    chromium() is None, reason="no Chromium: apt-get install chromium, or its like"
+    chromium() is None, reason="no Chromium: tests/install-tools fetches it where there is apt-get"
 )
 STATE = "document.getElementById('state').textContent"
 STORED = "(document.querySelector('#streams td:last-child') || {}).textContent"

@@ -31,7 +31,7 @@ METRIC = re.compile(r"\b(iov_[a-z_]+|node_[a-z_]+|up)\b")
 def program(name: str) -> str:
     found = shutil.which(name) or shutil.which(name, path=PLACES)
     if found is None:
-        pytest.skip(f"no {name}: tests/get-prometheus fetches it where there is apt-get")
+        pytest.skip(f"no {name}: tests/install-tools fetches it where there is apt-get")
     return found
 
 
