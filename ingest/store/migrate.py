@@ -21,6 +21,8 @@ from ingest.store.connect import connect
 
 WORKER_ROLE = "iov_worker"
 """Group role that may do what a worker does and owns nothing."""
+READER_ROLE = "iov_reader"
+"""Group role that reads streams, for dashboards and consumers; not VINs, not rejected payloads."""
 
 _LOCK = 0x696F_7669  # "iovi"
 _COLUMNS = """
@@ -36,7 +38,8 @@ _NARROWER = {
 
 
 _SHORT_NAMES = {"timestamp with time zone": "timestamptz"}
-_FIRST = 1
+_ROLES = {1: WORKER_ROLE, 4: READER_ROLE}
+"""Which base migration makes which role."""
 
 
 class Step(NamedTuple):
@@ -103,9 +106,8 @@ async def _base(connection: asyncpg.Connection) -> AsyncIterator[Step]:
         if version in applied:
             continue
         record = f"INSERT INTO iov.migration (version) VALUES ({version})"
-        statements = [file.read_text(encoding="utf-8"), record]
-        if version == _FIRST:
-            statements.append(_role())
+        roles = [_role(_ROLES[version])] if version in _ROLES else []
+        statements = [*roles, file.read_text(encoding="utf-8"), record]
         statements += _base_grants().get(version, [])
         yield Step(f"apply {file.name}", statements)
 
@@ -149,27 +151,27 @@ def _extend(
             )
 
 
-def _role() -> str:
-    """Make the group role where that is allowed; where not, an administrator makes it first."""
+def _role(role: str) -> str:
+    """Make a group role where that is allowed; where not, an administrator makes it first."""
     return f"""
 DO $$ BEGIN
-    IF to_regrole('{WORKER_ROLE}') IS NULL THEN
-        CREATE ROLE {WORKER_ROLE} NOLOGIN;
+    IF to_regrole('{role}') IS NULL THEN
+        CREATE ROLE {role} NOLOGIN;
     END IF;
 EXCEPTION
     WHEN insufficient_privilege THEN
-        RAISE NOTICE 'role {WORKER_ROLE} was not made: no right to';
+        RAISE NOTICE 'role {role} was not made: no right to';
     WHEN duplicate_object OR unique_violation THEN
         NULL; -- another migration of this server, of another database, was quicker
 END $$"""
 
 
-def _granted(statement: str, preposition: str = "TO") -> str:
+def _granted(statement: str, preposition: str = "TO", role: str = WORKER_ROLE) -> str:
     """The grant, where the role is there."""
     return f"""
 DO $$ BEGIN
-    IF to_regrole('{WORKER_ROLE}') IS NOT NULL THEN
-        {statement} {preposition} {WORKER_ROLE};
+    IF to_regrole('{role}') IS NOT NULL THEN
+        {statement} {preposition} {role};
     END IF;
 END $$"""
 
@@ -214,4 +216,7 @@ END $$"""
 
 def _grants(table: str) -> list[str]:
     # ON CONFLICT DO NOTHING and the staging table read the columns they name.
-    return [_granted(f"GRANT SELECT, INSERT ON iov.{quoted(table)}")]
+    return [
+        _granted(f"GRANT SELECT, INSERT ON iov.{quoted(table)}"),
+        _granted(f"GRANT SELECT ON iov.{quoted(table)}", role=READER_ROLE),
+    ]

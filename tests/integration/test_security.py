@@ -318,6 +318,55 @@ async def test_migrate_is_for_another_role(worker_user: str, catalogue: Catalogu
     assert isinstance(meaning(refused.value), NotReady)
 
 
+@pytest.fixture
+async def reader_url(database: Database) -> str:
+    """A database user that is in iov_reader and in nothing else."""
+    await database.execute(
+        "DO $$ BEGIN CREATE ROLE only_reader LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; "
+        "END $$; GRANT iov_reader TO only_reader"
+    )
+    return database.server.url_of(database.name, "only_reader")
+
+
+async def test_a_reader_reads_every_stream_and_nothing_private(
+    reader_url: str, catalogue: Catalogue
+) -> None:
+    connection = await asyncpg.connect(reader_url)
+    for stream in catalogue.values():
+        await connection.fetch(f"SELECT * FROM iov.{stream.table} LIMIT 1")
+    await connection.fetch("SELECT device_id, device, kind, region, fleet FROM iov.device")
+    await connection.fetch("SELECT reason, detail, topic FROM iov.dead_letter")
+    await connection.fetch("SELECT client_id, heartbeat_at FROM iov.worker")
+    for statement in (
+        "SELECT vin FROM iov.device",
+        "SELECT payload FROM iov.dead_letter",
+        "SELECT * FROM iov.migration",
+        "INSERT INTO iov.device (device, first_seen_at) VALUES ('x', now())",
+        "DELETE FROM iov.nev",
+        "UPDATE iov.worker SET leave_requested = true",
+        "SELECT iov.make_partition('nev', current_date)",
+    ):
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await connection.execute(statement)
+    await connection.close()
+
+
+async def test_a_database_that_is_older_than_its_readers_lets_them_in(
+    reader_url: str, database: Database, catalogue: Catalogue
+) -> None:
+    await database.execute(
+        "DELETE FROM iov.migration WHERE version = 4; DROP TABLE iov.truck;"
+        "REVOKE ALL ON ALL TABLES IN SCHEMA iov FROM iov_reader"
+    )
+    await migrate(load(environ={"IOV_DATABASE_URL": database.url}), catalogue)
+    connection = await asyncpg.connect(reader_url)
+    for stream in catalogue.values():
+        await connection.fetch(f"SELECT * FROM iov.{stream.table} LIMIT 1")
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await connection.execute("SELECT vin FROM iov.device")
+    await connection.close()
+
+
 SECRETS = ("br0k3r-s3cr3t", "d4t4b4s3-s3cr3t", "t0k3n-s3cr3t")
 
 
