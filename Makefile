@@ -1,6 +1,6 @@
 # Everything is set up on first use: `make demo` and `make test` need nothing but git, make, python3-venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup mosquitto demo test lint format types floors fuzz audit verify soak bench docs clean
+.PHONY: help setup mosquitto demo test lint format types floors fuzz audit verify soak bench docs dashboards clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -68,6 +68,10 @@ bench: setup ## Committed messages per second, CPU per message; ARGS="--source a
 docs: $(STAMP) ## What is generated in docs/: a page for each stream, the picture of a simulated hour
 	$(BIN)/iov-ingest schema docs --output docs/streams
 	$(BIN)/iov-ingest picture --output docs/simulated-hour.png
+
+dashboards: setup ## The Grafana dashboards with data, drawn: docs/iov-operations.png, docs/iov-fleet.png
+	@tests/install-tools $(VENV)/prometheus
+	$(BIN)/python -m tests.draw_dashboards docs
 
 clean: ## Remove what the targets made
 	rm -rf $(VENV) .fuzz build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

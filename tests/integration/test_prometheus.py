@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-import shutil
 import subprocess
-import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-import orjson
 import pytest
 import yaml
 
-from ingest.tools.embedded import Mosquitto, free_port
+from ingest.tools.embedded import Mosquitto
+from tests.prometheus import SHIPPED, ask, program, prometheus
 from tests.support import Worker, publisher, sample, until
 
 ROOT = Path(__file__).parents[2]
-SHIPPED = ROOT / "deploy" / "prometheus"
-PLACES = f"{Path(sys.prefix) / 'prometheus' / 'usr' / 'bin'}:/usr/bin:/usr/local/bin"
 METRIC = re.compile(r"\b(iov_[a-z_]+|node_[a-z_]+|up)\b")
-
-
-def program(name: str) -> str:
-    found = shutil.which(name) or shutil.which(name, path=PLACES)
-    if found is None:
-        pytest.skip(f"no {name}: tests/install-tools fetches it where there is apt-get")
-    return found
 
 
 def rules(file: str) -> list[dict[str, Any]]:
@@ -62,53 +49,6 @@ def test_every_alert_is_tested_and_has_its_paragraph() -> None:
     assert raised == set(alerts)
     runbook = (ROOT / "docs" / "alerts.md").read_text()
     assert re.findall(r"^## (.+)$", runbook, re.MULTILINE) == alerts
-
-
-@asynccontextmanager
-async def prometheus(directory: Path, port: int) -> AsyncIterator[str]:
-    """Prometheus on the shipped configuration, in a hurry; its URL."""
-    address = f"127.0.0.1:{free_port()}"
-    for file in SHIPPED.glob("*.yml"):
-        # 15 s between two looks is right for an operator and long for a test.
-        text = file.read_text().replace("_interval: 15s", "_interval: 200ms")
-        (directory / file.name).write_text(text.replace("[5m]", "[5s]").replace("[1m]", "[5s]"))
-    (directory / "targets").mkdir()
-    targets = [{"targets": [f"127.0.0.1:{port}"], "labels": {}}]
-    (directory / "targets" / "workers.json").write_bytes(orjson.dumps(targets))
-    process = await asyncio.create_subprocess_exec(
-        program("prometheus"),
-        f"--config.file={directory / 'prometheus.yml'}",
-        f"--storage.tsdb.path={directory / 'data'}",
-        f"--web.listen-address={address}",
-        "--log.level=warn",
-    )
-    try:
-        await until(lambda: answers(f"http://{address}/-/ready"), "Prometheus")
-        yield f"http://{address}"
-    finally:
-        process.terminate()
-        await process.wait()
-
-
-async def answers(url: str) -> bool:
-    """Whether somebody is there and well; while Prometheus starts it answers 503."""
-    try:
-        async with aiohttp.ClientSession() as client, client.get(url) as answer:
-            return answer.ok
-    except aiohttp.ClientError:
-        return False
-
-
-async def ask(url: str, expression: str) -> list[dict[str, Any]]:
-    """What an expression comes to now."""
-    async with (
-        aiohttp.ClientSession() as client,
-        client.get(f"{url}/api/v1/query", params={"query": expression}) as answer,
-    ):
-        document = await answer.json()
-    assert document["status"] == "success", document
-    found: list[dict[str, Any]] = document["data"]["result"]
-    return found
 
 
 def named(expressions: Iterator[str]) -> set[str]:
