@@ -132,7 +132,7 @@ class Live:
         return self._positions
 
     def moved(self) -> dict[str, list[Any]]:
-        """The same of those that were seen to move since the last call, a bounded number of them."""
+        """The same of those seen to move since the last call, a bounded number of them."""
         moved, self._moved = self._moved, {}
         return moved
 
