@@ -25,6 +25,7 @@ from ingest.schema import Catalogue, load_catalogue
 from ingest.store import meaning, migrate
 from ingest.tools import check as check_tool
 from ingest.tools import drain as drain_tool
+from ingest.tools import statefulset
 
 app = typer.Typer()
 
@@ -78,6 +79,10 @@ def drain(
     unregistered: Annotated[
         bool, typer.Option("--unregistered", help="Although the register does not know it.")
     ] = False,
+    if_scaled_in: Annotated[
+        bool,
+        typer.Option("--if-scaled-in", help="Only if this pod's StatefulSet takes it away."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Have a worker leave for good: nothing stays behind in its session at the broker.
@@ -86,15 +91,20 @@ def drain(
     and acknowledges what the broker still has for it, ends its session, and stops. SIGUSR1 does
     the same to a process. From a worker that will not return the session is taken over and drained
     here. Before a restart this is not needed: SIGTERM keeps the session for the next start.
+
+    With --if-scaled-in it is a Kubernetes preStop hook: it asks the API whether the StatefulSet
+    has fewer replicas than this pod's ordinal, and does nothing where it has not.
     """
     with ending():
         settings = settings_of(config, "IOV_MQTT_URL", "IOV_DATABASE_URL")
         name = client_id or settings.mqtt_client_id
-        account = run_async(
-            drain_tool.leave(
+        if if_scaled_in and not run_async(statefulset.scaled_in()):
+            account = {"client_id": name, "how": "stays", "messages": None}
+        else:
+            leaving = drain_tool.leave(
                 settings, name, last=last, unregistered=unregistered, progress=people.print
             )
-        )
+            account = run_async(leaving)
         say(account, as_json=as_json)
 
 
