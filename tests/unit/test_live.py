@@ -79,17 +79,16 @@ def test_what_moved_is_told_once_and_what_is_older_not_at_all() -> None:
     assert shown.positions()["V1"][0] == 121
 
 
-def test_no_more_is_looked_at_than_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ingest.web.live._MOVES_PER_TICK", 2)
+def test_no_more_is_looked_at_than_can_be_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ingest.web.live._LOOKS_PER_TICK", 3)
     shown = live()
     shown.map_is_open = True
-    everybody = batch(*[(f"V{n}", "nev", nev(121)) for n in range(5)])
-    shown.committed(everybody, ())
-    shown.committed(everybody, ())
-    assert list(shown.moved()) == ["V0", "V1"]
-    shown.committed(batch(("V4", "nev", nev(121))), ())
-    assert list(shown.moved()) == ["V4"]
-    assert len(shown.positions()) == 3
+    shown.committed(batch(("B1", "battery", {"ts": NOW.isoformat()}), ("V0", "nev", nev(121))), ())
+    shown.committed(batch(*[(f"V{n}", "nev", nev(121)) for n in range(1, 6)]), ())
+    shown.committed(batch(("V6", "nev", nev(121))), ())
+    assert list(shown.moved()) == ["V0", "V4", "V5"]
+    shown.committed(batch(("V1", "nev", nev(121))), ())
+    assert list(shown.moved()) == ["V1"]
 
 
 def test_positions_are_bounded_and_the_oldest_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
