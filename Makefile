@@ -28,7 +28,7 @@ demo: setup ## Database, broker, fleet and service in one command; ARGS="--durat
 	@$(BIN)/iov-ingest demo $(ARGS)
 
 test: setup ## All tests, against real servers; ARGS="-k name"
-	@tests/install-tools $(VENV)/prometheus
+	@tests/install-tools $(VENV)
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(STAMP) ## ruff: rules and format
@@ -70,7 +70,7 @@ docs: $(STAMP) ## What is generated in docs/: a page for each stream, the pictur
 	$(BIN)/iov-ingest picture --output docs/simulated-hour.png
 
 dashboards: setup ## The Grafana dashboards with data, drawn: docs/iov-operations.png, docs/iov-fleet.png
-	@tests/install-tools $(VENV)/prometheus
+	@tests/install-tools $(VENV)
 	$(BIN)/python -m tests.draw_dashboards docs
 
 clean: ## Remove what the targets made
