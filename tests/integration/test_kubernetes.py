@@ -135,12 +135,12 @@ def test_who_names_whom(overlay: str) -> None:
     (service,) = [s for s in of_kind(overlay, "Service") if s["metadata"]["name"] == name]
     assert worker["spec"]["serviceName"] == name
     selectors = [service["spec"]["selector"], worker["spec"]["selector"]["matchLabels"]]
-    for budget in of_kind(overlay, "PodDisruptionBudget"):
-        selectors.append(budget["spec"]["selector"]["matchLabels"])
-    for spread in template["spec"]["topologySpreadConstraints"]:
-        selectors.append(spread["labelSelector"]["matchLabels"])
-    for policy in of_kind(overlay, "NetworkPolicy"):
-        selectors.append(policy["spec"]["podSelector"]["matchLabels"])
+    budgets = of_kind(overlay, "PodDisruptionBudget")
+    selectors += [budget["spec"]["selector"]["matchLabels"] for budget in budgets]
+    spreads = template["spec"]["topologySpreadConstraints"]
+    selectors += [spread["labelSelector"]["matchLabels"] for spread in spreads]
+    policies = of_kind(overlay, "NetworkPolicy")
+    selectors += [policy["spec"]["podSelector"]["matchLabels"] for policy in policies]
     assert len(selectors) >= 5
     assert all(selector.items() <= labels.items() for selector in selectors)
     for monitor in of_kind(overlay, "ServiceMonitor"):
@@ -188,17 +188,19 @@ async def test_a_real_prometheus_answers_what_keda_asks(
 ) -> None:
     program("prometheus")
     (scaled,) = of_kind("scale", "ScaledObject")
-    async with working(broker.url, database.url, catalogue) as worker:
-        async with prometheus(tmp_path, worker.service.http_port or 0) as url:
-            await until(lambda: ask(url, "iov_ready == 1"), "the first scrape")
-            async with publisher(broker.url) as publish:
-                for seq in range(20):
-                    await publish(sample(seq))
-            await worker.settles(20)
-            await until(lambda: ask(url, "sum(iov_samples_stored_total) == 20"))
-            for trigger in scaled["spec"]["triggers"]:
-                assert trigger["metricType"] == "Value"
-                # Only a cluster gives targets a namespace.
-                query = trigger["metadata"]["query"].replace(', namespace="iov"', "")
-                (answer,) = await ask(url, query)
-                assert 0 <= float(answer["value"][1]) < float(trigger["metadata"]["threshold"])
+    async with (
+        working(broker.url, database.url, catalogue) as worker,
+        prometheus(tmp_path, worker.service.http_port or 0) as url,
+        publisher(broker.url) as publish,
+    ):
+        await until(lambda: ask(url, "iov_ready == 1"), "the first scrape")
+        for seq in range(20):
+            await publish(sample(seq))
+        await worker.settles(20)
+        await until(lambda: ask(url, "sum(iov_samples_stored_total) == 20"))
+        for trigger in scaled["spec"]["triggers"]:
+            assert trigger["metricType"] == "Value"
+            # Only a cluster gives targets a namespace.
+            query = trigger["metadata"]["query"].replace(', namespace="iov"', "")
+            (answer,) = await ask(url, query)
+            assert 0 <= float(answer["value"][1]) < float(trigger["metadata"]["threshold"])
