@@ -1,12 +1,15 @@
 # Everything is set up on first use: `make demo` and `make test` need nothing but git, make, python3-venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup mosquitto demo test lint format types floors fuzz audit verify soak bench docs dashboards clean
+.PHONY: help setup mosquitto demo test lint format types floors fuzz audit verify soak bench image docs dashboards clean
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+CONTAINER_TOOL ?= docker
+BUILD_ARGS ?=
 FUZZ_S ?= 30
 FUZZ := -max_total_time=$(FUZZ_S) -timeout=5 -verbosity=0 -print_final_stats=1
 
@@ -64,6 +67,10 @@ soak: setup ## An hour with a fault every 20 s; report and picture in docs/soak
 
 bench: setup ## Committed messages per second, CPU per message; ARGS="--source aiomqtt"
 	@$(BIN)/iov-ingest bench $(ARGS)
+
+image: ## The container image iov-ingest; CONTAINER_TOOL=podman, BUILD_ARGS="--build-arg BASE_IMAGE=…"
+	$(CONTAINER_TOOL) build --file deploy/Dockerfile --tag iov-ingest --tag iov-ingest:$(VERSION) \
+		--build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse --short HEAD) $(BUILD_ARGS) .
 
 docs: $(STAMP) ## What is generated in docs/: a page for each stream, the picture of a simulated hour
 	$(BIN)/iov-ingest schema docs --output docs/streams

@@ -7,11 +7,13 @@ standard output is one JSON object; what is for people goes to standard error th
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 from typer.main import get_group
+
+from ingest.metrics import release
 
 _MODULES = {
     "run": "run",
@@ -54,8 +56,20 @@ class _Commands(TyperGroup):
         return get_group(some).get_command(ctx, cmd_name)
 
 
-def _commands() -> None:
-    """Nothing comes before a command."""
+def _say_version(asked: bool) -> None:  # noqa: FBT001  how typer calls it
+    if asked:
+        typer.echo(f"iov-ingest {release()}")
+        raise typer.Exit
+
+
+def _commands(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_say_version, is_eager=True, help="Say which it is."),
+    ] = False,
+) -> None:
+    """What comes before a command."""
 
 
 app = typer.Typer(

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -336,6 +337,11 @@ async def test_verify_says_what_it_does_not_know(arguments: tuple[str, str]) -> 
     ended = await iov_ingest("verify", *arguments)
     assert ended.status == 2
     assert "not among" in ended.err or "embedded or configured" in ended.err
+
+
+async def test_it_says_which_version_it_is() -> None:
+    ended = await iov_ingest("--version")
+    assert ended.out == f"iov-ingest {version('iov-ingest')}\n"
 
 
 async def test_drain_takes_out_what_a_worker_left_behind(
