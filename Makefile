@@ -72,7 +72,8 @@ image: ## The container image iov-ingest; CONTAINER_TOOL=podman, BUILD_ARGS="--b
 	$(CONTAINER_TOOL) build --file deploy/Dockerfile --tag iov-ingest --tag iov-ingest:$(VERSION) \
 		--build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse --short HEAD) $(BUILD_ARGS) .
 
-docs: $(STAMP) ## What is generated in docs/: a page for each stream, the picture of a simulated hour
+docs: $(STAMP) ## What is generated in docs/: settings, a page for each stream, a simulated hour
+	$(BIN)/iov-ingest settings --markdown > docs/settings.md
 	$(BIN)/iov-ingest schema docs --output docs/streams
 	$(BIN)/iov-ingest picture --output docs/simulated-hour.png
 

@@ -20,6 +20,7 @@ _MODULES = {
     "migrate": "serve",
     "drain": "serve",
     "check": "serve",
+    "settings": "settings",
     "demo": "load",
     "simulate": "load",
     "picture": "load",

@@ -55,6 +55,7 @@ async def iov_ingest(*args: str | Path, **settings: str) -> Ended:
         "migrate",
         "check",
         "drain",
+        "settings",
         "verify",
         "demo",
         "simulate",

@@ -134,16 +134,6 @@ def test_long_client_ids_that_begin_alike_have_names_of_their_own_at_the_databas
     assert Settings(mqtt_client_id="w-1").application_name == "iov-ingest w-1"
 
 
-def test_the_readme_lists_every_setting_as_it_is() -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    for name, field in Settings.model_fields.items():
-        default = field.default
-        shown = "" if default is None else f"`{default}`" if default != "" else "empty"
-        if name == "mqtt_client_id":
-            shown = "from the host name"
-        assert f"| `IOV_{name.upper()}` | {shown} |" in readme
-
-
 def test_a_secret_that_goes_away_while_we_run_is_waited_for(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("s3cr3t\n")

@@ -1,0 +1,85 @@
+"""Every setting as a page of documentation: what it is, what it may be, what it is by default."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, get_args, get_origin
+
+from pydantic import SecretStr
+from pydantic.fields import FieldInfo
+
+from ingest.config import PREFIX, Settings
+
+_HEAD = (
+    "# Settings\n\n"
+    "Environment variables, or the same names in a TOML file given with `--config`; the "
+    "environment wins. An unknown `IOV_` name is an error, all problems are reported at once "
+    "(exit status 2), secrets are never printed. This page is made by "
+    "`iov-ingest settings --markdown`.\n"
+)
+_GROUPS = {
+    "Broker": "mqtt_",
+    "Database": "database_ store batch_ commit_ stuck_ adopt_",
+    "What is accepted": "max_ dead_ schema_",
+    "HTTP and logs": "http_ log_",
+}
+_BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "length ≥", "max_length": "≤"}
+"""pydantic's names (annotated-types) and how they are written."""
+
+
+def settings() -> Iterator[dict[str, str]]:
+    """Name, default, values and description of every setting, in order."""
+    for field_name, field in Settings.model_fields.items():
+        yield {
+            "setting": PREFIX + field_name.upper(),
+            "default": _default(field),
+            "values": _values(field),
+            "what it is": _description(field),
+        }
+
+
+def page() -> str:
+    """All of them as Markdown, in groups."""
+    rows = {row["setting"]: row for row in settings()}
+    parts = [_HEAD]
+    for title, prefixes in _GROUPS.items():
+        names = tuple(PREFIX + prefix.upper() for prefix in prefixes.split())
+        chosen = [rows.pop(name) for name in list(rows) if name.startswith(names)]
+        lines = [f"| `{r['setting']}` | {' | '.join(list(r.values())[1:])} |" for r in chosen]
+        head = "| setting | default | values | what it is |\n| --- | --- | --- | --- |"
+        parts.append("\n".join([f"## {title}\n", head, *lines, ""]))
+    assert not rows, f"in no group: {sorted(rows)}"
+    return "\n".join(parts)
+
+
+def _default(field: FieldInfo) -> str:
+    if field.default_factory is not None:
+        return "from the host name"
+    if field.default is None:
+        return ""
+    return "empty" if field.default == "" else f"`{field.default}`"
+
+
+def _values(field: FieldInfo) -> str:
+    """Choices, or bounds, or of what kind it is."""
+    kinds = [kind for kind in get_args(field.annotation) or [field.annotation] if kind]
+    if get_origin(field.annotation) is Literal:
+        return ", ".join(f"`{choice}`" for choice in kinds)
+    bounds = [
+        f"{sign} {value:,}" if isinstance(value, int | float) else f"{sign} {value}"
+        for rule in field.metadata
+        for name, sign in _BOUNDS.items()
+        if (value := getattr(rule, name, None)) is not None
+    ]
+    if bounds:
+        return ", ".join(bounds)
+    return "secret" if SecretStr in kinds else _kind(kinds[0])
+
+
+def _kind(kind: type) -> str:
+    return {"Path": "path", "str": "text"}.get(kind.__name__, kind.__name__)
+
+
+def _description(field: FieldInfo) -> str:
+    assert field.description is not None
+    return field.description
