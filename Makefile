@@ -1,6 +1,6 @@
 # Everything is set up on first use: `make demo` and `make test` need nothing but git, make, python3-venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup mosquitto demo test lint format types floors fuzz audit verify soak bench image docs dashboards clean
+.PHONY: help setup mosquitto demo test lint format types floors fuzz audit verify soak bench image wheel release docs dashboards clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -71,6 +71,12 @@ bench: setup ## Committed messages per second, CPU per message; ARGS="--source a
 image: ## The container image iov-ingest; CONTAINER_TOOL=podman, BUILD_ARGS="--build-arg BASE_IMAGE=…"
 	$(CONTAINER_TOOL) build --file deploy/Dockerfile --tag iov-ingest --tag iov-ingest:$(VERSION) \
 		--build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse --short HEAD) $(BUILD_ARGS) .
+
+wheel: mosquitto ## Wheel and sdist in dist/, tested as installed; ARGS are pytest's
+	@PYTHON=$(PYTHON) .ci/wheel $(or $(ARGS),tests/unit tests/integration/test_cli.py tests/integration/test_service.py)
+
+release: ## Test everything, commit and tag; TO=0.2.0
+	@.ci/release $(TO)
 
 docs: $(STAMP) ## What is generated in docs/: settings, a page for each stream, a simulated hour
 	$(BIN)/iov-ingest settings --markdown > docs/settings.md

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal, get_args, get_origin
 
 from pydantic import SecretStr
@@ -76,8 +77,8 @@ def _values(field: FieldInfo) -> str:
     return "secret" if SecretStr in kinds else _kind(kinds[0])
 
 
-def _kind(kind: type) -> str:
-    return {"Path": "path", "str": "text"}.get(kind.__name__, kind.__name__)
+def _kind(kind: object) -> str:
+    return "path" if kind is Path else "text"
 
 
 def _description(field: FieldInfo) -> str:

@@ -288,7 +288,7 @@ def test_the_page_of_a_stream_names_every_field() -> None:
 
 def test_the_pages_in_docs_are_those_of_the_schemas() -> None:
     # `iov-ingest schema docs --output docs/streams` brings them up to date.
-    here = DIRECTORY.parent / "docs" / "streams"
+    here = Path(__file__).parents[2] / "docs" / "streams"
     assert {f.name: f.read_text(encoding="utf-8") for f in here.iterdir()} == pages(
         CATALOGUE, DIRECTORY
     )
