@@ -1,4 +1,4 @@
-"""What the repository promises of itself: hosted CI does what `.ci/run` does; a release is whole."""
+"""What the repository promises of itself: hosted CI runs `.ci/run`, and a release is whole."""
 
 from __future__ import annotations
 
