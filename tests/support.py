@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import aiomqtt
@@ -130,6 +132,12 @@ class Worker:
         """End it without a word to anybody, as SIGKILL would: sockets are cut, nothing is sent."""
         self.task.cancel()
         await asyncio.wait([self.task])
+
+
+def sql_blocks(page: str) -> list[str]:
+    """The SQL of a page of docs/."""
+    text = (Path(__file__).parents[1] / "docs" / page).read_text()
+    return re.findall(r"^```sql\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
 def plenty() -> Budget:

@@ -44,6 +44,8 @@ class BrokerWindow:
             self._settles_at_peak += self._level == self._peak
         if in_flight > self._peak:
             self._peak, self._settles_at_peak, self._at_peak_s = in_flight, 0, 0.0
+        if self.limit is not None and in_flight > self.limit:
+            self.limit = None  # it was raised, or was none
         self._level, self._changed_s = in_flight, now_s
         assert self._began_s is not None
         if now_s - self._began_s >= SPAN_S:

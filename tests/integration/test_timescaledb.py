@@ -23,7 +23,7 @@ from ingest.errors import NotReady
 from ingest.schema import Catalogue
 from ingest.store import migrate
 from ingest.tools.embedded import Mosquitto
-from tests.support import publish_many, sample, until, working
+from tests.support import publish_many, sample, sql_blocks, until, working
 
 INSTALLED = os.environ.get("TIMESCALEDB_PGINSTALL")
 pytestmark = pytest.mark.skipif(
@@ -97,3 +97,37 @@ async def test_where_the_extension_is_the_tables_are_hypertables_and_take_late_d
     chunks = await connection.fetchval("SELECT count(*) FROM show_chunks('iov.nev')")
     assert chunks == 20
     await connection.close()
+
+
+async def test_an_owner_a_worker_and_a_reader_are_enough(
+    url: str, broker: Mosquitto, catalogue: Catalogue
+) -> None:
+    """As in the compose stack: nobody but who made the extension is a superuser."""
+    admin = await asyncpg.connect(url)
+    await admin.execute(
+        "CREATE EXTENSION timescaledb; CREATE ROLE iov_worker; CREATE ROLE iov_reader;"
+        "CREATE ROLE owner LOGIN; CREATE ROLE worker LOGIN IN ROLE iov_worker;"
+        "CREATE ROLE reader LOGIN IN ROLE iov_reader;"
+        "GRANT CREATE, TEMPORARY ON DATABASE postgres TO owner WITH GRANT OPTION"
+    )
+
+    def as_user(name: str) -> str:
+        return url.replace("postgres@", f"{name}@")
+
+    await migrate(load(environ={"IOV_DATABASE_URL": as_user("owner")}), catalogue)
+    now = datetime.now(UTC)
+    days = [sample(n, now - timedelta(days=n)) for n in range(20)]
+    async with working(broker.url, as_user("worker"), catalogue) as worker:
+        await publish_many(broker.url, [*days, *days])
+        await worker.settles(40)
+    reader = await asyncpg.connect(as_user("reader"))
+    assert await reader.fetchval("SELECT count(*) FROM iov.nev") == 20
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await reader.fetchval("SELECT vin FROM iov.device")
+    await reader.close()
+    owner = await asyncpg.connect(as_user("owner"))
+    (policies,) = [block for block in sql_blocks("operating.md") if "add_retention" in block]
+    await owner.execute(policies)
+    assert await owner.fetchval("SELECT count(*) FROM timescaledb_information.jobs") >= 2
+    await owner.close()
+    await admin.close()

@@ -23,6 +23,15 @@ def test_a_broker_that_lets_twenty_through_is_found_out() -> None:
     assert window.limit == 20
 
 
+def test_a_limit_that_was_raised_is_forgotten() -> None:
+    window = BrokerWindow(10_000)
+    flow(window, 20, commit_s=0.004, refill_s=0.0001)
+    window.changed(20, 20.0)
+    assert window.limit == 20
+    window.changed(21, 20.1)
+    assert window.limit is None
+
+
 def test_one_at_a_time_may_be_a_quiet_load() -> None:
     window = BrokerWindow(10_000)
     flow(window, 1, commit_s=0.004, refill_s=0.0001)
