@@ -105,7 +105,7 @@ class Page:
         rates, moved = self._live.rates(), self._live.moved()
         told = {}
         for details in set(self._viewers.values()):
-            document = self._live.status(details=details) | {"rates": rates}
+            document = self._live.status(details=details, fresh=False) | {"rates": rates}
             told[details] = _event(document, moved if details else None)
         for events, details in self._viewers.items():
             if not events.full():
