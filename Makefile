@@ -55,7 +55,7 @@ fuzz: $(STAMP) ## Coverage-guided fuzzing of check and of the packet reader; FUZ
 	$(BIN)/python tests/fuzz/check.py $(FUZZ) -max_len=8192 -artifact_prefix=.fuzz/check- .fuzz/check; \
 	$(BIN)/python tests/fuzz/packets.py $(FUZZ) -close_fd_mask=2 -artifact_prefix=.fuzz/packets- .fuzz/packets; fi
 
-audit: $(STAMP) ## Known vulnerabilities of what is installed (asks pypi.org)
+audit: $(STAMP) ## Known vulnerabilities of what is installed (asks PyPI)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.9'
 	$(BIN)/pip-audit --skip-editable
 
