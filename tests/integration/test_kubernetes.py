@@ -181,6 +181,9 @@ def test_workers_are_counted_by_what_they_do_and_by_keda_alone() -> None:
     queries = [trigger["metadata"]["query"] for trigger in scaled["spec"]["triggers"]]
     assert len(queries) == 2
     assert not any("lag" in query for query in queries)
+    # A writer that does not wait is busy at any load.
+    (container,) = worker["spec"]["template"]["spec"]["containers"]
+    assert int(environment("scale", container)["IOV_BATCH_WAIT_MS"]) >= 10
 
 
 async def test_a_real_prometheus_answers_what_keda_asks(
