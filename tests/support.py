@@ -81,6 +81,15 @@ class Database:
         finally:
             await connection.close()
 
+    async def user(self, name: str, group: str | None = None) -> str:
+        """The URL for a user who is in one group role, or in none; users are the server's."""
+        grant = f"GRANT {group} TO {name}" if group else ""
+        await self.execute(
+            f"DO $$ BEGIN CREATE ROLE {name} LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; "
+            f"END $$; {grant}"
+        )
+        return self.server.url_of(self.name, name)
+
     async def reasons(self) -> list[str]:
         return [r[0] for r in await self.all("SELECT reason FROM iov.dead_letter ORDER BY id")]
 
@@ -132,6 +141,15 @@ class Worker:
         """End it without a word to anybody, as SIGKILL would: sockets are cut, nothing is sent."""
         self.task.cancel()
         await asyncio.wait([self.task])
+
+
+async def may_not(url: str, *statements: str) -> None:
+    """Each statement is refused to the URL's user, for want of a right."""
+    connection = await asyncpg.connect(url)
+    for statement in statements:
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await connection.execute(statement)
+    await connection.close()
 
 
 def sql_blocks(page: str) -> list[str]:

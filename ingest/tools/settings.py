@@ -35,7 +35,7 @@ def settings() -> Iterator[dict[str, str]]:
             "setting": PREFIX + field_name.upper(),
             "default": _default(field),
             "values": _values(field),
-            "what it is": _description(field),
+            "what it is": field.description or "",
         }
 
 
@@ -74,13 +74,4 @@ def _values(field: FieldInfo) -> str:
     ]
     if bounds:
         return ", ".join(bounds)
-    return "secret" if SecretStr in kinds else _kind(kinds[0])
-
-
-def _kind(kind: object) -> str:
-    return "path" if kind is Path else "text"
-
-
-def _description(field: FieldInfo) -> str:
-    assert field.description is not None
-    return field.description
+    return "secret" if SecretStr in kinds else "path" if Path in kinds else "text"

@@ -27,6 +27,7 @@ from ingest.tools.embedded import Mosquitto, free_port, mosquitto_path, reachabl
 from tests.support import (
     Database,
     environment,
+    may_not,
     publish_many,
     publisher,
     sample,
@@ -252,11 +253,7 @@ async def test_a_worker_without_a_good_certificate_is_refused(
 @pytest.fixture
 async def worker_user(database: Database) -> str:
     """A database user that is in iov_worker and in nothing else."""
-    await database.execute(
-        "DO $$ BEGIN CREATE ROLE only_worker LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; "
-        "END $$; GRANT iov_worker TO only_worker"
-    )
-    return database.server.url_of(database.name, "only_worker")
+    return await database.user("plain_worker", "iov_worker")
 
 
 @pytest.mark.parametrize(
@@ -309,10 +306,7 @@ async def test_migrate_is_for_another_role(worker_user: str, catalogue: Catalogu
     from ingest.store import meaning
 
     changed = load(environ={"IOV_DATABASE_URL": worker_user})
-    connection = await asyncpg.connect(worker_user)
-    with pytest.raises(asyncpg.InsufficientPrivilegeError):
-        await connection.execute("INSERT INTO iov.migration (version) VALUES (99)")
-    await connection.close()
+    await may_not(worker_user, "INSERT INTO iov.migration (version) VALUES (99)")
     with pytest.raises(asyncpg.InsufficientPrivilegeError) as refused:
         await migrate(changed, catalogue)
     assert isinstance(meaning(refused.value), NotReady)
@@ -321,11 +315,7 @@ async def test_migrate_is_for_another_role(worker_user: str, catalogue: Catalogu
 @pytest.fixture
 async def reader_url(database: Database) -> str:
     """A database user that is in iov_reader and in nothing else."""
-    await database.execute(
-        "DO $$ BEGIN CREATE ROLE only_reader LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; "
-        "END $$; GRANT iov_reader TO only_reader"
-    )
-    return database.server.url_of(database.name, "only_reader")
+    return await database.user("plain_reader", "iov_reader")
 
 
 async def test_a_reader_reads_every_stream_and_nothing_private(
@@ -337,7 +327,9 @@ async def test_a_reader_reads_every_stream_and_nothing_private(
     await connection.fetch("SELECT device_id, device, kind, region, fleet FROM iov.device")
     await connection.fetch("SELECT reason, detail, topic FROM iov.dead_letter")
     await connection.fetch("SELECT client_id, heartbeat_at FROM iov.worker")
-    for statement in (
+    await connection.close()
+    await may_not(
+        reader_url,
         "SELECT vin FROM iov.device",
         "SELECT payload FROM iov.dead_letter",
         "SELECT * FROM iov.migration",
@@ -345,10 +337,7 @@ async def test_a_reader_reads_every_stream_and_nothing_private(
         "DELETE FROM iov.nev",
         "UPDATE iov.worker SET leave_requested = true",
         "SELECT iov.make_partition('nev', current_date)",
-    ):
-        with pytest.raises(asyncpg.InsufficientPrivilegeError):
-            await connection.execute(statement)
-    await connection.close()
+    )
 
 
 async def test_a_database_that_is_older_than_its_readers_lets_them_in(
@@ -362,9 +351,8 @@ async def test_a_database_that_is_older_than_its_readers_lets_them_in(
     connection = await asyncpg.connect(reader_url)
     for stream in catalogue.values():
         await connection.fetch(f"SELECT * FROM iov.{stream.table} LIMIT 1")
-    with pytest.raises(asyncpg.InsufficientPrivilegeError):
-        await connection.execute("SELECT vin FROM iov.device")
     await connection.close()
+    await may_not(reader_url, "SELECT vin FROM iov.device")
 
 
 SECRETS = ("br0k3r-s3cr3t", "d4t4b4s3-s3cr3t", "t0k3n-s3cr3t")
