@@ -37,8 +37,8 @@ class Limits(NamedTuple):
 
     rows: int = 2_000
     """Samples, accepted or rejected."""
-    size_bytes: int = 16 * 1024 * 1024
-    """Inflated payloads, a measure of memory."""
+    size_bytes: int = 4 * 1024 * 1024
+    """Inflated payloads, a measure of memory: of numbers it takes up to thirteen times as much."""
     wait_s: float = 0.0
     """How long the first message may wait for company while the writer is idle."""
 

@@ -14,7 +14,15 @@ from typing import Any
 import orjson
 
 from ingest import gbt32960
-from ingest.decode import Limits, decode, parse_topic, too_deep, unpack
+from ingest.decode import (
+    Limits,
+    decode,
+    may_be_too_much,
+    parse_topic,
+    too_deep,
+    too_much,
+    unpack,
+)
 from ingest.envelope import Ages, instant, sequence, timely
 from ingest.model import (
     GBT32960,
@@ -32,6 +40,7 @@ from ingest.schema import Catalogue, NeverStored, Siblings, Stream, pointer
 _PACKED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")
 """What gzip (RFC 1952) and zstd (RFC 8878) begin with."""
 _NO_OBJECT = Fault(Reason.BAD_ENVELOPE, "a sample is an object")
+_MAY_HOLD_NUL = frozenset({str, dict, list})
 _QUALITY = -2
 """Where `quality` stands in a row's values."""
 
@@ -72,7 +81,9 @@ class Checker:
         try:
             samples = decoded.samples
             streams = [stream] * len(samples)
-            outcomes = self._outcomes(delivery, device, streams, samples, decoded.may_hold_nul)
+            outcomes = self._outcomes(
+                delivery, device, streams, samples, decoded.size_bytes, decoded.may_hold_nul
+            )
         except (TypeError, ValueError, RecursionError):
             # Neither the validator nor orjson follows a document down without end. Looking for
             # depth only then costs honest messages nothing.
@@ -111,22 +122,36 @@ class Checker:
         device: str,
         streams: Sequence[Stream],
         samples: Sequence[Any],
+        size_bytes: int = 0,
         may_hold_nul: bool = False,  # noqa: FBT001, FBT002  one call, per message
     ) -> list[Outcome]:
-        """An outcome for each sample, which is of the stream at its place."""
+        """An outcome for each sample, which is of the stream at its place.
+
+        `size_bytes` of JSON text, from which follows whether one sample may be too large.
+        """
         at = delivery.arrival.at
         if at is not self._bounded:
             # One read of the socket brings many messages.
             self._bounded, self._bounds = at, (at - self._ages.oldest, at + self._ages.ahead)
+        large = may_be_too_much(size_bytes, self._limits.sample_values)
+        outcome = self._outcome_of_large if large else self._outcome
         if len(samples) == 1:
-            only = samples[0]
-            return [self._outcome(delivery, streams[0], device, only, 0, may_hold_nul, None)]
+            return [outcome(delivery, streams[0], device, samples[0], 0, may_hold_nul, None)]
         pairs = list(zip(streams, samples, strict=True))
         siblings = _siblings(pairs)
         return [
-            self._outcome(delivery, stream, device, sample, place, may_hold_nul, siblings)
+            outcome(delivery, stream, device, sample, place, may_hold_nul, siblings)
             for place, (stream, sample) in enumerate(pairs)
         ]
+
+    def _outcome_of_large(
+        self, delivery: Delivery, stream: Stream, device: str, sample: Any, *others: Any
+    ) -> Outcome:
+        """The outcome of a sample from a message so large that one sample may be too much."""
+        fault = too_much(sample, self._limits)
+        if fault is not None:
+            return _rejected(stream, device, sample, fault)
+        return self._outcome(delivery, stream, device, sample, *others)
 
     def _outcome(
         self,
@@ -153,9 +178,9 @@ class Checker:
             sample = stream.never_stored.without(sample)
             found = stream.row(device, ts, seq, received_at, sample)
             if isinstance(found, str):
-                return _rejected(stream, device, sample, Fault(Reason.SCHEMA, found))
+                return _rejected(stream, device, sample, Fault(Reason.SCHEMA, found), clean=True)
             row = found
-        if may_hold_nul and (where := _nul(sample, ())) is not None:
+        if may_hold_nul and (where := _nul(sample)) is not None:
             fault = Fault(Reason.REFUSED_BY_STORE, f"{pointer(where)} holds U+0000")
             return _rejected(stream, device, sample, fault)
         values, present, unknown_fields = row
@@ -204,7 +229,8 @@ class Checker:
             name if name is not None and (name in self._catalogue or name == GBT32960) else OTHER
         )
         rejected = Rejected(label, name, device, *fault, self._raw(delivery, name))
-        return Checked(label, [rejected], len(delivery.payload))
+        # What is kept of a packed message may be a thousand times its size.
+        return Checked(label, [rejected], max(len(delivery.payload), len(rejected.payload)))
 
     def _raw(self, delivery: Delivery, name: str | None) -> bytes:
         """The raw message without what must never be stored; empty where that cannot be told.
@@ -269,8 +295,11 @@ def _siblings(samples: Iterable[tuple[Stream, Any]]) -> Siblings:
     )
 
 
-def _rejected(stream: Stream, device: str, sample: Any, fault: Fault) -> Rejected:
-    own = orjson.dumps(stream.letter(sample))
+def _rejected(
+    stream: Stream, device: str, sample: Any, fault: Fault, *, clean: bool = False
+) -> Rejected:
+    """The sample as a dead letter; `clean` if what must never be stored was taken out of it."""
+    own = orjson.dumps(stream.letter(sample, clean=clean))
     return Rejected(stream.name, stream.name, device, *fault, own)
 
 
@@ -286,20 +315,19 @@ def _described(stream: Stream, sample: dict[str, Any]) -> dict[str, str] | None:
     return said or None
 
 
-def _nul(node: Any, path: tuple[str | int, ...]) -> tuple[str | int, ...] | None:
-    """Where U+0000 stands in `node`, in a name or a text; None where it does not."""
-    if isinstance(node, str):
-        return path if "\0" in node else None
-    if isinstance(node, dict):
-        if any("\0" in name for name in node):
-            return path
+def _nul(node: Any) -> tuple[str | int, ...] | None:
+    """Where U+0000 stands in `node`, in a name or a text; None if it does not."""
+    if type(node) is str:
+        return () if "\0" in node else None
+    if type(node) is dict:
+        if "\0" in "".join(node):
+            return ()
         items: Any = node.items()
-    elif isinstance(node, list):
+    elif type(node) is list and not _MAY_HOLD_NUL.isdisjoint(map(type, node)):
         items = enumerate(node)
     else:
         return None
     for step, value in items:
-        found = _nul(value, (*path, step))
-        if found is not None:
-            return found
+        if type(value) in _MAY_HOLD_NUL and (found := _nul(value)) is not None:
+            return (step, *found)
     return None

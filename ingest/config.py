@@ -101,6 +101,13 @@ class Settings(BaseModel):
         4_194_304, ge=1, le=67_108_864, description="Largest payload, after inflating"
     )
     max_samples: int = Field(1_000, ge=1, le=100_000, description="Samples in one message")
+    max_values: int = Field(
+        400_000, ge=1_000, le=100_000_000,
+        description="Values in one message; a member counts as 2, an array or object as 4 more",
+    )  # fmt: skip
+    max_sample_values: int = Field(
+        100_000, ge=1_000, le=100_000_000, description="The same for one sample"
+    )
     max_age_days: float = Field(30, gt=0, le=36_500, description="Older samples are `too_old`")
     max_ahead_s: float = Field(300, ge=0, le=86_400, description="Later ones are `clock_ahead`")
     dead_letters_per_minute: int = Field(

@@ -27,12 +27,26 @@ _ZSTD_WINDOW_BYTES = 8 * 1024 * 1024
 """A frame that needs more memory than this to be read is refused (RFC 8878, 3.1.1.1.2)."""
 
 
+_STRING = re.compile(rb'"[^"]*"')
+_MOST_STRINGS = 100_000
+"""Strings that are left out of a count: 20 ms."""
+_WEIGHTS = {b",": 1, b":": 1, b"[": 4, b"{": 4}
+_MOST_WEIGHT = max(_WEIGHTS.values())
+
+
 class Limits(NamedTuple):
-    """What one message may weigh."""
+    """What one message may weigh, and what it may become."""
 
     payload_bytes: int = 262_144
     inflated_bytes: int = 4_194_304
     samples: int = 1_000
+    values: int = 400_000
+    """A number or a text counts as 1, a member of an object as 2, an array or an object as 4 more.
+
+    That is about what each costs in time.
+    """
+    sample_values: int = 100_000
+    """The same for one sample: while it is checked an object takes a kilobyte (measured)."""
 
 
 class Decoded(Struct):
@@ -65,6 +79,8 @@ def decode(payload: bytes, encoding: str | None, limits: Limits) -> Decoded | Fa
         if isinstance(unpacked, Fault):
             return unpacked
         payload = unpacked
+    if may_be_too_much(len(payload), limits.values) and (number := values(payload, limits.values)):
+        return Fault(Reason.TOO_LARGE, f"more than {limits.values} values: about {number}")
     try:
         document = orjson.loads(payload)
     except orjson.JSONDecodeError as exc:
@@ -80,6 +96,38 @@ def decode(payload: bytes, encoding: str | None, limits: Limits) -> Decoded | Fa
     if len(document) > limits.samples:
         return Fault(Reason.TOO_LARGE, f"{len(document)} samples, at most {limits.samples}")
     return Decoded(document, len(payload), may_hold_nul)
+
+
+def may_be_too_much(size_bytes: int, most: int) -> bool:
+    """Whether a JSON text of that size may have more than `most` values."""
+    return size_bytes * _MOST_WEIGHT > most
+
+
+def too_much(sample: Any, limits: Limits) -> Fault | None:
+    """Why one sample is too large; None if it is not."""
+    number = values(orjson.dumps(sample), limits.sample_values)
+    if not number:
+        return None
+    told = f"more than {limits.sample_values} values in one sample: about {number}"
+    return Fault(Reason.TOO_LARGE, told)
+
+
+def values(text: bytes, most: int) -> int:
+    """Count the values that a JSON text becomes, if there are more than `most`; otherwise 0.
+
+    Bytes say little about that: an array of empty objects takes thirty times its text in memory,
+    and packed it is a thousandth of it.
+    """
+    number = _count(text)
+    if number > most:
+        # Look again at what stands outside of strings.
+        text = text.replace(b"\\\\", b"").replace(b'\\"', b"")
+        number = _count(_STRING.sub(b"", text, _MOST_STRINGS))
+    return number if number > most else 0
+
+
+def _count(text: bytes) -> int:
+    return sum(text.count(mark) * weight for mark, weight in _WEIGHTS.items())
 
 
 def too_deep(document: Any) -> bool:

@@ -25,6 +25,8 @@ from ingest.source import Inbox
 from ingest.store import Written
 
 _LOG_INTERNAL_EVERY_S = 10.0
+_LONGEST_CHECK_S = 0.02
+"""A read may bring a thousand messages that were made to be dear; in between others get a turn."""
 _TS, _RECEIVED_AT, _RESEND = 1, 3, 4
 """Where they stand in a row's values."""
 
@@ -78,6 +80,10 @@ class Pipeline:
                     self._filled.set()
                     self._taken.clear()
                     await self._taken.wait()
+                    now = time.monotonic()
+                if time.monotonic() - now > _LONGEST_CHECK_S:
+                    self._filled.set()
+                    await asyncio.sleep(0)
                     now = time.monotonic()
                 checked = self._check(delivery)
                 messages[checked.stream] += 1

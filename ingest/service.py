@@ -65,7 +65,13 @@ class Service:
         self.metrics = Metrics(_flags(catalogue))
         self.checker = checker or Checker(
             catalogue,
-            Limits(settings.max_payload_bytes, settings.max_inflated_bytes, settings.max_samples),
+            Limits(
+                settings.max_payload_bytes,
+                settings.max_inflated_bytes,
+                settings.max_samples,
+                settings.max_values,
+                settings.max_sample_values,
+            ),
             Ages(timedelta(days=settings.max_age_days), timedelta(seconds=settings.max_ahead_s)),
         )
         self.source = Source(settings, self.metrics, random)

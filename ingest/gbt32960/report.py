@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from heapq import heappop, heappush
 from typing import Any
 
 from ingest.gbt32960.items import CutShortError, Mark, Marks, Reader, within
@@ -22,6 +23,7 @@ def read_units(edition: Edition, reader: Reader, head: dict[str, Any]) -> Sample
     samples: Samples = {}
     marks: dict[str, Marks] = {}
     kept: list[dict[str, str]] = []
+    lists = _Lists()
     undecoded = False
     while reader.left:
         start, number = reader.at, reader.count(1)
@@ -36,7 +38,7 @@ def read_units(edition: Edition, reader: Reader, head: dict[str, Any]) -> Sample
                 if _said(sample, part):
                     kept.append(_hex(number, reader.data[start + 1 : reader.at]))
                 else:
-                    marks.setdefault(unit.stream, {}).update(_merge(sample, part, own))
+                    marks.setdefault(unit.stream, {}).update(_merge(sample, part, own, lists))
                 continue
             if _FIRST_CUSTOM <= number < _SIGNATURE:
                 kept.append(_hex(number, reader.take(reader.count(2))))
@@ -71,22 +73,72 @@ def _said(sample: Mapping[str, Any], part: Mapping[str, Any]) -> bool:
 
 
 def _objects(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
+    """Whether it is a list of objects; a list holds things of one kind."""
+    return isinstance(value, list) and (not value or isinstance(value[0], dict))
 
 
-def _merge(sample: dict[str, Any], part: dict[str, Any], marks: Marks) -> Marks:
-    """Add a unit to a sample; its marks, moved to where its objects went.
+class _Lists:
+    """The objects of a report's lists that may be completed by a later unit.
 
     Voltages and temperatures of one pack come in two units: objects of a list that have the same
-    `no` and nothing else in common are one.
+    `no` and nothing else in common are one. What waits is found by what it has and by its `no`, for
+    a frame may hold ten thousand objects.
     """
+
+    def __init__(self) -> None:
+        self._waiting: dict[int, dict[frozenset[str], dict[Any, list[int]]]] = {}
+
+    def join(self, there: list[dict[str, Any]], value: list[dict[str, Any]]) -> list[int]:
+        """Put each object where it completes one that is there, or at the end; where each went."""
+        waiting = self._waiting.get(id(there))
+        if waiting is None:
+            waiting = self._waiting[id(there)] = {}
+            for index, entry in enumerate(there):
+                _wait(waiting, entry, index)
+        fields = {name for entry in value for name in entry} - {"no"}
+        places, joined = [], set()
+        for entry in value:
+            no, to = entry.get("no"), len(there)
+            if no is not None and no not in joined:
+                to = _first_of(waiting, fields, no, to)
+            if to < len(there):
+                joined.add(no)
+                there[to] |= entry
+            else:
+                there.append(entry)
+            places.append(to)
+        for to in places:
+            _wait(waiting, there[to], to)
+        return places
+
+
+def _wait(
+    waiting: dict[frozenset[str], dict[Any, list[int]]], entry: dict[str, Any], index: int
+) -> None:
+    if entry.get("no") is not None:
+        alike = waiting.setdefault(frozenset(entry), {})
+        heappush(alike.setdefault(entry["no"], []), index)
+
+
+def _first_of(
+    waiting: dict[frozenset[str], dict[Any, list[int]]], fields: set[str], no: Any, otherwise: int
+) -> int:
+    """Take out the first object of that `no` which has none of the fields."""
+    found = [
+        alike[no] for names, alike in waiting.items() if alike.get(no) and fields.isdisjoint(names)
+    ]
+    return heappop(min(found)) if found else otherwise
+
+
+def _merge(sample: dict[str, Any], part: dict[str, Any], marks: Marks, lists: _Lists) -> Marks:
+    """Add a unit to a sample; its marks, moved to where its objects went."""
     moved: Marks = {}
     for name, value in part.items():
         there, own = sample.get(name), _below(marks, name)
         if isinstance(there, dict) and isinstance(value, dict):
-            own = _merge(there, value, own)
+            own = _merge(there, value, own, lists)
         elif isinstance(there, list) and isinstance(value, list):
-            places = _join(there, value)
+            places = lists.join(there, value)
             own = {at: mark for at, mark in own.items() if not at} | {
                 f"/{places[int(step)]}{rest}": mark
                 for (step, rest), mark in ((_split(at), mark) for at, mark in own.items() if at)
@@ -111,24 +163,6 @@ def _split(pointer: str) -> tuple[str, str]:
     """("0", "/rest") of "/0/rest"."""
     step, slash, rest = pointer[1:].partition("/")
     return step, slash + rest
-
-
-def _join(there: list[dict[str, Any]], value: list[dict[str, Any]]) -> list[int]:
-    """Put each object where it completes one that is there, or at the end; where each went."""
-    fields = {name for entry in value for name in entry} - {"no"}
-    waiting: dict[Any, int] = {}
-    for index, entry in enumerate(there):
-        if entry.get("no") is not None and fields.isdisjoint(entry):
-            waiting.setdefault(entry["no"], index)
-    places = []
-    for entry in value:
-        to = waiting.pop(entry.get("no"), len(there))
-        if to < len(there):
-            there[to] |= entry
-        else:
-            there.append(entry)
-        places.append(to)
-    return places
 
 
 def marked(

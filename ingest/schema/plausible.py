@@ -6,17 +6,20 @@ tests they are written in. A rule looks at one field of a sample the validator h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any, NamedTuple
 
 from ingest.errors import SchemaError
-from ingest.schema.siblings import Siblings, find, is_number
+from ingest.schema.siblings import Siblings, find, is_number, leaves
 from ingest.schema.vin import VIN_CHARACTERS, check_digit_agrees
 
 DEVICE = "device"
 """A rule's field `/device` is the device's name, which no sample holds."""
 EVERY_STREAM = "*"
+_MOST_FINDINGS = 250
+"""Of one rule in one sample. A vehicle has some hundred cells; what is beyond is not noted."""
 _NEVER = timedelta(days=1_000_000)
 Finding = tuple[str, str]
 """(JSON pointer, flag)."""
@@ -141,15 +144,30 @@ def _each(rule: Mapping[str, Any], wrong: Wrong) -> Test:
     """
     flag, (first, *rest) = rule["flag"], _steps(rule)
     of_numbers = rule["test"] in _OF_NUMBERS
+    any_wrong = _any_outside(rule) if rule["test"] == "outside" else None
 
     def test(value: Any, _sample: dict[str, Any], _around: Around) -> Iterable[Finding]:
-        return [
+        if any_wrong is not None and not any(map(any_wrong, leaves(value, rest))):
+            return ()
+        found = (
             (at, flag)
             for at, found in find(value, rest, f"/{first}")
             if (not of_numbers or is_number(found)) and wrong(found)
-        ]
+        )
+        return list(islice(found, _MOST_FINDINGS))
 
     return test
+
+
+def _any_outside(rule: Mapping[str, Any]) -> Callable[[Collection[Any]], bool]:
+    """Whether one of many values is outside; most often there is none, which this tells fast."""
+    low, high = rule["minimum"], rule["maximum"]
+
+    def any_outside(together: Collection[Any]) -> bool:
+        numbers = [value for value in together if type(value) is float or type(value) is int]
+        return bool(numbers) and (min(numbers) < low or max(numbers) > high)
+
+    return any_outside
 
 
 def _inside(rule: Mapping[str, Any]) -> Wrong:

@@ -7,12 +7,16 @@ A schema lists names (`x-never-stored`); a field of such a name, however deep an
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 _NOT_PLAIN = re.compile(r"[^a-z0-9]")
 _NOT_PLAIN_BYTES = bytes(n for n in range(256) if _NOT_PLAIN.match(chr(n)))
+_NOT_PLAIN_BYTES_OF_LINES = _NOT_PLAIN_BYTES.replace(b"\n", b"")
+_MANY, _AT_ONCE = 200, 2_000
+_NESTED = frozenset({dict, list})
 _REMEMBERED, _LONGEST = 4_096, 100
 """Names that are remembered, and how long one may be: hostile ones have megabytes."""
 
@@ -39,11 +43,31 @@ class NeverStored:
         """`node` without any field of these names."""
         if not self.names:
             return node
-        if isinstance(node, dict):
-            return {k: self.without(v) for k, v in node.items() if not self.bans(k)}
-        if isinstance(node, list):
+        if type(node) is dict:
+            nested = _NESTED
+            banned = self._banned(node)
+            return {
+                k: self.without(v) if type(v) in nested else v
+                for k, v in node.items()
+                if k not in banned
+            }
+        # Arrays of numbers are the largest things there are: 25 ns an item.
+        if type(node) is list and not _NESTED.isdisjoint(map(type, node)):
             return [self.without(item) for item in node]
         return node
+
+    def _banned(self, names: Collection[str]) -> list[str]:
+        """Those that are banned among the names of an object."""
+        if len(names) < _MANY:
+            return [name for name in names if self.bans(name)]
+        # Many at once: 0.1 µs a name instead of 0.7 for names that were never seen before.
+        banned: list[str] = []
+        rest = iter(names)
+        while some := list(islice(rest, _AT_ONCE)):
+            text = "\n".join(name.replace("\n", "") for name in some).lower().encode()
+            plain = text.translate(None, delete=_NOT_PLAIN_BYTES_OF_LINES).decode().split("\n")
+            banned += [n for n, found in zip(some, plain, strict=True) if found in self.names]
+        return banned
 
     def may_be_in(self, text: bytes) -> bool:
         """Whether one of the names may stand in a text that cannot be read as JSON."""
@@ -55,4 +79,5 @@ class NeverStored:
 
 
 def _plain(name: str) -> str:
-    return _NOT_PLAIN.sub("", name.lower())
+    lower = name.lower()
+    return lower if lower.isascii() and lower.isalnum() else _NOT_PLAIN.sub("", lower)

@@ -74,12 +74,13 @@ class Stream:
         """Whether a field is stored as a digest only."""
         return any(column.convert == "sha256" for column in self.columns)
 
-    def letter(self, sample: Any) -> Any:
+    def letter(self, sample: Any, *, clean: bool = False) -> Any:
         """A sample as a dead letter may keep it: nothing private, and digests for what is hashed.
 
-        A value that should be text and is none is left out where its digest should be.
+        A value that should be text and is none is left out where its digest should be. `clean`
+        says that nothing private is in it any more.
         """
-        kept = self.never_stored.without(sample)
+        kept = sample if clean else self.never_stored.without(sample)
         for column in self.columns:
             if column.convert == "sha256":
                 kept = _with_digest(kept, column.path)
@@ -90,10 +91,13 @@ class Stream:
 
         Begins with the JSON pointer of the field and quotes no value of the sample.
         """
-        if self.validator.is_valid(sample):
-            return None
-        error = next(iter(self.validator.iter_errors(sample)))
-        return _describe(error)
+        try:
+            # Raises the first error. `iter_errors` makes all of them before it gives the first:
+            # 1.4 million wrong cells took 17 s and 3 GB.
+            self.validator.validate(sample)
+        except jsonschema_rs.ValidationError as error:
+            return _describe(error)
+        return None
 
 
 def stream(name: str, schema: dict[str, Any], rules: Sequence[Mapping[str, Any]] = ()) -> Stream:

@@ -16,7 +16,7 @@ from operator import attrgetter
 from ingest.model import Delivery
 from ingest.source.window import BrokerWindow
 
-WINDOW_BYTES = 64 * 1024 * 1024
+WINDOW_BYTES = 32 * 1024 * 1024
 """Unsettled payloads together; above it the socket is paused as well."""
 
 

@@ -30,7 +30,15 @@ def medians(found: Any) -> list[float]:
 async def test_every_part_measures_something_and_is_drawn(tmp_path: Path) -> None:
     peer = Peer(f"{sys.executable} {PEER} {{mqtt_url}} {{database_url}}", "peer")
     plan = Plan(
-        said, runs=1, seconds=0.5, warm_up_s=0.0, outage_s=1.0, devices=2_000, rows=2_000, peer=peer
+        said,
+        runs=1,
+        seconds=0.5,
+        warm_up_s=0.0,
+        outage_s=1.0,
+        devices=2_000,
+        rows=2_000,
+        peer=peer,
+        streams=1,
     )
     found = await measure(list(PARTS), plan)
     parts = found["parts"]

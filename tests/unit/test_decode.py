@@ -5,6 +5,7 @@ import resource
 import time
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import orjson
 import pytest
@@ -12,7 +13,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.decode import Decoded, Limits, decode, inflate, parse_topic, too_deep
+from ingest.decode import Decoded, Limits, decode, inflate, parse_topic, too_deep, values
 from ingest.model import Fault, Reason
 
 LIMITS = Limits(payload_bytes=1_000, inflated_bytes=4_000, samples=3)
@@ -167,3 +168,23 @@ def test_depth_is_measured_where_orjson_stops_writing() -> None:
 @given(st.binary(max_size=300), st.sampled_from([None, "gzip", "deflate", "zstd", "x"]))
 def test_no_bytes_whatever_raise(payload: bytes, encoding: str | None) -> None:
     assert isinstance(decode(payload, encoding, LIMITS), Decoded | Fault)
+
+
+@pytest.mark.parametrize(
+    ("element", "fits"),
+    [("-9", True), ("{}", False), ("[]", False), ('{"a":1}', False), ('",[{:"', True)],
+)
+def test_a_message_is_bounded_by_what_it_becomes(element: str, fits: Any) -> None:
+    """Brackets in a text are no values."""
+    text = f'[{{"x":[{",".join([element] * 50_000)}]}}]'.encode()
+    found = decode(text, None, Limits(payload_bytes=len(text), values=100_000))
+    assert isinstance(found, Decoded) is fits
+    if isinstance(found, Fault):
+        assert found.reason is Reason.TOO_LARGE
+        assert found.detail.startswith("more than 100000 values: about ")
+
+
+def test_escaped_quotes_do_not_hide_values() -> None:
+    text = b'{"x":"\\\\","y":["\\"",' + b"{}," * 50_000 + b"1]}"
+    assert values(text, 100_000) == 50_000 * 5 + 4 + 4 + 2 + 1 + 1
+    assert values(text, 400_000) == 0

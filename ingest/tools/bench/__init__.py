@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from ingest.tools.bench.drive import Run
 from ingest.tools.bench.figures import Figures, conditions, figure, loop_s
+from ingest.tools.bench.hostile import hostile
 from ingest.tools.bench.latency import latency
 from ingest.tools.bench.limits import limits
 from ingest.tools.bench.memory import memory
@@ -51,7 +52,19 @@ async def scale(stand: Stand, plan: Plan) -> Figures:
 
 PARTS: dict[str, Part] = {
     part.__name__: part
-    for part in (limits, stages, pipeline, profile, sources, latency, memory, scale, stores, peer)
+    for part in (
+        limits,
+        stages,
+        hostile,
+        pipeline,
+        profile,
+        sources,
+        latency,
+        memory,
+        scale,
+        stores,
+        peer,
+    )
 }
 """In the order they are measured."""
 

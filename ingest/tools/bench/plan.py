@@ -31,3 +31,5 @@ class Plan:
     rows: int = 2_000_000
     """How far `scale` goes."""
     peer: Peer | None = None
+    streams: int | None = None
+    """How many streams' schemas `hostile` goes through; None: all, and frames."""

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from ingest.batch import Batch, Batcher, Limits
+from ingest.check import Checker
+from ingest.metrics import Metrics
+from ingest.model import Checked, Delivery
+from ingest.pipeline import Pipeline
+from ingest.source import Inbox
+from ingest.store import Written
+from tests.support import delivery, plenty
+
+DEAR_S = 0.025
+
+
+class Stored:
+    """A store that keeps batches and says they are committed."""
+
+    def __init__(self) -> None:
+        self.batches: list[Batch] = []
+
+    async def write(self, batch: Batch) -> Written:
+        self.batches.append(batch)
+        return Written()
+
+
+class Dear(Checker):
+    """Takes its time over every message."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+        self.checked = 0
+
+    def check(self, delivery: Delivery) -> Checked:
+        began_s = time.monotonic()
+        while time.monotonic() - began_s < DEAR_S:
+            pass
+        self.checked += 1
+        return super().check(delivery)
+
+
+def pipeline(inbox: Inbox, checker: Checker, store: Any, **options: Any) -> Pipeline:
+    def committed(_: Batch, __: Sequence[Any]) -> None:
+        pass
+
+    batcher = Batcher(Limits(), plenty())
+    return Pipeline(inbox, checker, batcher, store, Metrics({}), committed, **options)
+
+
+async def test_others_get_a_turn_between_dear_messages_of_one_read() -> None:
+    inbox, checker, store = Inbox(100), Dear(), Stored()
+    inbox.put([delivery({}, packet_id=n) for n in range(8)], lambda: None)
+    inbox.close()
+    seen: list[int] = []
+    running = asyncio.create_task(pipeline(inbox, checker, store).run())
+    while not running.done():
+        await asyncio.sleep(0)
+        seen.append(checker.checked)
+    await running
+    steps = [after - before for before, after in zip([0, *seen], seen, strict=False)]
+    assert max(steps) <= 2
+    assert sum(len(batch.deliveries) for batch in store.batches) == 8
