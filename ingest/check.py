@@ -62,6 +62,8 @@ class Checker:
 
     def check(self, delivery: Delivery) -> Checked:
         """One outcome per sample, or one rejection for a message that cannot be split."""
+        if delivery.fault is not None:
+            return self._whole(delivery, None, None, delivery.fault)
         address = parse_topic(delivery.topic)
         if address is None:
             fault = self._too_large(delivery) or Fault(

@@ -77,6 +77,8 @@ class Delivery(Struct, eq=False):
     """None for QoS 0: nothing to acknowledge."""
     arrival: Arrival
     connection: Acknowledger
+    fault: Fault | None = None
+    """Why the packet itself cannot be read; None for nearly all. `payload` is what follows it."""
 
 
 class Row(Struct):

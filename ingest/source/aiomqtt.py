@@ -32,6 +32,7 @@ from ingest.source.client import (
     TakenOver,
 )
 from ingest.source.inbox import Inbox
+from ingest.source.packets import Unreadable
 from ingest.source.paho import Paho
 from ingest.source.version import refuses_mqtt5
 
@@ -46,7 +47,7 @@ class _Connection:
 
     def __init__(self, inbox: Inbox) -> None:
         self._inbox = inbox
-        self._fresh: list[aiomqtt.Message] = []
+        self._fresh: list[aiomqtt.Message | Unreadable] = []
         self._loop = asyncio.get_running_loop()
         self._paho: Paho | None = None
         self._paused = False
@@ -55,7 +56,7 @@ class _Connection:
     def attach(self, paho: Paho) -> None:
         self._paho = paho
 
-    def take(self, message: aiomqtt.Message) -> None:
+    def take(self, message: aiomqtt.Message | Unreadable) -> None:
         """Called by aiomqtt for each message; handed over once per turn of the event loop."""
         if not self._fresh:
             self._loop.call_soon(self._hand_over)
@@ -64,7 +65,9 @@ class _Connection:
     def _hand_over(self) -> None:
         arrival = Arrival(datetime.now(UTC), time.monotonic())
         deliveries = [
-            Delivery(
+            Delivery(m.topic, m.payload, None, None, m.packet_id, arrival, self, m.fault)
+            if isinstance(m, Unreadable)
+            else Delivery(
                 m.topic.value,
                 _payload(m),
                 _encoding(m),
@@ -132,6 +135,7 @@ class AiomqttClient:
         client = self._client(_queue_into(connection))
         paho = Paho(client)
         connection.attach(paho)
+        paho.hand_unreadable_to(connection.take, version_5=self._version_5)
         try:
             async with client:
                 try:

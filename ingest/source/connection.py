@@ -18,7 +18,7 @@ from ingest.errors import Unavailable
 from ingest.model import Arrival, Delivery
 from ingest.source.client import KEEP_ALIVE_S, TakenOver, UnsupportedVersion
 from ingest.source.inbox import Inbox
-from ingest.source.packets import PacketReader, pubacks
+from ingest.source.packets import PacketReader, Unreadable, pubacks
 from ingest.source.version import CONNACK_OF_MQTT_3
 
 _Disconnect = mqtt5.DisconnectReasonCode
@@ -69,7 +69,7 @@ class Connection(asyncio.BufferedProtocol):
             else:
                 self.close(self._reader.malformed, _Disconnect.MALFORMED_PACKET)
 
-    def _receive(self, packets: Sequence[mqtt5.Packet]) -> None:
+    def _receive(self, packets: Sequence[mqtt5.Packet | Unreadable]) -> None:
         arrival = Arrival(datetime.now(UTC), self._heard_s)
         deliveries: list[Delivery] = []
         for packet in packets:
@@ -94,7 +94,15 @@ class Connection(asyncio.BufferedProtocol):
                         self,
                     )
                 )
+            elif type(packet) is Unreadable:
+                deliveries.append(
+                    Delivery(
+                        packet.topic, packet.payload, None, None, packet.packet_id, arrival, self,
+                        packet.fault,
+                    )
+                )  # fmt: skip
             else:
+                assert not isinstance(packet, Unreadable)
                 self._control(packet)
         if deliveries:
             # Also what came before an end: stored now, it is a duplicate when it comes again.

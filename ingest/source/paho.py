@@ -6,16 +6,18 @@ The one place that reaches into private attributes of both, and it is tested.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import struct
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import aiomqtt
+from paho.mqtt import MQTTException
 from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from ingest.source.packets import pubacks
+from ingest.source.packets import Unreadable, pubacks, unreadable
 
 _READ_BYTES = 65_536
 _PUBACK = 0x40
@@ -54,6 +56,25 @@ class Paho:
     def acknowledge(self, packet_ids: Sequence[int]) -> None:
         """Send PUBACK for all of these in one write; paho's own way is one for each."""
         self._paho._packet_queue(_PUBACK, pubacks(packet_ids), packet_ids[-1], 1)
+
+    def hand_unreadable_to(self, take: Callable[[Unreadable], None], *, version_5: bool) -> None:
+        """Have `take` called with a PUBLISH that paho cannot read, where it would raise."""
+        handle = self._paho._handle_publish
+
+        def handle_publish() -> MQTTErrorCode:
+            try:
+                return handle()
+            except (ValueError, IndexError, MQTTException, struct.error):
+                # paho's MalformedPacket is an MQTTException, UnicodeDecodeError a ValueError.
+                packet = self._paho._in_packet
+                first, body = packet["command"], bytes(packet["packet"])
+                found = unreadable(first, body, version_5=version_5)
+                if found is None:
+                    raise
+                take(found)
+                return MQTTErrorCode.MQTT_ERR_SUCCESS
+
+        self._paho._handle_publish = handle_publish  # type: ignore[method-assign]  # the one seam there is
 
     def stop_reading(self) -> None:
         """Leave the socket alone, so that the broker's window fills."""

@@ -6,15 +6,18 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from random import Random
+from typing import Any
 
 import mqtt5
+import orjson
 import pytest
 
 from ingest.config import load
 from ingest.metrics import Metrics
+from ingest.schema import Catalogue
 from ingest.source import Source, client, source
 from tests.fake_broker import Peer, fake_broker
-from tests.support import environment, until
+from tests.support import Database, environment, sample, until, working
 
 PUBLISH = mqtt5.PublishPacket("iov/v1/V1/nev", b"{}", qos=mqtt5.QoS.AT_LEAST_ONCE, packet_id=7)
 
@@ -216,3 +219,47 @@ async def test_mqtt_5_refused_and_demanded_is_an_error_that_says_what_to_set() -
     async with fake_broker(behave) as (url, peers), reading(url, mqtt_client="mqtt5") as reader:
         await until(lambda: "3.1.1" in str(reader.problem), "the reason")
         await until(lambda: len(peers) >= 2, "another try")
+
+
+NOT_UTF_8 = (
+    bytes.fromhex("32 0a 0002 ffff 0064 00 313233"),  # the topic
+    bytes.fromhex("32 12 0003 612f62 0065 07 26 0001 ff 0001 61 313233"),  # a user property
+)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the codec's
+async def test_what_is_not_utf_8_below_json_is_a_dead_letter_and_nothing_is_sent_again(
+    client: str, database: Database, catalogue: Catalogue
+) -> None:
+    """EMQX before 6.3 passes such packets on; ending the connection had them come for ever."""
+    acknowledged: list[int] = []
+
+    async def behave(peer: Peer) -> None:
+        await peer.welcome()
+        for number, bad in enumerate(NOT_UTF_8):
+            first = number * 10
+            peer.send(*(good(first + n) for n in range(1, 11)), bad)
+        while len(acknowledged) < 22:
+            acknowledged.append((await peer.next(mqtt5.PubAckPacket)).packet_id)
+        await peer.closed()
+
+    def good(number: int) -> Any:
+        payload = orjson.dumps(sample(number))
+        return mqtt5.PublishPacket(
+            "iov/v1/V1/nev", payload, qos=mqtt5.QoS.AT_LEAST_ONCE, packet_id=number
+        )
+
+    async with (
+        fake_broker(behave) as (url, peers),
+        working(url, database.url, catalogue, mqtt_client=client) as worker,
+    ):
+        await worker.settles(22)
+        await until(lambda: len(acknowledged) == 22, "every acknowledgement")
+        assert len(peers) == 1
+    assert await database.count() == 20
+    letters = await database.all("SELECT reason, detail, topic, payload FROM iov.dead_letter")
+    assert [tuple(letter) for letter in letters] == [
+        ("bad_topic", "the topic is not UTF-8", "\\xff\\xff", b"123"),
+        ("bad_encoding", "the properties of the message cannot be read", "a/b", b"123"),
+    ]
+    assert acknowledged == [*range(1, 11), 100, *range(11, 21), 101]

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.source.packets import PacketReader, packet_size
+from ingest.model import Reason
+from ingest.source.packets import PacketReader, Unreadable, packet_size, unreadable
 
 SIZES = st.lists(st.integers(0, 3_000), max_size=12)
 
@@ -16,7 +17,7 @@ def publish(size: int, number: int) -> bytes:
     ).write()
 
 
-def feed(reader: PacketReader, data: bytes) -> list[mqtt5.Packet]:
+def feed(reader: PacketReader, data: bytes) -> list[mqtt5.Packet | Unreadable]:
     free = reader.free()
     assert len(free) >= len(data)
     free[: len(data)] = data
@@ -62,12 +63,54 @@ def test_a_packet_above_the_limit_is_not_waited_for() -> None:
     assert "above the Maximum Packet Size" in str(reader.malformed)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the codec's
 def test_what_came_before_a_malformed_packet_is_handed_over() -> None:
     reader = PacketReader(1_000)
-    not_utf_8 = bytes.fromhex("3207 0002 ffff 0001 00".replace(" ", ""))
-    assert len(feed(reader, publish(5, 1) + not_utf_8)) == 1
+    assert len(feed(reader, publish(5, 1) + b"\xf5\x00")) == 1
     assert reader.malformed is not None
+
+
+NOT_UTF_8 = {
+    "topic": bytes.fromhex("32 0a 0002 ffff 0007 00 313233"),
+    "a user property": bytes.fromhex("32 12 0003 612f62 0007 07 26 0001 ff 0001 61 313233"),
+    "content type, QoS 0": bytes.fromhex("30 0d 0003 612f62 04 03 0001 ff 313233"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the codec's
+@pytest.mark.parametrize("what", NOT_UTF_8)
+@pytest.mark.parametrize("cut", range(1, 12, 5))
+def test_a_publish_with_text_that_is_not_utf_8_is_skipped_by_its_length(
+    what: str, cut: int
+) -> None:
+    reader, bad = PacketReader(1_000), NOT_UTF_8[what]
+    stream = publish(5, 1) + bad + publish(6, 2)
+    at = len(publish(5, 1)) + cut
+    first, found, last = feed(reader, stream[:at]) + feed(reader, stream[at:])
+    assert reader.malformed is None
+    assert isinstance(found, Unreadable)
+    assert found.payload == b"123"
+    assert found.packet_id == (None if "QoS 0" in what else 7)
+    wanted = Reason.BAD_TOPIC if what == "topic" else Reason.BAD_ENCODING
+    assert found.fault.reason is wanted
+    assert isinstance(first, mqtt5.PublishPacket)
+    assert isinstance(last, mqtt5.PublishPacket)
+    assert (first.packet_id, last.packet_id) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    ["32 05 00ff 6162", "36 09 0001 61 0007 00 3132", "32 06 0001 61 0007 7f", "40 02 0007"],
+)
+def test_a_publish_whose_lengths_do_not_fit_cannot_be_skipped(broken: str) -> None:
+    packet = bytes.fromhex(broken)
+    assert unreadable(packet[0], packet[2:]) is None
+
+
+@given(st.binary(max_size=60))
+def test_whatever_can_be_told_of_a_packet_is_inside_it(body: bytes) -> None:
+    found = unreadable(0x32, body)
+    if found is not None:
+        assert body.endswith(found.payload)
 
 
 @given(st.binary(min_size=1, max_size=200))

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import mqtt5
 
-from ingest.source.packets import PacketReader
+from ingest.source.packets import PacketReader, Unreadable
 from ingest.tools.proxy import Listener
 
 PROPERTY = "number"
@@ -51,7 +51,7 @@ class Tap:
             if isinstance(packet, mqtt5.PubAckPacket) and packet.packet_id in self._numbers:
                 self._settle(self._numbers.pop(packet.packet_id), at_s)
 
-    def _read(self, reader: PacketReader, data: bytes) -> list[mqtt5.Packet]:
+    def _read(self, reader: PacketReader, data: bytes) -> list[mqtt5.Packet | Unreadable]:
         if bool(reader.malformed):
             return []
         free = reader.free()
