@@ -31,6 +31,27 @@ class DeadLetter(NamedTuple):
     detail: str
     payload: bytes
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of what a vehicle may make long: payload, topic, stream, and names in the detail.
+
+        Characters stand for bytes in all but the payload.
+        """
+        stream = self.stream or ""
+        return len(self.payload) + len(self.topic) + len(stream) + len(self.detail)
+
+    def plain(self) -> DeadLetter:
+        """The same in ASCII, which every encoding of a database can hold."""
+        return self._replace(
+            topic=_ascii(self.topic),
+            stream=None if self.stream is None else _ascii(self.stream),
+            detail=_ascii(self.detail),
+        )
+
+
+def _ascii(text: str) -> str:
+    return text.encode("ascii", "backslashreplace").decode()
+
 
 class Limits(NamedTuple):
     """When a batch closes."""
@@ -89,9 +110,6 @@ class Batch:
     """Of these, by label, dead letters beyond their device's budget, which are not kept."""
     flags: Counter[tuple[str, str]] = field(default_factory=Counter)
     """What was noted in `quality`, by stream and flag."""
-    kept: dict[tuple[str, int], bool] = field(default_factory=dict)
-    """Of rows the store refused, by stream and place: whether their dead letter is kept. Decided
-    once, however often the batch has to be tried."""
     described: list[Description] = field(default_factory=list)
     """What samples say about their devices."""
     samples: int = 0
@@ -112,10 +130,25 @@ class Batch:
             else:
                 assert isinstance(outcome, Rejected)
                 self.rejected[outcome.label, outcome.reason] += 1
-                if budget.allows(outcome.device, len(outcome.payload), now_s):
-                    self.dead_letters.append(dead_letter(delivery, outcome))
+                letter = dead_letter(delivery, outcome)
+                if budget.allows(outcome.device, letter.size_bytes, now_s):
+                    self.dead_letters.append(letter)
                 else:
                     self.suppressed[outcome.label] += 1
+
+    def absorb(self, other: Batch) -> None:
+        """Take in what came after it, to be committed together."""
+        self.deliveries += other.deliveries
+        for stream, rows in other.rows.items():
+            self.rows.setdefault(stream, []).extend(rows)
+        self.dead_letters += other.dead_letters
+        self.described += other.described
+        self.rejected += other.rejected
+        self.unknown_fields += other.unknown_fields
+        self.suppressed += other.suppressed
+        self.flags += other.flags
+        self.samples += other.samples
+        self.size_bytes += other.size_bytes
 
     def _note(self, row: Row) -> None:
         if row.unknown_fields:
@@ -154,6 +187,11 @@ class Batcher:
         if self.full:
             return 0.0
         return max(0.0, self._open.opened_s + self._limits.wait_s - now)
+
+    def may_grow(self, batch: Batch) -> bool:
+        """Whether a batch may take in another one: memory is bounded."""
+        limits = self._limits
+        return batch.samples <= limits.rows and batch.size_bytes <= limits.size_bytes
 
     def take(self) -> Batch | None:
         """Close the open batch and return it; None if it holds nothing."""

@@ -19,6 +19,10 @@ class Budget:
         self._spent: dict[str | None, tuple[int, int]] = {}
         self._ends_s = 0.0
 
+    def exhausted(self, device: str | None, now_s: float) -> bool:
+        """Whether nothing more is allowed in this minute, however small."""
+        return now_s < self._ends_s and self._spent.get(device, (0, 0))[0] >= self._letters
+
     def allows(self, device: str | None, size_bytes: int, now_s: float) -> bool:
         """Whether one more letter of that size is kept; it is counted then.
 

@@ -202,8 +202,8 @@ class Checker:
         fault = Fault(Reason.INTERNAL_ERROR, "an error in the service; see its log")
         return self._whole(delivery, device, name, fault)
 
-    def sample_json(self, delivery: Delivery, index: int) -> bytes:
-        """One sample of a delivery that was accepted, as a dead letter keeps it."""
+    def samples_json(self, delivery: Delivery, indexes: Sequence[int]) -> list[bytes]:
+        """Samples of a delivery that were accepted, as dead letters keep them."""
         address = parse_topic(delivery.topic)
         assert address is not None
         name = address[1]
@@ -212,13 +212,14 @@ class Checker:
             assert not isinstance(payload, Fault)
             frame = gbt32960.decode(payload)
             assert not isinstance(frame, Fault)
-            known = [s for s in _timed(frame, delivery.arrival.at) if s[0] in self._catalogue]
-            name, sample = known[index]
+            timed = _timed(frame, delivery.arrival.at)
+            known = [(of, sample) for of, sample in timed if of in self._catalogue]
         else:
             decoded = decode(delivery.payload, delivery.encoding, self._limits)
             assert not isinstance(decoded, Fault)
-            sample = decoded.samples[index]
-        return orjson.dumps(self._catalogue[name].letter(sample))
+            known = [(name, sample) for sample in decoded.samples]
+        kept = (known[index] for index in indexes)
+        return [orjson.dumps(self._catalogue[of].letter(sample)) for of, sample in kept]
 
     def _too_large(self, delivery: Delivery) -> Fault | None:
         size, most = len(delivery.payload), self._limits.payload_bytes
@@ -232,7 +233,8 @@ class Checker:
         )
         rejected = Rejected(label, name, device, *fault, self._raw(delivery, name))
         # What is kept of a packed message may be a thousand times its size.
-        return Checked(label, [rejected], max(len(delivery.payload), len(rejected.payload)))
+        size_bytes = max(len(delivery.payload), len(rejected.payload)) + len(delivery.topic)
+        return Checked(label, [rejected], size_bytes)
 
     def _raw(self, delivery: Delivery, name: str | None) -> bytes:
         """The raw message without what must never be stored; empty where that cannot be told.

@@ -4,7 +4,9 @@ IngestError
 ├── ConfigError       stop, exit 2: the configuration is wrong
 ├── SchemaError       stop, exit 2: a schema file cannot become a table
 ├── Unavailable       keep the batch, wait, try again on a new connection
-│   └── NotReady      the same, but a person has to act: the text says what to do
+│   ├── NotReady      the same, but a person has to act: the text says what to do
+│   ├── TooMuch       the same, with half as much at a time
+│   └── Unforeseen    the same, unless it is single rows that fail: then those are refused
 ├── Refused           the store will never take one of these rows: bisect
 └── ServerError       an embedded server (demo, bench, tests) did not come up
 """
@@ -32,6 +34,18 @@ class Unavailable(IngestError):
 
 class NotReady(Unavailable):
     """The server answers but a person has to act first; the text says what to do."""
+
+
+class TooMuch(Unavailable):
+    """The server has not enough of something for the whole batch: halve it."""
+
+
+class Unforeseen(Unavailable):
+    """An error that nobody foresaw: a trigger of the operator's, a policy, a damaged index.
+
+    It counts as away, so nothing is lost by it. Where other rows of a batch can be stored, what
+    fails alone is refused.
+    """
 
 
 class Refused(IngestError):

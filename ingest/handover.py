@@ -63,13 +63,14 @@ class Adoption:
             if up_since_s is not None and time.monotonic() - up_since_s >= self._after_s:
                 try:
                     async with registry.reading(self._settings) as connection:
-                        if await registry.is_adopter(connection):
-                            await self._adopt_all(connection)
+                        await self._adopt_all(connection)
                 except Unavailable as exc:
                     log.warning("adoption ended early", why=str(exc))
 
     async def _adopt_all(self, connection: asyncpg.Connection) -> None:
         for gone in await registry.silent(connection, self._settings, self._after_s):
+            if not await registry.may_adopt(connection, self._settings):
+                return
             now_s = time.monotonic()
             if self._left_alone.get(gone.client_id, 0.0) > now_s:
                 continue

@@ -134,6 +134,11 @@ class Metrics:
             ["stream"],
             registry=registry,
         )
+        self.descriptions_refused = Counter(
+            "iov_descriptions_refused",
+            "What devices said about themselves and the store refused",
+            registry=registry,
+        )
         self.unknown_fields = Counter(
             "iov_unknown_fields", "Fields no schema names", ["stream"], registry=registry
         )

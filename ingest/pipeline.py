@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import groupby
 from operator import attrgetter
 from typing import Protocol
@@ -22,7 +23,7 @@ from ingest.check import Checker
 from ingest.metrics import Metrics, Trigger
 from ingest.model import Checked, Delivery, Reason, Row
 from ingest.source import Inbox
-from ingest.store import Written
+from ingest.store import More, Written
 
 _LOG_INTERNAL_EVERY_S = 10.0
 _LONGEST_CHECK_S = 0.02
@@ -36,8 +37,11 @@ log = structlog.get_logger("pipeline")
 class Store(Protocol):
     """Where batches go."""
 
-    async def write(self, batch: Batch) -> Written:
-        """Commit the batch, for ever if need be; what came of it."""
+    async def write(self, batch: Batch, more: More) -> Written:
+        """Commit the batch, however long that takes; what came of it.
+
+        `more` gives what has come meanwhile, which the store may put into the batch.
+        """
 
 
 class Pipeline:
@@ -113,10 +117,17 @@ class Pipeline:
     async def _write(self) -> None:
         while (batch := await self._next()) is not None:
             closed_s = time.monotonic()
-            written = await self._store.write(batch)
+            written = await self._store.write(batch, partial(self._more, batch))
             self._inbox.settle(batch.deliveries)
             self._count(batch, written, closed_s)
             self._committed(batch, written.letters)
+
+    def _more(self, batch: Batch) -> Batch | None:
+        """The open batch, for one that cannot be stored alone and is not too large for it."""
+        if not self._batcher.may_grow(batch) or (another := self._batcher.take()) is None:
+            return None
+        self._taken.set()
+        return another
 
     async def _next(self) -> Batch | None:
         """The next batch, as soon as it is full or has waited; None after the last one."""

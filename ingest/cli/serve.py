@@ -59,7 +59,12 @@ def migrate_(
 
 async def _migrate(settings: Settings, catalogue: Catalogue, *, dry_run: bool) -> Any:
     try:
-        return await migrate(settings, catalogue, dry_run=dry_run)
+        return await migrate(
+            settings,
+            catalogue,
+            dry_run=dry_run,
+            waiting=lambda whom: people.print(f"waiting for {escape(whom)}"),
+        )
     except Exception as exc:
         failure = meaning(exc)
         if failure is None:

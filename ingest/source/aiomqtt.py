@@ -40,6 +40,7 @@ _UNSUPPORTED_VERSION = {1, 0x84}
 """CONNACK reasons: MQTT 3.1.1, 3.2.2.3 and MQTT 5, 3.2.2.2."""
 _SESSION_TAKEN_OVER = 0x8E
 _PAUSE_CHECK_S = 1.0
+_MOST_PROPERTY_CHARACTERS = 100
 
 
 class _Connection:
@@ -71,7 +72,7 @@ class _Connection:
                 m.topic.value,
                 _payload(m),
                 _encoding(m),
-                getattr(m.properties, "ContentType", None),
+                _short(getattr(m.properties, "ContentType", None)),
                 m.mid if m.qos else None,
                 arrival,
                 self,
@@ -110,7 +111,12 @@ def _payload(message: aiomqtt.Message) -> bytes:
 
 def _encoding(message: aiomqtt.Message) -> str | None:
     pairs = getattr(message.properties, "UserProperty", None) if message.properties else None
-    return dict(pairs).get("content-encoding") if pairs else None
+    return _short(dict(pairs).get("content-encoding")) if pairs else None
+
+
+def _short(text: str | None) -> str | None:
+    """A property as far as it matters: it may have 64 KiB that nobody counts."""
+    return text and text[:_MOST_PROPERTY_CHARACTERS]
 
 
 class AiomqttClient:

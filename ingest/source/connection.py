@@ -21,6 +21,7 @@ from ingest.source.inbox import Inbox
 from ingest.source.packets import PacketReader, Unreadable, pubacks
 from ingest.source.version import CONNACK_OF_MQTT_3
 
+_MOST_PROPERTY_CHARACTERS = 100
 _Disconnect = mqtt5.DisconnectReasonCode
 
 
@@ -83,12 +84,17 @@ class Connection(asyncio.BufferedProtocol):
                 encoding = None
                 if packet.user_properties:
                     encoding = dict(packet.user_properties).get("content-encoding")
+                    encoding = encoding and encoding[:_MOST_PROPERTY_CHARACTERS]
+                content_type = packet.content_type
+                if content_type is not None:
+                    # Up to 64 KiB each that nobody counts.
+                    content_type = content_type[:_MOST_PROPERTY_CHARACTERS]
                 deliveries.append(
                     Delivery(
                         packet.topic,
                         packet.payload,
                         encoding,
-                        packet.content_type,
+                        content_type,
                         packet.packet_id,
                         arrival,
                         self,

@@ -2,18 +2,20 @@
 
 from ingest.store.connect import connect, durability_problem, expect_migrated
 from ingest.store.copy import copy
-from ingest.store.failures import meaning
+from ingest.store.failures import away, meaning
 from ingest.store.heartbeat import Heartbeat
 from ingest.store.migrate import migrate
 from ingest.store.partitions import make_ahead
 from ingest.store.watch import Watch
-from ingest.store.writer import Writer, Written
+from ingest.store.writer import More, Writer, Written
 
 __all__ = [
     "Heartbeat",
+    "More",
     "Watch",
     "Writer",
     "Written",
+    "away",
     "connect",
     "copy",
     "durability_problem",

@@ -10,7 +10,7 @@ import asyncio
 import asyncpg
 from asyncpg.exceptions import InternalClientError
 
-from ingest.errors import IngestError, NotReady, Refused, Unavailable
+from ingest.errors import IngestError, NotReady, Refused, TooMuch, Unavailable, Unforeseen
 
 
 class DuplicateKey(IngestError):
@@ -24,7 +24,15 @@ class NoPartition(IngestError):
 _AWAY_CLASSES = {"08", "40", "53", "55", "58"}
 _AWAY = {"25006", "25P03", "57014"}
 """Read-only, idle in transaction for too long, statement timeout."""
+_OUT_OF_MEMORY = "53200"
+"""Also of shared memory: the table of locks is full."""
 _REFUSED_CLASSES = {"22", "23", "54"}
+
+SINGLE = f"""
+left(SQLSTATE, 2) NOT IN ({", ".join(f"'{c}'" for c in sorted(_AWAY_CLASSES | {"28", "3D", "42"}))})
+AND left(SQLSTATE, 3) <> '57P' AND SQLSTATE NOT IN ({", ".join(f"'{s}'" for s in sorted(_AWAY))})
+"""
+"""In PL/pgSQL: whether an error may be about a single row, rather than about the server."""
 
 
 def meaning(exc: Exception) -> IngestError | None:
@@ -39,6 +47,14 @@ def meaning(exc: Exception) -> IngestError | None:
     return None
 
 
+def away(exc: Exception) -> Unavailable | None:
+    """Like `meaning` where no row is at stake: whatever the database says, it is away for now."""
+    failure = meaning(exc)
+    if failure is None or isinstance(failure, Unavailable):
+        return failure
+    return Unforeseen(f"{failure}: {exc}")
+
+
 def unless_cancelled(exc: Exception) -> None:
     """Raise CancelledError where `exc` came in its place: asyncpg's roll-back may replace it."""
     task = asyncio.current_task()
@@ -46,13 +62,15 @@ def unless_cancelled(exc: Exception) -> None:
         raise asyncio.CancelledError from exc
 
 
-def _by_sqlstate(exc: asyncpg.PostgresError) -> IngestError | None:
+def _by_sqlstate(exc: asyncpg.PostgresError) -> IngestError:
     state: str = exc.sqlstate or ""
     told = f"{state} {type(exc).__name__}"
     if state == "23505":
         return DuplicateKey(told)
     if state == "23514" and not exc.constraint_name:
         return NoPartition(told)
+    if state == _OUT_OF_MEMORY:
+        return TooMuch(f"{told}: {exc}")
     if state[:2] in _AWAY_CLASSES or state[:3] == "57P" or state in _AWAY:
         return Unavailable(f"{told}: {exc}")
     if state[:2] == "42":
@@ -63,4 +81,4 @@ def _by_sqlstate(exc: asyncpg.PostgresError) -> IngestError | None:
         return NotReady(f"{told}: {exc}")
     if state[:2] in _REFUSED_CLASSES:
         return Refused(told)
-    return None
+    return Unforeseen(f"{told}: {exc}")

@@ -7,17 +7,19 @@ several may start at once and a failure leaves the database as it was.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
 from importlib.resources import files
 from typing import NamedTuple
 
 import asyncpg
 
 from ingest.config import Settings
-from ingest.errors import NotReady
+from ingest.errors import NotReady, Unavailable
 from ingest.schema import Catalogue, Stream
 from ingest.schema.table import add_column, comment_on, create_table, quoted, table_columns
 from ingest.store.connect import connect
+from ingest.store.registry import reading
 
 WORKER_ROLE = "iov_worker"
 """Group role that may do what a worker does and owns nothing."""
@@ -25,6 +27,13 @@ READER_ROLE = "iov_reader"
 """Group role that reads streams, for dashboards and consumers; not VINs, not rejected payloads."""
 
 _LOCK = 0x696F_7669  # "iovi"
+_LOCK_WAIT_S, _TABLE_LOCK_WAIT_S = 60, 20
+_LOOK_EVERY_S = 0.5
+_BLOCKERS = """
+SELECT pid, usename, application_name,
+    extract(epoch FROM clock_timestamp() - xact_start)::integer AS seconds
+FROM pg_stat_activity WHERE pid = ANY(pg_blocking_pids($1))
+"""
 _COLUMNS = """
 SELECT a.attname::text AS name, format_type(a.atttypid, a.atttypmod) AS type,
        col_description(c.oid, a.attnum) AS comment
@@ -49,28 +58,62 @@ class Step(NamedTuple):
     statements: list[str]
 
 
-async def migrate(settings: Settings, catalogue: Catalogue, *, dry_run: bool = False) -> list[Step]:
+async def migrate(
+    settings: Settings,
+    catalogue: Catalogue,
+    *,
+    dry_run: bool = False,
+    waiting: Callable[[str], None] = lambda _: None,
+) -> list[Step]:
     """Apply what is missing and return it; with `dry_run` only return it.
 
-    Raises NotReady where a schema and a table contradict each other; nothing is changed then.
+    `waiting` is told for whom it waits. Raises NotReady where a schema and a table contradict each
+    other, Unavailable where somebody holds a lock for too long; nothing is changed then.
     """
     connection = await connect(
         settings, "iov-ingest migrate", command_timeout_s=None,
-        statement_timeout="0", lock_timeout="0",
+        statement_timeout="0", lock_timeout=f"{_LOCK_WAIT_S}s",
     )  # fmt: skip
+    blockers: list[str] = []
+    looking = asyncio.create_task(
+        _look_for_blockers(settings, connection.get_server_pid(), blockers, waiting),
+        name="blockers of migrate",
+    )
     try:
         async with connection.transaction():
             await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
             # Whoever waits for a table's lock has everybody else wait behind; not for long.
-            await connection.execute("SET LOCAL lock_timeout = '20s'")
+            await connection.execute(f"SET LOCAL lock_timeout = '{_TABLE_LOCK_WAIT_S}s'")
             steps = await _plan(connection, settings, catalogue)
             if not dry_run:
                 for step in steps:
                     for statement in step.statements:
                         await connection.execute(statement)
-        return steps
+    except asyncpg.LockNotAvailableError as exc:
+        whom = blockers[-1] if blockers else "somebody who was not seen"
+        raise Unavailable(f"a lock was not had in time; it waited for {whom}") from exc
     finally:
+        looking.cancel()
+        await asyncio.wait([looking])
         connection.terminate()
+    return steps
+
+
+async def _look_for_blockers(
+    settings: Settings, pid: int, found: list[str], waiting: Callable[[str], None]
+) -> None:
+    """Note whom a backend waits for, until cancelled."""
+    async with reading(settings) as connection:
+        while True:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            for row in await connection.fetch(_BLOCKERS, pid):
+                whom = (
+                    f"process {row['pid']} of user {row['usename']} ({row['application_name']}), "
+                    f"in a transaction for {row['seconds']} s"
+                )
+                if whom not in found:
+                    waiting(whom)
+                found.append(whom)
 
 
 async def _plan(
@@ -198,6 +241,7 @@ def _base_grants() -> dict[int, list[str]]:
             _granted("GRANT INSERT (device, first_seen_at) ON iov.device"),
         ],
         3: [_granted("GRANT SELECT, INSERT, UPDATE, DELETE ON iov.worker")],
+        5: [_granted("GRANT SELECT, UPDATE ON iov.mutex")],
     }
 
 

@@ -18,6 +18,25 @@ WHERE relnamespace = 'iov'::regnamespace AND relkind = 'p' AND relname = ANY($1:
 """
 
 
+_MISSING = """
+SELECT w.tab, w.day FROM unnest($1::text[], $2::date[]) AS w (tab, day)
+WHERE NOT EXISTS (
+    SELECT FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+    JOIN pg_class p ON p.oid = i.inhparent
+    WHERE p.relnamespace = 'iov'::regnamespace AND p.relname = w.tab AND NOT i.inhdetachpending
+      AND c.relname ~ ('^' || w.tab || '_' || to_char(w.day, 'YYYYMMDD') || '(_again)*$')
+)
+"""
+
+
+async def missing(
+    connection: asyncpg.Connection, tables_and_days: Iterable[tuple[str, date]]
+) -> list[tuple[str, date]]:
+    """Those that have no partition of the name we give, in order."""
+    tables, days = zip(*sorted(tables_and_days), strict=True)
+    return [tuple(row) for row in await connection.fetch(_MISSING, tables, days)]
+
+
 async def make_partitions(
     connection: asyncpg.Connection, tables_and_days: Iterable[tuple[str, date]]
 ) -> int:

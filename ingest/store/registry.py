@@ -12,9 +12,8 @@ from typing import NamedTuple
 import asyncpg
 
 from ingest.config import Settings
-from ingest.errors import Unavailable
 from ingest.store.connect import connect
-from ingest.store.failures import meaning, unless_cancelled
+from ingest.store.failures import away, unless_cancelled
 
 ALIVE_S = 30.0
 """A worker heard of within so long is at work: six heartbeats."""
@@ -58,7 +57,13 @@ WHERE broker = $1 AND subscription = $2 AND client_id <> $3
   AND clock_timestamp() - heartbeat_at >= make_interval(secs => $4)
 ORDER BY heartbeat_at
 """
-_ADOPTION, _LEAVING = 0x696F_7661, 0x696F_766C  # "iova", "iovl"
+_LOCK_LEAVING = "SELECT FROM iov.mutex WHERE name = 'leave' FOR UPDATE"
+_HOLD_ADOPTION = """
+UPDATE iov.mutex SET holder = $1, held_until = clock_timestamp() + make_interval(secs => $2)
+WHERE name = 'adopt' AND (holder = $1 OR held_until IS NULL OR held_until < clock_timestamp())
+"""
+ADOPTION_HELD_S = 600.0
+"""How long nobody else adopts after the last word of who does."""
 
 
 class Registered(NamedTuple):
@@ -82,8 +87,8 @@ async def reading(settings: Settings) -> AsyncIterator[asyncpg.Connection]:
             connection.terminate()
     except Exception as exc:
         unless_cancelled(exc)
-        failure = meaning(exc)
-        if not isinstance(failure, Unavailable) or failure is exc:
+        failure = away(exc)
+        if failure is None or failure is exc:
             raise
         raise failure from exc
 
@@ -128,7 +133,7 @@ async def may_leave(
     stay, unless it may be the `last`. One at a time, or the last two would let each other go.
     """
     async with connection.transaction():
-        await connection.execute("SELECT pg_advisory_xact_lock($1)", _LEAVING)
+        await connection.execute(_LOCK_LEAVING)
         staying = await connection.fetchval(
             _OTHERS, broker_of(settings), worker.client_id, worker.subscription, ALIVE_S
         )
@@ -172,7 +177,12 @@ async def end_backends(connection: asyncpg.Connection, name: str) -> None:
     await connection.execute(_END_BACKENDS, name)
 
 
-async def is_adopter(connection: asyncpg.Connection) -> bool:
-    """Whether this connection is the one that may adopt, for as long as it lives."""
-    mine: bool = await connection.fetchval("SELECT pg_try_advisory_lock($1)", _ADOPTION)
-    return mine
+async def may_adopt(connection: asyncpg.Connection, settings: Settings) -> bool:
+    """Become the one worker that adopts, or stay it; false if another one is.
+
+    It holds for `ADOPTION_HELD_S`, so ask again before each session.
+    """
+    status: str = await connection.execute(
+        _HOLD_ADOPTION, settings.application_name, ADOPTION_HELD_S
+    )
+    return status == "UPDATE 1"

@@ -1,21 +1,50 @@
-"""The careful way into a table: duplicates fall out, refused rows are found by halves.
+"""The careful way into a table: duplicates fall out, refused rows are found.
 
 Rows are copied to a temporary table without keys and inserted from there with ON CONFLICT DO
-NOTHING, in the order they came, so that the first one wins.
+NOTHING, in the order they are given, so that the first one wins. Where that fails the server goes
+through them, some at a time and then one by one, each in a subtransaction: 2,000 refused rows among
+4,000 take it half a second, and us one question.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import asyncpg
 
-from ingest.errors import Refused
+from ingest.errors import IngestError, Refused, Unforeseen
 from ingest.schema import Stream
 from ingest.schema.table import quoted
 from ingest.store.copy import copy
-from ingest.store.failures import meaning, unless_cancelled
+from ingest.store.failures import SINGLE, DuplicateKey, NoPartition, meaning, unless_cancelled
+from ingest.store.halves import write_what_can_be
+
+_TOGETHER = 64
+"""Rows that are tried together. A subtransaction that stays takes a place in the table of locks."""
+_PLACE = "iov_place"
+_REFUSED = "iov_refused"
+
+
+class Refusal(NamedTuple):
+    """Why the store refuses a row."""
+
+    detail: str
+    """SQLSTATE and its name, never a value."""
+    unforeseen: str | None = None
+    """The server's words for an error that nobody foresaw; it may not be the row's fault."""
+    closed: bool = False
+    """It is its day that cannot be written."""
+
+
+@dataclass(slots=True)
+class Merged:
+    """What came of the rows; those in none of the numbers were duplicates."""
+
+    stored: int = 0
+    refused: dict[int, Refusal] = field(default_factory=dict)
+    """By position."""
 
 
 async def merge(
@@ -23,44 +52,111 @@ async def merge(
     stream: Stream,
     names: Sequence[str],
     records: Sequence[Sequence[Any]],
-) -> tuple[int, dict[int, str]]:
-    """(rows stored, what was refused by position and why); the rest were duplicates.
+) -> Merged:
+    """Store what can be stored of `records`, which are in the order of their key.
 
     Runs inside the batch's transaction and leaves it usable. Raises what concerns the whole batch:
-    a missing partition, a server that is away.
+    NoPartition, a server that is away.
     """
-    stage = f"stage_{stream.table}"
+    stage = quoted(f"stage_{stream.table}")
     every = ", ".join(map(quoted, stream.column_names))
-    columns = ", ".join(map(quoted, names))
     await connection.execute(
-        f"CREATE TEMPORARY TABLE IF NOT EXISTS {quoted(stage)} ON COMMIT DELETE ROWS "
-        f"AS SELECT {every} FROM iov.{quoted(stream.table)} WITH NO DATA"
+        f"CREATE TEMPORARY TABLE IF NOT EXISTS {stage} ON COMMIT DELETE ROWS "
+        f"AS SELECT {every}, 0 AS {_PLACE} FROM iov.{quoted(stream.table)} WITH NO DATA"
     )
+    placed = [(*record, place) for place, record in enumerate(records)]
+
+    async def stage_(some: Sequence[Sequence[Any]]) -> None:
+        await copy(connection, "pg_temp", f"stage_{stream.table}", [*names, _PLACE], some)
+
+    # What the driver cannot encode and the server cannot read is found here.
+    unreadable = await write_what_can_be(connection, placed, stage_)
+    merged = Merged(refused={place: _refusal(why) for place, why in unreadable.items()})
+    columns = ", ".join(map(quoted, names))
     insert = (
-        f"INSERT INTO iov.{quoted(stream.table)} ({columns}) "
-        f"SELECT {columns} FROM pg_temp.{quoted(stage)} ON CONFLICT DO NOTHING"
+        f"INSERT INTO iov.{quoted(stream.table)} ({columns}) SELECT {columns} "
+        f"FROM pg_temp.{stage} ORDER BY {_PLACE} ON CONFLICT DO NOTHING"
     )
-    stored = 0
-    refused: dict[int, str] = {}
-    parts = [(0, len(records))]
-    while parts:
-        start, end = parts.pop()
-        try:
-            async with connection.transaction():
-                part = records[start:end]
-                await copy(connection, "pg_temp", stage, names, part)
-                status: str = await connection.execute(insert)
-                await connection.execute(f"TRUNCATE pg_temp.{quoted(stage)}")
-        except Exception as exc:
-            unless_cancelled(exc)
-            failure = meaning(exc)
-            if not isinstance(failure, Refused):
-                raise
-            if end - start == 1:
-                refused[start] = str(failure)
-            else:
-                middle = (start + end) // 2
-                parts += [(middle, end), (start, middle)]
-        else:
-            stored += int(status.rsplit(" ", 1)[1])
-    return stored, refused
+    try:
+        async with connection.transaction():
+            status: str = await connection.execute(insert)
+            merged.stored = int(status.rsplit(" ", 1)[1])
+    except Exception as exc:
+        unless_cancelled(exc)
+        failure = meaning(exc)
+        if not isinstance(failure, Refused | Unforeseen | DuplicateKey):
+            raise
+        await _one_by_one(connection, stream, names, merged)
+    return merged
+
+
+def _refusal(failure: IngestError) -> Refusal:
+    """Without the server's words, which may quote the row."""
+    if isinstance(failure, Unforeseen):
+        return Refusal(str(failure).split(":")[0], str(failure))
+    return Refusal(str(failure))
+
+
+async def _one_by_one(
+    connection: asyncpg.Connection, stream: Stream, names: Sequence[str], merged: Merged
+) -> None:
+    """Have the server find out which rows it refuses, and store the others."""
+    await connection.execute(
+        f"CREATE TEMPORARY TABLE IF NOT EXISTS {_REFUSED} "
+        "(place integer, state text, missing boolean, why text, stored integer) "
+        "ON COMMIT DELETE ROWS"
+    )
+    await connection.execute(f"DELETE FROM pg_temp.{_REFUSED}")  # another stream's
+    await connection.execute(_program(stream, names))
+    merged.stored = await connection.fetchval(
+        f"SELECT coalesce(sum(stored), 0) FROM pg_temp.{_REFUSED}"
+    )
+    rows = await connection.fetch(
+        f"SELECT place, state, missing, why FROM pg_temp.{_REFUSED} WHERE place IS NOT NULL"
+    )
+    if any(row["missing"] for row in rows):
+        raise NoPartition("23514")
+    for place, state, _, why in rows:
+        failure = meaning(asyncpg.PostgresError.new({"C": state, "M": why}))
+        assert failure is not None
+        merged.refused[place] = _refusal(failure)
+
+
+def _program(stream: Stream, names: Sequence[str]) -> str:
+    """PL/pgSQL that stores what it can, and notes how much and what it could not."""
+    table, stage = f"iov.{quoted(stream.table)}", f"pg_temp.{quoted(f'stage_{stream.table}')}"
+    columns = ", ".join(map(quoted, names))
+    values = ", ".join(f"one.{quoted(name)}" for name in names)
+    return f"""
+DO $program$
+DECLARE
+    first integer;
+    one record;
+    number integer;
+    broken text;
+BEGIN
+    FOR first IN SELECT DISTINCT {_PLACE} / {_TOGETHER} FROM {stage} ORDER BY 1 LOOP
+        BEGIN
+            INSERT INTO {table} ({columns}) SELECT {columns} FROM {stage}
+                WHERE {_PLACE} / {_TOGETHER} = first ORDER BY {_PLACE} ON CONFLICT DO NOTHING;
+            GET DIAGNOSTICS number = ROW_COUNT;
+            INSERT INTO pg_temp.{_REFUSED} (stored) VALUES (number);
+        EXCEPTION WHEN OTHERS THEN
+            IF NOT ({SINGLE}) THEN RAISE; END IF;
+            FOR one IN SELECT * FROM {stage} WHERE {_PLACE} / {_TOGETHER} = first
+                ORDER BY {_PLACE} LOOP
+                BEGIN
+                    INSERT INTO {table} ({columns}) VALUES ({values}) ON CONFLICT DO NOTHING;
+                    GET DIAGNOSTICS number = ROW_COUNT;
+                    INSERT INTO pg_temp.{_REFUSED} (stored) VALUES (number);
+                EXCEPTION WHEN OTHERS THEN
+                    IF NOT ({SINGLE}) THEN RAISE; END IF;
+                    GET STACKED DIAGNOSTICS broken = CONSTRAINT_NAME;
+                    INSERT INTO pg_temp.{_REFUSED} VALUES (
+                        one.{_PLACE}, SQLSTATE, SQLSTATE = '23514' AND broken = '', SQLERRM);
+                END;
+            END LOOP;
+        END;
+    END LOOP;
+END
+$program$"""

@@ -14,11 +14,10 @@ import asyncpg
 import structlog
 
 from ingest.config import Settings
-from ingest.errors import Unavailable
 from ingest.metrics import Metrics
 from ingest.schema import Catalogue
 from ingest.store.connect import connect, durability_problem, expect_migrated
-from ingest.store.failures import meaning, unless_cancelled
+from ingest.store.failures import away, unless_cancelled
 from ingest.store.partitions import DAYS_AHEAD, make_ahead
 from ingest.store.writer import Writer
 
@@ -60,8 +59,8 @@ class Watch:
                 problem = await self._problem()
         except Exception as exc:
             unless_cancelled(exc)
-            failure = meaning(exc)
-            if not isinstance(failure, Unavailable):
+            failure = away(exc)
+            if failure is None:
                 raise
             self._metrics.database_up.set(0)
             self._say(str(failure))

@@ -2,9 +2,12 @@
 
 The fast way is COPY straight into the stream's table. Where a key is there already or a row is
 refused, the batch is rolled back and goes the careful way: through a staging table, where
-duplicates fall out and a refused row is found by halves. Whatever the failure, the batch is never
-given up; only an error that is none of the database's ends the process, and the broker still has
-the messages.
+duplicates fall out and refused rows are found. What is too much for the server is halved, and what
+a half has committed is not tried again. Whatever the failure, the batch is never given up; only an
+error that is none of the database's ends the process, and the broker still has the messages.
+
+Streams are written in the order of their names and rows in the order of their keys, by every
+worker: two that store the same samples would else wait for each other in a circle.
 """
 
 from __future__ import annotations
@@ -12,31 +15,47 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from functools import reduce
-from operator import or_
+from operator import itemgetter, or_
 from random import Random
+from typing import NamedTuple
 
 import asyncpg
 import structlog
 
 from ingest.backoff import Backoff
-from ingest.batch import Batch, DeadLetter, dead_letter
+from ingest.batch import Batch, DeadLetter, Description, dead_letter
 from ingest.budget import Budget
 from ingest.config import Settings
-from ingest.errors import IngestError, Refused, Unavailable
+from ingest.errors import IngestError, Refused, TooMuch, Unavailable, Unforeseen
 from ingest.metrics import Metrics
-from ingest.model import Delivery, Reason, Rejected, Row
+from ingest.model import OTHER, Delivery, Reason, Rejected, Row
 from ingest.schema import Catalogue, Stream
 from ingest.store.connect import connect, expect_migrated
 from ingest.store.copy import copy
 from ingest.store.devices import DeviceIds, describe
-from ingest.store.failures import DuplicateKey, NoPartition, meaning, unless_cancelled
-from ingest.store.partitions import make_partitions
-from ingest.store.staging import merge
+from ingest.store.failures import (
+    DuplicateKey,
+    NoPartition,
+    away,
+    meaning,
+    unless_cancelled,
+)
+from ingest.store.halves import halves, write_what_can_be
+from ingest.store.partitions import make_partitions, missing
+from ingest.store.staging import Refusal, merge
 
 _FIRST_DELAY_S, _MOST_DELAY_S = 0.1, 10.0
+CLOSED_S = 60.0
+"""How long a day that cannot be written is left alone: each attempt may hold up the rest."""
+PARTITIONS_PER_MINUTE = 120
+"""Made on demand for one device: as many days of four streams as are accepted by default."""
+_TS = 1
+_key = itemgetter(0, 1, 2)
 _LOG_EVERY = 30
 _END_GHOSTS = """
 SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
@@ -51,13 +70,69 @@ log = structlog.get_logger("store")
 class Written:
     """What one committed batch came to."""
 
-    stored: dict[str, int] = field(default_factory=dict)
-    duplicate: dict[str, int] = field(default_factory=dict)
-    refused: dict[str, int] = field(default_factory=dict)
-    suppressed: dict[str, int] = field(default_factory=dict)
-    """Of these, dead letters beyond their device's budget."""
+    stored: Counter[str] = field(default_factory=Counter)
+    duplicate: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
+    suppressed: Counter[str] = field(default_factory=Counter)
+    """Of these, dead letters beyond their device's budget, or that the store refuses as well."""
     letters: list[DeadLetter] = field(default_factory=list)
     """All that are kept."""
+
+    @property
+    def good(self) -> bool:
+        """Whether a row was stored, now or before: so the store as such works."""
+        return self.stored.total() + self.duplicate.total() > 0
+
+    def add(self, other: Written) -> None:
+        """Take in what a part of the batch came to."""
+        self.stored += other.stored
+        self.duplicate += other.duplicate
+        self.refused += other.refused
+        self.suppressed += other.suppressed
+        self.letters += other.letters
+
+
+@dataclass(slots=True)
+class Part:
+    """What is committed in one transaction: a batch, or a half of one that was too much."""
+
+    rows: dict[str, list[Row]]
+    letters: list[DeadLetter]
+    described: list[Description]
+
+    @property
+    def size(self) -> int:
+        """Number of what would be written."""
+        return sum(map(len, self.rows.values())) + len(self.letters) + len(self.described)
+
+    def halves(self) -> list[Part]:
+        """Two parts, the first of what came first."""
+        parts = [Part({}, [], []), Part({}, [], [])]
+        for name, rows in self.rows.items():
+            for half, some in zip(parts, halves(rows), strict=True):
+                if some:
+                    half.rows[name] = some
+        for half, letters in zip(parts, halves(self.letters), strict=True):
+            half.letters = letters
+        for half, described in zip(parts, halves(self.described), strict=True):
+            half.described = described
+        return [half for half in parts if half.size]
+
+
+class Closed(NamedTuple):
+    """A day of a stream that cannot be written."""
+
+    until_s: float
+    """Monotonic time when it is tried again."""
+    why: str
+
+
+More = Callable[[], Batch | None]
+"""What has come since the batch was closed; None if nothing has, or it would be too much."""
+
+
+def _no_more() -> None:
+    return None
 
 
 class Writer:
@@ -68,7 +143,7 @@ class Writer:
         settings: Settings,
         catalogue: Catalogue,
         metrics: Metrics,
-        sample_json: Callable[[Delivery, int], bytes],
+        samples_json: Callable[[Delivery, Sequence[int]], list[bytes]],
         budget: Budget,
         random: Random,
         name: str | None = None,
@@ -80,7 +155,7 @@ class Writer:
         self._name = name or settings.application_name
         self._catalogue = catalogue
         self._metrics = metrics
-        self._sample_json = sample_json
+        self._samples_json = samples_json
         self._budget = budget
         self._backoff = Backoff(_FIRST_DELAY_S, _MOST_DELAY_S, random)
         self._connection: asyncpg.Connection | None = None
@@ -88,118 +163,285 @@ class Writer:
         self._connections = 0
         self._failures = 0
         self._careful = False
+        self._slow = False
+        self._warning: str | None = None
+        self._closed: dict[tuple[str, date], Closed] = {}
+        self._partitions = Budget(PARTITIONS_PER_MINUTE, 0)
         self._stale = False
         self._lock = asyncio.Lock()
         self._limit: asyncio.Timeout | None = None
         self._batch_waits = False
 
-    async def write(self, batch: Batch) -> Written:
-        """Commit the batch, however often that has to be tried."""
-        while True:
+    async def write(self, batch: Batch, more: More = _no_more) -> Written:
+        """Commit the batch, however often that has to be tried.
+
+        `more` is asked for what has come meanwhile where nothing of the batch can be stored and
+        nobody knows why: whether that is the batch's fault or the server's, others will show.
+        """
+        total = Written()
+        parts = [Part(batch.rows, batch.dead_letters, batch.described)]
+        kept: dict[int, bool] = {}
+        while parts:
             try:
                 async with self._lock, self._deadline():
-                    written = await self._attempt(batch)
+                    written = await self._attempt(parts[-1], kept, proven=total.good)
             except Exception as exc:
                 unless_cancelled(exc)
                 failure = meaning(exc)
                 if failure is None:
                     self._drop()
                     raise
-                await self._recover(failure, batch)
+                await self._recover(failure, parts)
+                whole = len(parts) == 1 and not total.good
+                if whole and isinstance(failure, Unforeseen) and (another := more()) is not None:
+                    batch.absorb(another)
+                    parts = [Part(batch.rows, batch.dead_letters, batch.described)]
             else:
+                parts.pop()
+                total.add(written)
                 self._batch_waits = False
                 self._works()
-                self._careful = any(written.duplicate.values())
-                return written
+                self._careful = written.duplicate.total() > 0
+        return total
 
-    async def _attempt(self, batch: Batch) -> Written:
+    async def _attempt(self, part: Part, kept: dict[int, bool], *, proven: bool) -> Written:
+        """Try one transaction.
+
+        `kept` says of rows that were refused, by identity, if their letter is kept. That is decided
+        once, so that a retry does not charge a device's budget again. `proven`: another part could
+        be stored, so what fails here is at fault itself.
+        """
         connection, ids_of = await self._connected()
-        ids = await ids_of.resolve({row.device for rows in batch.rows.values() for row in rows})
-        for rows in batch.rows.values():
-            # In place: a copy of every row was 4 % of all CPU time.
-            for row in rows:
-                row.values[0] = ids[row.device]
-        written = Written(letters=list(batch.dead_letters))
-        async with connection.transaction():
-            for name, rows in batch.rows.items():
-                stream = self._catalogue[name]
-                columns = _columns(stream, rows)
-                records = [row.values for row in rows]
-                if self._careful:
-                    stored, refused = await merge(connection, stream, columns, records)
-                    kept = self._refused(batch, name, refused)
-                    written.letters += kept
-                    written.stored[name] = stored
-                    written.refused[name] = len(refused)
-                    written.suppressed[name] = len(refused) - len(kept)
-                    written.duplicate[name] = len(records) - stored - len(refused)
-                else:
-                    await copy(connection, "iov", stream.table, columns, records)
-                    written.stored[name] = len(records)
-            if written.letters:
-                await copy(connection, "iov", "dead_letter", DeadLetter._fields, written.letters)
-            if batch.described:
-                await describe(connection, ids, batch.described)
+        devices = {row.device for rows in part.rows.values() for row in rows}
+        ids = await ids_of.resolve(devices | {said.device for said in part.described})
+        written = Written(letters=list(part.letters))
+        transaction = connection.transaction()
+        await transaction.start()
+        try:
+            if self._careful:
+                # What an operator has deferred to the commit fails no later than its row.
+                await connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
+            refusals: list[Refusal] = []
+            for name in sorted(part.rows):
+                refused = await self._write_rows(connection, ids, name, part.rows[name], written)
+                refusals += [refusal for _, refusal in refused]
+                written.letters += self._letters_of(name, refused, kept, written)
+            if not proven and not written.good:
+                _expect_foreseen(refusals)
+            await self._write_letters(connection, written, proven=proven)
+            if part.described:
+                await self._describe(connection, ids, part.described)
+        except BaseException:
+            # On a connection that was cut this raises InterfaceError in place of whatever asyncpg
+            # stumbled over (an AttributeError in mid-COPY), and that says what it means.
+            await transaction.rollback()
+            raise
+        self._warning = None
+        await transaction.commit()
+        if self._warning is not None:
+            # Cancelled while it waited for a standby, a commit is there on this server only.
+            raise Unavailable(f"the commit may not be durable: {self._warning}")
         return written
 
-    def _refused(self, batch: Batch, name: str, refused: dict[int, str]) -> list[DeadLetter]:
-        """The dead letters of what the store refused, as far as its devices' budgets go."""
+    async def _write_rows(
+        self,
+        connection: asyncpg.Connection,
+        ids: Mapping[str, int],
+        name: str,
+        rows: list[Row],
+        written: Written,
+    ) -> list[tuple[Row, Refusal]]:
+        """Write one stream's rows; those that are refused, with why."""
+        stream = self._catalogue[name]
+        # In place: a copy of every row was 4 % of all CPU time.
+        for row in rows:
+            row.values[0] = ids[row.device]
+        refused: list[tuple[Row, Refusal]] = []
+        if self._closed:
+            rows, refused = self._without_closed(stream.table, rows)
+        if rows:
+            columns = _columns(stream, rows)
+            records = [row.values for row in rows]
+            if self._careful:
+                rows = sorted(rows, key=lambda row: _key(row.values))
+                merged = await merge(connection, stream, columns, [row.values for row in rows])
+                refused += [(rows[place], refusal) for place, refusal in merged.refused.items()]
+                written.stored[name] = merged.stored
+                written.duplicate[name] = len(rows) - merged.stored - len(merged.refused)
+            else:
+                records.sort(key=_key)
+                await copy(connection, "iov", stream.table, columns, records)
+                written.stored[name] = len(records)
+        written.refused[name] = len(refused)
+        return refused
+
+    def _without_closed(
+        self, table: str, rows: list[Row]
+    ) -> tuple[list[Row], list[tuple[Row, Refusal]]]:
+        """Set apart the rows of days that cannot be written for now."""
+        now_s, kept, refused = time.monotonic(), [], []
+        for row in rows:
+            closed = self._closed.get((table, row.values[_TS].date()))
+            if closed is None or closed.until_s <= now_s:
+                kept.append(row)
+            else:
+                refused.append((row, Refusal("its day cannot be written", closed.why, closed=True)))
+        return kept, refused
+
+    def _letters_of(
+        self,
+        name: str,
+        refused: list[tuple[Row, Refusal]],
+        kept: dict[int, bool],
+        written: Written,
+    ) -> list[DeadLetter]:
+        """The dead letters of what the store refused.
+
+        What is a sample's own fault is kept as far as its device's budget goes; the rest always.
+        """
         letters, now_s = [], time.monotonic()
-        for position, detail in refused.items():
-            row = batch.rows[name][position]
-            rejected = Rejected(
-                name,
-                name,
-                row.device,
-                Reason.REFUSED_BY_STORE,
-                detail,
-                self._sample_json(row.delivery, row.position),
-            )
-            place = name, position
-            if place not in batch.kept:
-                size = len(rejected.payload)
-                batch.kept[place] = self._budget.allows(rejected.device, size, now_s)
-            if batch.kept[place]:
-                letters.append(dead_letter(row.delivery, rejected))
+        by_delivery: dict[int, list[tuple[Row, Refusal]]] = {}
+        for row, refusal in refused:
+            by_delivery.setdefault(id(row.delivery), []).append((row, refusal))
+        for together in by_delivery.values():
+            delivery = together[0][0].delivery
+            # Taken apart once, however many of its samples are refused.
+            own = self._samples_json(delivery, [row.position for row, _ in together])
+            for (row, refusal), payload in zip(together, own, strict=True):
+                rejected = Rejected(
+                    name, name, row.device, Reason.REFUSED_BY_STORE, refusal.detail, payload
+                )
+                letter = dead_letter(delivery, rejected)
+                if id(row) not in kept:
+                    kept[id(row)] = refusal.unforeseen is not None or self._budget.allows(
+                        row.device, letter.size_bytes, now_s
+                    )
+                if kept[id(row)]:
+                    letters.append(letter)
+                else:
+                    written.suppressed[name] += 1
         return letters
 
-    async def _recover(self, failure: IngestError, batch: Batch) -> None:
+    async def _write_letters(
+        self, connection: asyncpg.Connection, written: Written, *, proven: bool
+    ) -> None:
+        """Write the dead letters; carefully, those that cannot be are found and made plainer."""
+        if not written.letters:
+            return
+        if not self._careful:
+            await copy(connection, "iov", "dead_letter", DeadLetter._fields, written.letters)
+            return
+
+        async def write(letters: Sequence[DeadLetter]) -> None:
+            await copy(connection, "iov", "dead_letter", DeadLetter._fields, letters)
+
+        letters = written.letters
+        refused = await write_what_can_be(connection, letters, write)
+        plainer = {place: letters[place].plain() for place in refused}
+        lost = await write_what_can_be(connection, list(plainer.values()), write)
+        places = list(plainer)
+        gone = {places[index]: failure for index, failure in lost.items()}
+        if gone and not (proven or written.good or len(gone) < len(letters)):
+            raise Unforeseen(f"no dead letter can be stored: {next(iter(gone.values()))}")
+        for place, failure in gone.items():
+            written.suppressed[letters[place].stream or OTHER] += 1
+            log.error("dead letter refused", why=str(failure), reason=letters[place].reason)
+        written.letters = [
+            plainer.get(place, letter) for place, letter in enumerate(letters) if place not in gone
+        ]
+
+    async def _describe(
+        self, connection: asyncpg.Connection, ids: Mapping[str, int], described: list[Description]
+    ) -> None:
+        """Keep what devices say about themselves; what is refused harms no sample."""
+
+        async def write(some: Sequence[Description]) -> None:
+            await describe(connection, ids, some)
+
+        refused = await write_what_can_be(connection, described, write)
+        for place, failure in refused.items():
+            self._metrics.descriptions_refused.inc()
+            log.error("description refused", why=str(failure), device=described[place].device)
+
+    async def _recover(self, failure: IngestError, parts: list[Part]) -> None:
         """Bring about what the next attempt needs."""
+        slow, self._slow = self._slow, False
         match failure:
-            case DuplicateKey() | Refused() if not self._careful:
+            case DuplicateKey() | Refused() | Unforeseen() if not self._careful:
                 self._careful = True
             case NoPartition():
-                await self._make_partitions(batch)
-            case Unavailable():
+                await self._make_partitions(parts[-1])
+            case _:
+                # A server that takes too long, or has not enough, may do with less.
+                if (slow or isinstance(failure, TooMuch)) and parts[-1].size > 1:
+                    parts[-1:] = reversed(parts[-1].halves())
                 self._batch_waits = True
                 self._drop()
                 self._away(str(failure))
                 await asyncio.sleep(self._backoff.delay_s())
-            case _:
-                # The careful way leaves nothing to refuse: this is a bug, not a bad sample.
-                self._drop()
-                raise failure
 
-    async def _make_partitions(self, batch: Batch) -> None:
+    async def _make_partitions(self, part: Part) -> None:
+        """Make what a part needs; a day that cannot be had is closed for a while."""
         wanted = {
-            (self._catalogue[name].table, row.values[1].date())
-            for name, rows in batch.rows.items()
+            (self._catalogue[name].table, row.values[_TS].date()): row.device
+            for name, rows in part.rows.items()
             for row in rows
         }
         try:
             async with self._lock, self._deadline():
                 connection, _ = await self._connected()
-                made = await make_partitions(connection, wanted)
+                lacking = await missing(connection, wanted)
+                made = [
+                    place
+                    for place in lacking
+                    if await self._make_partition(connection, *place, wanted[place])
+                ]
         except Exception as exc:
             unless_cancelled(exc)
             failure = meaning(exc)
-            if not isinstance(failure, Unavailable):
+            if failure is None:
                 raise
-            await self._recover(failure, batch)
-            return
-        log.info("partitions made for late data", made=made)
-        if not made:
+            self._drop()
+            self._away(str(failure))
             await asyncio.sleep(self._backoff.delay_s())
+            return
+        if made:
+            log.info("partitions made for late data", made=len(made))
+        elif not lacking:
+            # Another worker was quicker; or one by one will tell.
+            self._careful = True
+            await asyncio.sleep(self._backoff.delay_s())
+
+    async def _make_partition(
+        self, connection: asyncpg.Connection, table: str, day: date, device: str
+    ) -> bool:
+        """Make one and say so; if that cannot be, close the day."""
+        now_s = time.monotonic()
+        if self._partitions.exhausted(device, now_s):
+            self._close_day(table, day, f"{PARTITIONS_PER_MINUTE} days were made for a device")
+            return False
+        try:
+            await make_partitions(connection, [(table, day)])
+        except asyncpg.PostgresError as exc:
+            if connection.is_closed():
+                raise
+            self._close_day(table, day, f"{exc.sqlstate}: {exc}")
+            return False
+        self._partitions.allows(device, 0, now_s)
+        return True
+
+    def _close_day(self, table: str, day: date, why: str) -> None:
+        told = f"iov.{table} of {day} cannot be written: {why}"
+        log.error("day cannot be written", why=told, for_s=CLOSED_S, hint="its samples are kept "
+                  "in iov.dead_letter; a detach that is pending is ended by FINALIZE")  # fmt: skip
+        self._closed[table, day] = Closed(time.monotonic() + CLOSED_S, told)
+
+    @property
+    def closed(self) -> str | None:
+        """Which day cannot be written for now, and why; None if all can."""
+        now_s = time.monotonic()
+        self._closed = {d: closed for d, closed in self._closed.items() if closed.until_s > now_s}
+        return next((closed.why for closed in self._closed.values()), None)
 
     async def _connected(self) -> tuple[asyncpg.Connection, DeviceIds]:
         if self._connection is not None and (self._stale or self._connection.is_closed()):
@@ -213,6 +455,7 @@ class Writer:
             self._devices = DeviceIds(connection)
             self._stale = False
             connection.add_termination_listener(self._terminated)
+            connection.add_log_listener(self._heard)
             self._connections += 1
             if self._connections > 1:
                 self._metrics.reconnects.labels("database").inc()
@@ -232,13 +475,17 @@ class Writer:
                 await self._connected()
         except Exception as exc:
             unless_cancelled(exc)
-            failure = meaning(exc)
-            if not isinstance(failure, Unavailable):
+            failure = away(exc)
+            if failure is None:
                 raise
             self._drop()
             self._away(str(failure))
         else:
             self._works()
+
+    def _heard(self, _: asyncpg.Connection, message: asyncpg.PostgresLogMessage) -> None:
+        if message.severity_en == "WARNING":
+            self._warning = f"{message.sqlstate}: {message.message}"
 
     def _terminated(self, connection: asyncpg.Connection) -> None:
         if connection is self._connection:
@@ -279,6 +526,7 @@ class Writer:
         """Give up the connection and whatever waits for it."""
         if self._connection is not None:
             self.problem = "the database does not answer"
+            self._slow = True
         self._drop()
         self._interrupt()
 
@@ -312,3 +560,10 @@ def _columns(stream: Stream, rows: Sequence[Row]) -> list[str]:
                 stream.layout.widen(row.values, row.present, wanted)
                 row.present = wanted
     return stream.layout.columns(wanted)
+
+
+def _expect_foreseen(refusals: list[Refusal]) -> None:
+    """Raise Unforeseen if one of the rows was refused for a reason that nobody foresaw."""
+    for refusal in refusals:
+        if refusal.unforeseen is not None and not refusal.closed:
+            raise Unforeseen(refusal.unforeseen)

@@ -24,7 +24,7 @@ from ingest.schema import Catalogue, load_catalogue
 from ingest.source import Inbox
 from ingest.source.client import Leaving, UnsupportedVersion
 from ingest.source.mqtt5 import Mqtt5Client
-from ingest.store import connect, durability_problem, expect_migrated, meaning
+from ingest.store import away, connect, durability_problem, expect_migrated
 from ingest.tools.fleet import Message
 from ingest.tools.publisher import Publisher, client_for
 
@@ -81,7 +81,7 @@ async def _database(settings: Settings, catalogue: Catalogue, found: Findings) -
             finally:
                 connection.terminate()
     except Exception as exc:
-        match meaning(exc):
+        match away(exc):
             case NotReady() as failure:
                 found.problems.append(f"database: {failure}")
             case Unavailable() as failure:

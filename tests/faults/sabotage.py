@@ -21,7 +21,7 @@ from ingest.pipeline import Pipeline
 from ingest.schema import load_catalogue
 from ingest.service import Service
 from ingest.source import Inbox
-from ingest.store import Writer, Written
+from ingest.store import More, Writer, Written
 
 _EVERY = 50
 
@@ -30,7 +30,7 @@ async def early(self: Pipeline) -> None:
     """Acknowledge before the commit."""
     while (batch := await self._next()) is not None:
         self._inbox.settle(batch.deliveries)
-        self._count(batch, await self._store.write(batch), 0.0)
+        self._count(batch, await self._store.write(batch, lambda: None), 0.0)
 
 
 def never(inbox: Inbox) -> None:
@@ -54,7 +54,7 @@ class Spoilt:
     def __init__(self, writer: Writer, how: str) -> None:
         self._writer, self._how, self._count = writer, how, 0
 
-    async def write(self, batch: Batch) -> Written:
+    async def write(self, batch: Batch, more: More) -> Written:
         for rows in batch.rows.values():
             self._count += len(rows)
             if self._count < _EVERY:
@@ -69,7 +69,7 @@ class Spoilt:
                     again = list(rows[-1].values)
                     again[1] += timedelta(microseconds=1)
                     rows.append(replace(rows[-1], values=again))
-        return await self._writer.write(batch)
+        return await self._writer.write(batch, more)
 
 
 async def main(how: str) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import asyncpg
@@ -350,16 +351,16 @@ async def test_a_commit_whose_answer_was_lost_counts_as_duplicates(
             original = writer_._attempt
             cuts = 0
 
-            async def cut_after_commit(batch: object) -> object:
+            async def cut_after_commit(*batch: Any, **more: Any) -> Any:
                 nonlocal cuts
-                written = await original(batch)  # type: ignore[arg-type]  # a batch it is
+                written = await original(*batch, **more)
                 if not cuts:
                     cuts += 1
                     proxy.cut()
                     raise ConnectionResetError
                 return written
 
-            writer_._attempt = cut_after_commit  # type: ignore[method-assign,assignment]  # one call is to fail
+            writer_._attempt = cut_after_commit  # type: ignore[method-assign]  # one call is to fail
             await publish_many(broker.url, [sample(seq) for seq in range(20, 40)])
             await worker.settles(40)
             received = worker.metric("iov_samples_received_total")

@@ -67,7 +67,7 @@ def one_input(data: bytes) -> None:
     for position, outcome in enumerate(checked.outcomes):
         if isinstance(outcome, Row):
             _can_be_copied(outcome)
-            CHECKER.sample_json(message, outcome.position)
+            CHECKER.samples_json(message, [outcome.position])
         else:
             assert isinstance(outcome, Rejected)
             assert outcome.reason in Reason, position

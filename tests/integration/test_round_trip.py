@@ -67,7 +67,7 @@ async def _store(
         load(environ={"IOV_DATABASE_URL": database.url, "IOV_MQTT_CLIENT_ID": "w"}),
         catalogue,
         Metrics(dict.fromkeys(catalogue, ())),
-        checker.sample_json,
+        checker.samples_json,
         plenty(),
         Random(1),
     )

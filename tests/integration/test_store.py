@@ -45,7 +45,7 @@ async def writing(
         configured,
         catalogue,
         Metrics(dict.fromkeys(catalogue, ())),
-        Checker(catalogue).sample_json,
+        Checker(catalogue).samples_json,
         plenty(),
         Random(1),
     )
@@ -454,7 +454,7 @@ async def test_the_workers_role_owns_nothing_and_can_do_its_work(
         configured,
         catalogue,
         Metrics(dict.fromkeys(catalogue, ())),
-        Checker(catalogue).sample_json,
+        Checker(catalogue).samples_json,
         plenty(),
         Random(1),
     )

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.batch import Batch, Batcher, DeadLetter, Limits, dead_letter
+from ingest.budget import Budget
 from ingest.model import Checked, Delivery, Reason, Rejected, Row
 from tests.support import delivery, plenty
 
@@ -101,3 +103,27 @@ def test_every_delivery_is_in_exactly_one_batch_in_order(
         # The last message may go over a limit; without it none was reached.
         assert batch.samples - 6 < rows
         assert batch.size_bytes - 60 < 100
+
+
+@pytest.mark.parametrize("long", ["topic", "stream", "payload"])
+def test_a_budget_is_charged_for_all_that_a_device_can_make_long(long: str) -> None:
+    """Names of 63 kB were free: 80 MB a minute from one device."""
+    one = delivery({}, topic="iov/v1/V1/" + "x" * 60_000 if long == "topic" else "iov/v1/V1/nev")
+    stream = "x" * 60_000 if long == "stream" else "nev"
+    payload = b"x" * 60_000 if long == "payload" else b""
+    bad = Rejected("other", stream, "V1", Reason.UNKNOWN_STREAM, "no such schema", payload)
+    batch = Batch(0.0)
+    budget = Budget(600, 100_000)
+    for _ in range(10):
+        batch.add(one, Checked("other", [bad], 1), budget, now_s=0.0)
+    assert (len(batch.dead_letters), batch.suppressed["other"]) == (1, 9)
+
+
+def test_a_batch_that_absorbs_another_holds_and_counts_both() -> None:
+    first, second = Batch(0.0), Batch(1.0)
+    for batch, bad in ((first, 1), (second, 2)):
+        batch.add(delivery({}), checked(3, bad, 7), plenty(), 0.0)
+    first.absorb(second)
+    assert len(first.deliveries) == 2
+    assert (len(first.rows["nev"]), len(first.dead_letters)) == (6, 3)
+    assert (first.samples, first.size_bytes, first.rejected.total()) == (9, 14, 3)

@@ -401,7 +401,7 @@ def test_the_content_type_makes_a_frame_of_any_topic() -> None:
 
 def test_the_json_of_one_sample_of_a_frame_can_be_had_again() -> None:
     payload = frame(TIME + VEHICLE_2016 + bytes.fromhex("07 00 00000000 00 00 00 00"))
-    found = CHECKER.sample_json(delivery(payload, "iov/v1/V1/gbt32960"), 1)
+    (found,) = CHECKER.samples_json(delivery(payload, "iov/v1/V1/gbt32960"), [1])
     assert orjson.loads(found)["max_level"] == 0
 
 

@@ -11,7 +11,7 @@ from ingest.metrics import Metrics
 from ingest.model import Checked, Delivery
 from ingest.pipeline import Pipeline
 from ingest.source import Inbox
-from ingest.store import Written
+from ingest.store import More, Written
 from tests.support import delivery, plenty
 
 DEAR_S = 0.025
@@ -23,7 +23,7 @@ class Stored:
     def __init__(self) -> None:
         self.batches: list[Batch] = []
 
-    async def write(self, batch: Batch) -> Written:
+    async def write(self, batch: Batch, more: More) -> Written:  # noqa: ARG002  a Store
         self.batches.append(batch)
         return Written()
 

@@ -1,0 +1,48 @@
+"""Finds by halves what the store refuses of many things, inside a transaction that goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+import asyncpg
+
+from ingest.errors import IngestError, Refused, Unforeseen
+from ingest.store.failures import DuplicateKey, meaning, unless_cancelled
+
+_T = TypeVar("_T")
+
+
+def halves(items: list[_T]) -> tuple[list[_T], list[_T]]:
+    """The first half, which is the larger one, and the rest."""
+    middle = (len(items) + 1) // 2
+    return items[:middle], items[middle:]
+
+
+async def write_what_can_be(
+    connection: asyncpg.Connection,
+    items: Sequence[_T],
+    write: Callable[[Sequence[_T]], Awaitable[object]],
+) -> dict[int, IngestError]:
+    """Write items in their order; those that are refused alone, by position, and why.
+
+    Raises what is not about single items: a server that is away.
+    """
+    refused: dict[int, IngestError] = {}
+    parts = [(0, len(items))]
+    while parts:
+        start, end = parts.pop()
+        try:
+            async with connection.transaction():
+                await write(items[start:end])
+        except Exception as exc:
+            unless_cancelled(exc)
+            failure = meaning(exc)
+            if not isinstance(failure, Refused | Unforeseen | DuplicateKey):
+                raise
+            if end - start == 1:
+                refused[start] = failure
+            else:
+                middle = (start + end) // 2
+                parts += [(middle, end), (start, middle)]
+    return refused

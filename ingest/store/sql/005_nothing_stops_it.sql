@@ -1,0 +1,59 @@
+-- One lock, one device, one reader must not stop the others.
+
+-- Locks that no other role can take: rows of a table that only its owner and workers may touch.
+-- (An advisory lock is anybody's who can compute its key.)
+CREATE TABLE iov.mutex (
+    name text PRIMARY KEY,
+    holder text,
+    held_until timestamptz
+);
+INSERT INTO iov.mutex (name) VALUES ('partition'), ('leave'), ('adopt');
+COMMENT ON TABLE iov.mutex IS 'Locks of the service: a row is locked, or held by somebody until a time';
+COMMENT ON COLUMN iov.mutex.holder IS 'Connection that holds it, by its application_name and process';
+COMMENT ON COLUMN iov.mutex.held_until IS 'When it is free again if its holder does not renew it';
+
+-- As before, but without an advisory lock, with a shorter wait, and it says so if the day cannot be
+-- had: a detach that is pending keeps rows out and no new partition can take its place.
+CREATE OR REPLACE FUNCTION iov.make_partition(stream_table text, day date) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET lock_timeout = '2s'
+AS $$
+DECLARE
+    part text := stream_table || '_' || to_char(day, 'YYYYMMDD');
+    pending boolean;
+    parent oid := (
+        SELECT c.oid FROM pg_class c
+        WHERE c.relnamespace = 'iov'::regnamespace AND c.relname = stream_table
+          AND c.relkind = 'p'
+    );
+BEGIN
+    IF parent IS NULL THEN
+        RAISE EXCEPTION 'iov.% is no partitioned table', stream_table
+            USING ERRCODE = 'undefined_table';
+    END IF;
+    PERFORM FROM iov.mutex WHERE name = 'partition' FOR UPDATE;
+    -- A partition of that name that was detached, to be archived say, is left alone.
+    WHILE to_regclass(format('iov.%I', part)) IS NOT NULL LOOP
+        SELECT i.inhdetachpending INTO pending
+            FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+            WHERE i.inhparent = parent AND c.relname = part;
+        IF pending THEN
+            RAISE EXCEPTION 'the detach of iov.% is pending: ALTER TABLE iov.% DETACH PARTITION iov.% FINALIZE',
+                part, stream_table, part USING ERRCODE = 'object_in_use';
+        ELSIF NOT pending THEN
+            RETURN false;
+        END IF;
+        part := part || '_again';
+    END LOOP;
+    EXECUTE format(
+        'CREATE TABLE iov.%I (LIKE iov.%I INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING STORAGE)',
+        part, stream_table);
+    EXECUTE format(
+        'ALTER TABLE iov.%I ATTACH PARTITION iov.%I FOR VALUES FROM (%L) TO (%L)',
+        stream_table, part,
+        to_char(day, 'YYYY-MM-DD') || ' 00:00:00+00',
+        to_char(day + 1, 'YYYY-MM-DD') || ' 00:00:00+00');
+    RETURN true;
+END
+$$;
