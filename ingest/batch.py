@@ -188,6 +188,10 @@ class Batcher:
             return 0.0
         return max(0.0, self._open.opened_s + self._limits.wait_s - now)
 
+    def close(self) -> None:
+        """Have the open batch taken, whatever is in it."""
+        self.full = self._open is not None
+
     def may_grow(self, batch: Batch) -> bool:
         """Whether a batch may take in another one: memory is bounded."""
         limits = self._limits

@@ -6,6 +6,7 @@ words that quote nothing a vehicle sent.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
@@ -201,6 +202,18 @@ class Checker:
         device, name = parse_topic(delivery.topic) or (None, None)
         fault = Fault(Reason.INTERNAL_ERROR, "an error in the service; see its log")
         return self._whole(delivery, device, name, fault)
+
+    def set_aside(self, delivery: Delivery) -> Checked:
+        """The one rejection of a message that is not to be read: its size and digest are kept."""
+        device, name = parse_topic(delivery.topic) or (None, None)
+        label = name if name is not None and name in self._catalogue else OTHER
+        told = hashlib.sha256(delivery.payload).hexdigest()
+        detail = (
+            "in flight at the last three ends of a worker, so it was not read: "
+            f"{len(delivery.payload)} bytes, SHA-256 {told}"
+        )
+        rejected = Rejected(label, name, device, Reason.INTERNAL_ERROR, detail, b"")
+        return Checked(label, [rejected], len(delivery.topic))
 
     def samples_json(self, delivery: Delivery, indexes: Sequence[int]) -> list[bytes]:
         """Samples of a delivery that were accepted, as dead letters keep them."""

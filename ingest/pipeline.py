@@ -23,7 +23,7 @@ from ingest.check import Checker
 from ingest.metrics import Metrics, Trigger
 from ingest.model import Checked, Delivery, Reason, Row
 from ingest.source import Inbox
-from ingest.store import More, Written
+from ingest.store import Guard, More, Written
 
 _LOG_INTERNAL_EVERY_S = 10.0
 _LONGEST_CHECK_S = 0.02
@@ -54,6 +54,7 @@ class Pipeline:
         batcher: Batcher,
         store: Store,
         metrics: Metrics,
+        guard: Guard,
         committed: Callable[[Batch, Sequence[DeadLetter]], None],
     ) -> None:
         """`committed` is told of each batch and its dead letters, once they are settled."""
@@ -62,9 +63,11 @@ class Pipeline:
         self._batcher = batcher
         self._store = store
         self._metrics = metrics
+        self._guard = guard
         self._committed = committed
         self._filled = asyncio.Event()
         self._taken = asyncio.Event()
+        self._settled = asyncio.Event()
         self._no_more = False
         self._logged_internal_s = -_LOG_INTERNAL_EVERY_S
 
@@ -76,33 +79,59 @@ class Pipeline:
 
     async def _read(self) -> None:
         async for deliveries in self._inbox:
-            messages: Counter[str] = Counter()
-            samples: Counter[str] = Counter()
-            now = time.monotonic()
-            for delivery in deliveries:
-                while self._batcher.full:
-                    self._filled.set()
-                    self._taken.clear()
-                    await self._taken.wait()
-                    now = time.monotonic()
-                if time.monotonic() - now > _LONGEST_CHECK_S:
-                    self._filled.set()
-                    await asyncio.sleep(0)
-                    now = time.monotonic()
-                checked = self._check(delivery)
-                messages[checked.stream] += 1
-                if checked.samples is None:
-                    samples[checked.stream] += len(checked.outcomes)
-                else:
-                    samples.update(checked.samples)
-                self._batcher.add(delivery, checked, now)
-            self._metrics.count(self._metrics.messages_received, messages)
-            self._metrics.count(self._metrics.samples_received, samples)
-            self._filled.set()
+            await self._guard.begin()
+            if self._guard.takes_care:
+                await self._read_carefully(deliveries)
+            else:
+                await self._read_on(deliveries, self._check)
             # Checking a read's worth takes milliseconds; a COPY under way goes on in between.
             await asyncio.sleep(0)
         self._no_more = True
         self._filled.set()
+
+    async def _read_on(
+        self, deliveries: Sequence[Delivery], check: Callable[[Delivery], Checked]
+    ) -> None:
+        """Check deliveries and put them into the open batch."""
+        messages: Counter[str] = Counter()
+        samples: Counter[str] = Counter()
+        now = time.monotonic()
+        for delivery in deliveries:
+            while self._batcher.full:
+                self._filled.set()
+                self._taken.clear()
+                await self._taken.wait()
+                now = time.monotonic()
+            if time.monotonic() - now > _LONGEST_CHECK_S:
+                self._filled.set()
+                await asyncio.sleep(0)
+                now = time.monotonic()
+            checked = check(delivery)
+            messages[checked.stream] += 1
+            if checked.samples is None:
+                samples[checked.stream] += len(checked.outcomes)
+            else:
+                samples.update(checked.samples)
+            self._batcher.add(delivery, checked, now)
+        self._metrics.count(self._metrics.messages_received, messages)
+        self._metrics.count(self._metrics.samples_received, samples)
+        self._filled.set()
+
+    async def _read_carefully(self, deliveries: Sequence[Delivery]) -> None:
+        """Read a few at a time, note them before, and have each few committed before the next."""
+        for group in self._guard.groups(deliveries):
+            await self._guard.note(group)
+            await self._read_on(group, self._check_unless_set_aside)
+            self._settled.clear()
+            self._batcher.close()
+            await self._settled.wait()
+            await self._guard.read(group)
+
+    def _check_unless_set_aside(self, delivery: Delivery) -> Checked:
+        if not self._guard.sets_aside(delivery):
+            return self._check(delivery)
+        log.error("message set aside", topic=delivery.topic, why="workers have died over it")
+        return self._checker.set_aside(delivery)
 
     def _check(self, delivery: Delivery) -> Checked:
         try:
@@ -121,6 +150,8 @@ class Pipeline:
             self._inbox.settle(batch.deliveries)
             self._count(batch, written, closed_s)
             self._committed(batch, written.letters)
+            if self._batcher.due_in(0.0) is None:
+                self._settled.set()
 
     def _more(self, batch: Batch) -> Batch | None:
         """The open batch, for one that cannot be stored alone and is not too large for it."""

@@ -33,7 +33,7 @@ from ingest.pipeline import Pipeline
 from ingest.pulse import Pulse
 from ingest.schema import Catalogue
 from ingest.source import Source
-from ingest.store import Heartbeat, Watch, Writer, registry
+from ingest.store import Guard, Heartbeat, Watch, Writer, registry
 from ingest.store.registry import Registered
 
 DRAIN_TIMEOUT_S = 20.0
@@ -90,9 +90,10 @@ class Service:
         live = web.Live(self.metrics, catalogue, self._state, settings.mqtt_client_id)
         token = settings.http_token
         self._page = web.Page(live, token.get_secret_value() if token else None)
+        self.guard = Guard(settings, random)
         self.pipeline = Pipeline(
             self.source.inbox, self.checker, Batcher(limits, budget), self.writer, self.metrics,
-            live.committed,
+            self.guard, live.committed,
         )  # fmt: skip
         self.metrics.ready.set_function(lambda: not self.problems())
         self.http_port: int | None = None
@@ -302,6 +303,8 @@ class Service:
             log.warning("gave up draining", left_to_the_broker=self.source.inbox.in_flight)
             self.writer.cut()
             pipeline.cancel()
+        # Whatever is left was not fatal: we are here.
+        await self.guard.end()
 
 
 def _flags(catalogue: Catalogue) -> dict[str, list[str]]:

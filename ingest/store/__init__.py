@@ -3,6 +3,7 @@
 from ingest.store.connect import connect, durability_problem, expect_migrated
 from ingest.store.copy import copy
 from ingest.store.failures import away, meaning
+from ingest.store.guard import Guard
 from ingest.store.heartbeat import Heartbeat
 from ingest.store.migrate import migrate
 from ingest.store.partitions import make_ahead
@@ -10,6 +11,7 @@ from ingest.store.watch import Watch
 from ingest.store.writer import More, Writer, Written
 
 __all__ = [
+    "Guard",
     "Heartbeat",
     "More",
     "Watch",

@@ -110,6 +110,7 @@ async def expect_migrated(connection: asyncpg.Connection, catalogue: Catalogue) 
     wanted["dead_letter"] = {"payload"}
     wanted["device"] = {"device_id", "kind_at"}
     wanted["worker"] = {"client_id", "leave_requested"}
+    wanted["guard"] = {"suspects"}
     present = {
         row["table"]: set(row["columns"]) for row in await connection.fetch(_COLUMNS, list(wanted))
     }

@@ -241,7 +241,10 @@ def _base_grants() -> dict[int, list[str]]:
             _granted("GRANT INSERT (device, first_seen_at) ON iov.device"),
         ],
         3: [_granted("GRANT SELECT, INSERT, UPDATE, DELETE ON iov.worker")],
-        5: [_granted("GRANT SELECT, UPDATE ON iov.mutex")],
+        5: [
+            _granted("GRANT SELECT, UPDATE ON iov.mutex"),
+            _granted("GRANT SELECT, INSERT, UPDATE, DELETE ON iov.guard"),
+        ],
     }
 
 

@@ -47,6 +47,7 @@ _FORGET = """
 DELETE FROM iov.worker WHERE broker = $1 AND client_id = $2
   AND clock_timestamp() - heartbeat_at >= make_interval(secs => $3)
 """
+_FORGET_GUARD = "DELETE FROM iov.guard WHERE broker = $1 AND client_id = $2"
 _END_BACKENDS = """
 SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity
 WHERE application_name = $1 AND usename = current_user AND datname = current_database()
@@ -155,7 +156,9 @@ async def forget(
     connection: asyncpg.Connection, settings: Settings, client_id: str, *, silent_s: float = 0
 ) -> None:
     """Strike off a worker whose session has ended, unless it was heard of since."""
-    await connection.execute(_FORGET, broker_of(settings), client_id, silent_s)
+    status: str = await connection.execute(_FORGET, broker_of(settings), client_id, silent_s)
+    if status == "DELETE 1":
+        await connection.execute(_FORGET_GUARD, broker_of(settings), client_id)
 
 
 async def silent(

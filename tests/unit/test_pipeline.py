@@ -28,6 +28,18 @@ class Stored:
         return Written()
 
 
+class Calm:
+    """A guard that knows of nothing."""
+
+    takes_care = False
+
+    async def begin(self) -> None:
+        pass
+
+
+CALM: Any = Calm()
+
+
 class Dear(Checker):
     """Takes its time over every message."""
 
@@ -43,12 +55,12 @@ class Dear(Checker):
         return super().check(delivery)
 
 
-def pipeline(inbox: Inbox, checker: Checker, store: Any, **options: Any) -> Pipeline:
+def pipeline(inbox: Inbox, checker: Checker, store: Any, guard: Any = CALM) -> Pipeline:
     def committed(_: Batch, __: Sequence[Any]) -> None:
         pass
 
     batcher = Batcher(Limits(), plenty())
-    return Pipeline(inbox, checker, batcher, store, Metrics({}), committed, **options)
+    return Pipeline(inbox, checker, batcher, store, Metrics({}), guard, committed)
 
 
 async def test_others_get_a_turn_between_dear_messages_of_one_read() -> None:

@@ -57,3 +57,16 @@ BEGIN
     RETURN true;
 END
 $$;
+
+-- What was in work when a worker ended without a word: a message that ends one after the other is
+-- found by what was noted before it was read again.
+CREATE TABLE iov.guard (
+    broker text NOT NULL,
+    client_id text NOT NULL,
+    running boolean NOT NULL,
+    suspects jsonb,
+    PRIMARY KEY (broker, client_id)
+);
+COMMENT ON TABLE iov.guard IS 'Of each session at a broker: whether whoever reads it has ended in order, and what it was about to read';
+COMMENT ON COLUMN iov.guard.running IS 'True while it is read, and after an end that was not in order';
+COMMENT ON COLUMN iov.guard.suspects IS 'Digests of messages that are being read, and at how many ends each was noted';

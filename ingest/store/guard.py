@@ -1,0 +1,148 @@
+"""Keeps a message that has ended a worker twice from doing so for ever.
+
+Whatever the checks and bounds are, a message may still kill the process that reads it: a bug in a
+library written in C, a container too small. The broker sends it again, to this worker or to whoever
+drains its session. So where the last reader of a session did not end in order, the first messages
+are read with care: some at a time, and before these are read a note in the database says which. If
+that was the end as well, those are read one by one the next time. Whoever dies over a single one
+leaves its name in the note, and it is set aside unread.
+
+The note is in the database and not in a file, because a session outlives the machine of its worker
+and may be drained by another one. DUP (MQTT 5, 3.3.1.1) would not do: brokers differ in whom they
+give what was not acknowledged, and it does not say which of six thousand it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Iterator, Sequence
+from random import Random
+
+import orjson
+import structlog
+
+from ingest.backoff import Backoff
+from ingest.config import Settings
+from ingest.errors import Unavailable
+from ingest.model import Delivery
+from ingest.store import registry
+
+TOGETHER = 100
+"""Messages that are noted, read and committed together while care is taken."""
+ENDS = 3
+"""At so many ends in a row a message was in flight before it is set aside: unnoted, among others,
+and alone."""
+_FIRST_DELAY_S, _MOST_DELAY_S = 0.1, 5.0
+_END_TIMEOUT_S = 2.0
+_BEGIN = """
+INSERT INTO iov.guard AS g (broker, client_id, running) VALUES ($1, $2, true)
+ON CONFLICT (broker, client_id) DO UPDATE SET running = true
+RETURNING (SELECT running FROM iov.guard WHERE broker = $1 AND client_id = $2) AS before, suspects
+"""
+_NOTE = "UPDATE iov.guard SET suspects = $3 WHERE broker = $1 AND client_id = $2"
+_END = "UPDATE iov.guard SET running = false, suspects = NULL WHERE broker = $1 AND client_id = $2"
+
+log = structlog.get_logger("store")
+
+
+class Guard:
+    """What is known of the messages of one session at its broker."""
+
+    def __init__(self, settings: Settings, random: Random) -> None:
+        self._settings = settings
+        self._key = registry.broker_of(settings), settings.mqtt_client_id
+        self._backoff = Backoff(_FIRST_DELAY_S, _MOST_DELAY_S, random)
+        self._begun = False
+        self._left = 0
+        self._suspects: dict[str, int] = {}
+        """Noted at the last end, and at how many ends in a row."""
+        self._alone = False
+
+    @property
+    def takes_care(self) -> bool:
+        """Whether messages are to be read in `groups`, each noted before."""
+        return self._left > 0
+
+    async def begin(self) -> None:
+        """Find out how the last reader of this session ended; waits for the database."""
+        while not self._begun:
+            try:
+                async with registry.reading(self._settings) as connection:
+                    before, suspects = await connection.fetchrow(_BEGIN, *self._key)
+            except Unavailable:
+                await asyncio.sleep(self._backoff.delay_s())
+                continue
+            self._begun = True
+            if before:
+                self._suspects = suspects or {}
+                self._alone = len(self._suspects) == 1
+                # No more than this was in flight at the end.
+                self._left = self._settings.mqtt_receive_maximum
+                log.warning(
+                    "the last worker of this session did not end in order",
+                    hint="its messages are read with care",
+                    suspects=len(self._suspects),
+                )
+
+    def groups(self, deliveries: Sequence[Delivery]) -> Iterator[list[Delivery]]:
+        """Deliveries in their order, in the pieces they are to be read in."""
+        group: list[Delivery] = []
+        for delivery in deliveries:
+            suspected = digest(delivery) in self._suspects
+            if group and (suspected or len(group) >= TOGETHER):
+                yield group
+                group = []
+            group.append(delivery)
+            if suspected:
+                yield group
+                group = []
+        if group:
+            yield group
+
+    def sets_aside(self, delivery: Delivery) -> bool:
+        """Whether the message was in flight at the last ends, and at the very last alone."""
+        return self._alone and self._suspects.get(digest(delivery), 0) >= ENDS - 1
+
+    async def note(self, group: Sequence[Delivery]) -> None:
+        """Write down what is about to be read; waits for the database."""
+        noted = {digest(d): self._suspects.get(digest(d), 0) + 1 for d in group}
+        if any(map(self.sets_aside, group)):
+            noted = dict(self._suspects)  # it is not read, and not forgotten before it is stored
+        await self._write(_NOTE, *self._key, orjson.dumps(noted))
+
+    async def read(self, group: Sequence[Delivery]) -> None:
+        """Take note that a group is committed; the last one ends the care."""
+        for delivery in group:
+            self._suspects.pop(digest(delivery), None)
+        self._left -= len(group)
+        if not self.takes_care:
+            await self._write(_NOTE, *self._key, None)
+            log.info("messages are read as usual again")
+
+    async def _write(self, statement: str, *values: object) -> None:
+        while True:
+            try:
+                async with registry.reading(self._settings) as connection:
+                    await connection.execute(statement, *values)
+            except Unavailable:
+                await asyncio.sleep(self._backoff.delay_s())
+            else:
+                self._backoff.reset()
+                return
+
+    async def end(self) -> None:
+        """Note that this reader has ended in order; if that cannot be, the next one takes care."""
+        if not self._begun:
+            return
+        try:
+            async with asyncio.timeout(_END_TIMEOUT_S), registry.reading(self._settings) as told:
+                await told.execute(_END, *self._key)
+        except (Unavailable, TimeoutError) as exc:
+            log.debug("end not noted", why=str(exc))
+
+
+def digest(delivery: Delivery) -> str:
+    """A name for a message that is the same when it comes again."""
+    text = delivery.topic.encode(errors="replace") + b"\0" + delivery.payload
+    return hashlib.blake2b(text, digest_size=8).hexdigest()

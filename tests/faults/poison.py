@@ -1,0 +1,52 @@
+"""A worker, or whoever drains its session, that dies over one message: `poison.py run|drain`.
+
+Everything else about it is the service as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+
+import uvloop
+
+from ingest import log, service
+from ingest.check import Checker
+from ingest.config import Settings, load
+from ingest.handover import drain
+from ingest.model import Checked, Delivery
+from ingest.schema import load_catalogue
+from ingest.service import Service
+from ingest.store import registry
+from ingest.store.registry import Registered
+
+check = Checker.check
+
+
+def deadly(self: Checker, delivery: Delivery) -> Checked:
+    """Check as always, but die of one device's messages."""
+    if "POISON" in delivery.topic:
+        os.abort()
+    return check(self, delivery)
+
+
+async def main(how: str, settings: Settings) -> None:
+    """Run one worker until SIGTERM, or take out what the broker keeps for it."""
+    catalogue = load_catalogue()
+    if how == "run":
+        worker = Service(settings, catalogue)
+        with service.signals(worker.stop):
+            await worker.run()
+        return
+    gone = Registered(settings.mqtt_client_id, settings.subscription, alive=False)
+    async with registry.reading(settings) as connection:
+        await drain(settings, catalogue, connection, gone)
+
+
+if __name__ == "__main__":
+    Checker.check = deadly  # type: ignore[method-assign]  # the poison
+    configured = load()
+    log.configure(configured.log_format, configured.log_level)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main(sys.argv[1], configured))

@@ -1,0 +1,62 @@
+"""A message that kills whoever reads it does so three times, and no more."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from ingest.schema import Catalogue
+from ingest.tools.embedded import Mosquitto
+from tests.support import Database, environment, publish_many, sample, until, working
+
+SCRIPT = Path(__file__).parent / "poison.py"
+
+
+async def started(how: str, broker: Mosquitto, database: Database) -> asyncio.subprocess.Process:
+    own = environment(broker.url, database.url) | {"PYTHONPATH": str(SCRIPT.parents[2])}
+    return await asyncio.create_subprocess_exec(
+        sys.executable, str(SCRIPT), how, env=os.environ | own, stdout=asyncio.subprocess.PIPE
+    )
+
+
+@pytest.mark.parametrize("readers", [("run",) * 4, ("run", "drain", "drain", "drain")])
+async def test_a_message_that_kills_whoever_reads_it_is_set_aside(
+    readers: tuple[str, ...], broker: Mosquitto, database: Database, catalogue: Catalogue
+) -> None:
+    async with working(broker.url, database.url, catalogue):
+        pass  # a session that is kept
+    for first in range(0, 600, 300):
+        await publish_many(broker.url, [sample(n) for n in range(first, first + 300)])
+        await publish_many(broker.url, [sample(first)], "iov/v1/POISON/nev")
+    deaths: list[int] = []
+    poisons = 2
+    for _ in range(3 * poisons + 1):
+        how = readers[min(len(deaths), len(readers) - 1)]
+        process = await started(how, broker, database)
+        dead = asyncio.create_task(process.wait())
+
+        async def all_there(dead: asyncio.Task[int] = dead) -> bool:
+            return dead.done() or (
+                await database.count() == 600 and (len(await database.reasons()) == poisons)
+            )
+
+        await until(all_there, "a death, or everything in the database")
+        if how == "run" and not dead.done():
+            process.terminate()
+        status = await dead
+        if status == 0:
+            break
+        assert status == -signal.SIGABRT
+        deaths.append(status)
+    assert len(deaths) <= 3 * poisons
+    letters = await database.all("SELECT reason, detail, device, payload FROM iov.dead_letter")
+    assert [letter["reason"] for letter in letters] == ["internal_error"] * poisons
+    assert {letter["device"] for letter in letters} == {"POISON"}
+    assert "in flight at the last three ends" in letters[0]["detail"]
+    assert await database.count() == 600
+    assert await database.one("SELECT count(*) FROM iov.guard WHERE running") == 0
