@@ -59,6 +59,12 @@ class Settings(BaseModel):
         max_length=128,
         description="Stable name of this worker at the broker; default from the host name",
     )
+    mqtt_broker_id: str | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        description="Name of the broker in the register of workers; default host:port of its URL",
+    )
     mqtt_group: str = Field("ingest", description="Shared subscription; empty = plain")
     mqtt_topic: str = Field("iov/v1/+/+", description="Topic filter to subscribe to")
     mqtt_client: Literal["auto", "mqtt5", "aiomqtt"] = Field(
@@ -89,7 +95,7 @@ class Settings(BaseModel):
         60, gt=0, le=86_400, description="Not ready when nothing in flight was committed so long"
     )
     adopt_after_s: float = Field(
-        0,
+        600,
         ge=0,
         le=604_800,
         description="Drain the session of a worker that was silent so long; 0: leave it",
@@ -210,14 +216,25 @@ class Settings(BaseModel):
         return self.broker.port or _DEFAULT_PORTS[self.broker.scheme]
 
     @property
+    def broker_id(self) -> str:
+        """Which broker it is: a worker is its client id there, and another one elsewhere."""
+        return self.mqtt_broker_id or f"{self.broker.hostname}:{self.broker_port}"
+
+    @property
     def subscription(self) -> str:
         """The filter sent in SUBSCRIBE: shared where there is a group."""
         return f"$share/{self.mqtt_group}/{self.mqtt_topic}" if self.mqtt_group else self.mqtt_topic
 
     @property
     def application_name(self) -> str:
-        """The worker's name at PostgreSQL: its client id, kept apart from longer ones like it."""
+        """The worker's name at PostgreSQL: client id, group and broker, or their digest.
+
+        Connections of that name are ended as its own, so it must be nobody else's: two brokers on
+        one database may well have workers of one client id.
+        """
         name = f"iov-ingest {self.mqtt_client_id}"
+        if self.mqtt_url:
+            name += f" {self.mqtt_group}@{self.broker_id}"
         if len(name.encode()) <= _APPLICATION_NAME_BYTES:
             return name
         return "iov-ingest " + hashlib.sha256(name.encode()).hexdigest()[:32]

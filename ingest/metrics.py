@@ -155,7 +155,14 @@ class Metrics:
             "iov_reconnects", "Connections made after the first", ["peer"], registry=registry
         )
         self.sessions_lost = Counter(
-            "iov_sessions_lost", "Times the broker had forgotten our session", registry=registry
+            "iov_sessions_lost",
+            "Times the broker had forgotten our session, at the start too",
+            registry=registry,
+        )
+        self.workers_silent = Gauge(
+            "iov_workers_silent",
+            "Workers on our subscription that the register has not heard of for 45 s",
+            registry=registry,
         )
         self.in_flight = Gauge(
             "iov_messages_in_flight", "Messages received, not yet acknowledged", registry=registry

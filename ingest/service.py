@@ -34,6 +34,7 @@ from ingest.pulse import Pulse
 from ingest.schema import Catalogue
 from ingest.source import Source
 from ingest.store import Guard, Heartbeat, Watch, Writer, registry
+from ingest.store.heartbeat import mend
 from ingest.store.registry import Registered
 
 DRAIN_TIMEOUT_S = 20.0
@@ -58,8 +59,12 @@ class Service:
         *,
         checker: Checker | None = None,
         database_name: str | None = None,
+        once_only: bool = False,
     ) -> None:
-        """`database_name` is what its connection is called there, where not by the client id."""
+        """`database_name` is what its connection is called there, if not by the client id.
+
+        `once_only`: the first `stop` has it leave for good, even as the last worker.
+        """
         random = Random()  # noqa: S311  spreads reconnects, protects nothing
         self._settings = settings
         self.metrics = Metrics(_flags(catalogue))
@@ -100,10 +105,11 @@ class Service:
         """Where HTTP listens; None until it does."""
         self.started = asyncio.Event()
         """Set once HTTP listens."""
-        self.heartbeat = Heartbeat(settings)
+        self.heartbeat = Heartbeat(settings, self.metrics)
         self._pulse = Pulse()
         self._stop = asyncio.Event()
         self._give_up = asyncio.Event()
+        self._once_only = once_only
         self._leaving = False
         self._has_left = False
 
@@ -123,7 +129,10 @@ class Service:
     def _state(self) -> web.State:
         inbox, asked = self.source.inbox, self._settings.mqtt_receive_maximum
         limit, workers = inbox.broker_window.limit, self.heartbeat.workers
-        return web.State(self.problems(), inbox.in_flight, asked, limit, workers)
+        warnings = [
+            f"{client_id} is silent: {mend(client_id)}" for client_id in self.heartbeat.silent
+        ]
+        return web.State(self.problems(), warnings, inbox.in_flight, asked, limit, workers)
 
     def _stuck(self) -> str | None:
         inbox = self.source.inbox
@@ -134,6 +143,11 @@ class Service:
 
     def stop(self) -> None:
         """Drain and return from `run`; called again, give up at once."""
+        if self._once_only:
+            self._once_only = False
+            self.heartbeat.asked_to_leave = True
+            self.leave()
+            return
         if self._stop.is_set():
             self._give_up.set()
         self._stop.set()
@@ -160,6 +174,7 @@ class Service:
                     tasks.create_task(self._pulse.run(), name="pulse"),
                     tasks.create_task(self._advise(), name="advise"),
                     tasks.create_task(self.heartbeat.run(), name="heartbeat"),
+                    tasks.create_task(self._miss_session(), name="miss session"),
                     tasks.create_task(self._page.run(), name="page"),
                 ]
                 leaving = tasks.create_task(self._leave_for_good(), name="leave for good")
@@ -181,7 +196,12 @@ class Service:
         else:
             if self._leaving:
                 log.warning("leaving was interrupted", hint="iov-ingest drain takes out the rest")
-            log.info("stopped")
+            client_id, kept_s = self._settings.mqtt_client_id, self._settings.mqtt_session_expiry_s
+            log.info(
+                "stopped",
+                session=f"kept by the broker for {kept_s} s, with its share of what is published",
+                hint=f"start {client_id} again, or iov-ingest drain --client-id {client_id}",
+            )
 
     async def take_over(self, filter_: str) -> int:
         """Take out what the broker keeps for a worker that is gone, and end its session.
@@ -276,6 +296,14 @@ class Service:
                 await registry.forget(connection, settings, settings.mqtt_client_id)
         except (Unavailable, TimeoutError) as exc:
             log.warning("left, but still in the register", why=str(exc), hint="iov-ingest drain")
+
+    async def _miss_session(self) -> None:
+        """Say so if the broker has no session of a worker that the register knows.
+
+        It had expired while the worker was away: whoever leaves for good is struck off.
+        """
+        if await self.heartbeat.known and not await self.source.found_session:
+            self.source.session_lost()
 
     async def _advise(self) -> None:
         """Say once that the broker's window is the bottleneck."""

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -22,12 +23,14 @@ import structlog
 from ingest import web
 from ingest.backoff import Backoff
 from ingest.config import Settings
-from ingest.errors import ConfigError
+from ingest.errors import ConfigError, Unavailable
+from ingest.store import registry
 
 _FIRST_DELAY_S, _MOST_DELAY_S = 0.5, 30.0
 _LASTING_S = 30.0
 """A worker that ran so long before it died starts again after the shortest delay."""
 _ASK_TIMEOUT_S = 2.0
+_SURPLUS_EVERY_S = 5.0
 _ANY, _LOOPBACK = {"", "0.0.0.0", "::"}, "127.0.0.1"  # noqa: S104  compared with, not bound to
 _PR_SET_PDEATHSIG = 1
 _prctl = getattr(ctypes.CDLL(None), "prctl", None)
@@ -58,8 +61,13 @@ def environments(settings: Settings, workers: int) -> list[dict[str, str]]:
 class Supervisor:
     """Keeps a number of worker processes running."""
 
-    def __init__(self, settings: Settings, command: Sequence[str], workers: int) -> None:
-        """`command` runs one worker by the environment it is given."""
+    def __init__(
+        self, settings: Settings, command: Sequence[str], workers: int, drain: Sequence[str]
+    ) -> None:
+        """`command` runs one worker by the environment it is given, `drain` drains a session."""
+        self._settings = settings
+        self._drain = drain
+        self._surplus = re.compile(re.escape(settings.mqtt_client_id) + r"-([1-9][0-9]*)")
         self._environments = environments(settings, workers)
         self._command = command
         self._host = settings.http_host
@@ -87,6 +95,9 @@ class Supervisor:
                 tasks.create_task(self._keep(number, environment), name=f"worker {number}")
                 for number, environment in enumerate(self._environments)
             ]
+            draining = tasks.create_task(self._drain_surplus(), name="drain surplus")
+            await asyncio.wait(kept)
+            draining.cancel()
         log.info("stopped")
         return all(task.result() == 0 for task in kept)
 
@@ -139,6 +150,37 @@ class Supervisor:
             del self._processes[number]
             if process.returncode is None:
                 process.terminate()
+
+    async def _drain_surplus(self) -> None:
+        """Drain what a supervisor of more workers has left behind, until cancelled.
+
+        A worker of our name and a number that we do not start, and that is silent, is one of those.
+        """
+        while True:
+            await asyncio.sleep(_SURPLUS_EVERY_S)
+            try:
+                async with registry.reading(self._settings) as connection:
+                    silent = await registry.silent(connection, self._settings, registry.SILENT_S)
+            except Unavailable:
+                continue
+            for client_id in (worker.client_id for worker in silent):
+                found = self._surplus.fullmatch(client_id)
+                if found and int(found[1]) >= len(self._environments):
+                    log.info("draining a worker that is no longer started", client_id=client_id)
+                    await self._run_drain(client_id)
+
+    async def _run_drain(self, client_id: str) -> None:
+        process = await asyncio.create_subprocess_exec(
+            *self._drain, "--client-id", client_id,
+            start_new_session=True, preexec_fn=_die_with_parent,
+        )  # fmt: skip
+        try:
+            status = await process.wait()
+        finally:
+            if process.returncode is None:
+                process.terminate()
+        if status:
+            log.warning("not drained", client_id=client_id, status=status, hint="tried again")
 
     async def _problems(self, client: aiohttp.ClientSession) -> list[str]:
         """What keeps each worker from being ready."""

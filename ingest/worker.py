@@ -21,9 +21,12 @@ _SAME_SIGNAL_S = 1.0
 """Two signals to stop within it are one; a later one means "at once"."""
 
 
-async def run(settings: Settings, catalogue: Catalogue) -> None:
-    """Run one worker until SIGTERM or SIGINT, or until it has left for good after SIGUSR1."""
-    service = Service(settings, catalogue)
+async def run(settings: Settings, catalogue: Catalogue, *, once_only: bool = False) -> None:
+    """Run one worker until SIGTERM or SIGINT, or until it has left for good after SIGUSR1.
+
+    `once_only`: it leaves for good at the first signal; a second one ends it at once.
+    """
+    service = Service(settings, catalogue, once_only=once_only)
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGUSR1, service.leave)
     beside: list[asyncio.Task[None]] = []

@@ -43,6 +43,8 @@ class Source:
         self.inbox = Inbox(settings.mqtt_receive_maximum)
         self.problem: str | None = "not connected to the broker yet"
         """Why nothing is being received; None while subscribed."""
+        self.found_session: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        """Whether the broker had a session of ours when we first subscribed."""
         self.nothing_left = False
         """While leaving: the broker keeps no session of ours any more."""
         self._settings = settings
@@ -165,12 +167,9 @@ class Source:
         if self._connections:
             self._metrics.reconnects.labels("broker").inc()
             if not session_present:
-                self._metrics.sessions_lost.inc()
-                log.error(
-                    "session lost",
-                    hint="the broker had forgotten our session; what it had "
-                    "queued for us is gone: check its persistence and session expiry",
-                )
+                self.session_lost()
+        if not self.found_session.done():
+            self.found_session.set_result(session_present)
         self._connections += 1
         log.info(
             "unsubscribed" if self._leaving.unsubscribe else "subscribed",
@@ -179,6 +178,15 @@ class Source:
             client=self._client.name,
             client_id=self._settings.mqtt_client_id,
             session_present=session_present,
+        )
+
+    def session_lost(self) -> None:
+        """Say that the broker had forgotten our session."""
+        self._metrics.sessions_lost.inc()
+        log.error(
+            "session lost",
+            hint="the broker had forgotten our session; what it had "
+            "queued for us is gone: check its persistence and session expiry",
         )
 
     @property

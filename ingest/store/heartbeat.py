@@ -1,4 +1,4 @@
-"""A worker's heartbeat in the register, and what the register asks of it in return.
+"""A worker's heartbeat in the register, what the register asks of it, and who has fallen silent.
 
 It has a connection of its own and keeps it, so that neither a batch that takes long nor a
 database that takes no new connections makes a worker look silent that is at work.
@@ -12,6 +12,7 @@ import structlog
 
 from ingest.config import Settings
 from ingest.errors import Unavailable
+from ingest.metrics import Metrics
 from ingest.store import registry
 
 EVERY_S = 5.0
@@ -23,15 +24,19 @@ log = structlog.get_logger("store")
 class Heartbeat:
     """Says that this worker is at work."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self.leave_wanted = asyncio.Event()
         """Somebody wants this worker to leave for good: its register, or who sets it."""
         self.asked_to_leave = False
         """The register asks it, so somebody has looked whether others stay."""
         self.workers: int | None = None
         """At work on the same subscription; None while the register is away."""
+        self.silent: list[str] = []
+        """Client ids on the same subscription that were not heard of for a while."""
+        self.known: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        """Whether the register knew this worker before it began."""
         self._settings = settings
-        self._heard_of = False
+        self._metrics = metrics
 
     async def run(self) -> None:
         """Beat until cancelled; while the register is away nobody is heard of."""
@@ -40,15 +45,38 @@ class Heartbeat:
                 async with registry.reading(self._settings) as connection:
                     while True:
                         async with asyncio.timeout(_TIMEOUT_S):
-                            asked, self.workers = await registry.heartbeat(
-                                connection, self._settings, first=not self._heard_of
+                            heard = await registry.heartbeat(
+                                connection, self._settings, first=not self.known.done()
                             )
-                        self._heard_of = True
-                        if asked and not self.asked_to_leave:
-                            self.asked_to_leave = True
-                            self.leave_wanted.set()
+                            silent = await registry.silent(
+                                connection, self._settings, registry.SILENT_S
+                            )
+                        self._hear(heard)
+                        self._note_silent([worker.client_id for worker in silent])
                         await asyncio.sleep(EVERY_S)
             except Unavailable as exc:
                 self.workers = None
                 log.debug("not heard of", why=str(exc))
             await asyncio.sleep(EVERY_S)
+
+    def _hear(self, heard: registry.Heard) -> None:
+        if not self.known.done():
+            self.known.set_result(heard.known)
+        self.workers = heard.workers
+        if heard.leave_requested and not self.asked_to_leave:
+            self.asked_to_leave = True
+            self.leave_wanted.set()
+
+    def _note_silent(self, silent: list[str]) -> None:
+        for client_id in sorted(set(silent) - set(self.silent)):
+            log.warning("worker silent", client_id=client_id, hint=mend(client_id))
+        self.silent = silent
+        self._metrics.workers_silent.set(len(silent))
+
+
+def mend(client_id: str) -> str:
+    """What to do about a worker that is silent."""
+    return (
+        "its session goes on taking its share of what is published: start it again, or "
+        f"iov-ingest drain --client-id {client_id}"
+    )

@@ -17,6 +17,8 @@ from ingest.store.failures import away, unless_cancelled
 
 ALIVE_S = 30.0
 """A worker heard of within so long is at work: six heartbeats."""
+SILENT_S = 45.0
+"""A worker not heard of for so long is said to be silent: a restart takes less."""
 
 _HEARTBEAT = """
 INSERT INTO iov.worker AS w (client_id, broker, subscription, heartbeat_at)
@@ -29,7 +31,11 @@ RETURNING leave_requested, (
     WHERE o.broker = $2 AND o.subscription = $3
       AND clock_timestamp() - o.heartbeat_at < make_interval(secs => $5)
       AND o.client_id <> $1
-) + 1
+) + 1, xmax <> 0
+"""
+_RENAME = """
+UPDATE iov.worker SET broker = $2 WHERE broker = $3 AND client_id = $1 AND NOT EXISTS (
+    SELECT FROM iov.worker o WHERE o.broker = $2 AND o.client_id = $1)
 """
 _FIND = """
 SELECT client_id, subscription,
@@ -95,18 +101,30 @@ async def reading(settings: Settings) -> AsyncIterator[asyncpg.Connection]:
 
 
 def broker_of(settings: Settings) -> str:
-    """The broker as the register names it, for a session belongs to one: its host."""
-    return settings.broker.hostname or ""
+    """The broker as the register names it, for a session belongs to one."""
+    return settings.broker_id
 
 
-async def heartbeat(
-    connection: asyncpg.Connection, settings: Settings, *, first: bool
-) -> tuple[bool, int]:
-    """Say that this worker is at work; whether it is asked to leave, and how many are at work.
+class Heard(NamedTuple):
+    """What a heartbeat hears in return."""
 
-    The `first` heartbeat of a process withdraws what its predecessor was asked.
+    leave_requested: bool
+    workers: int
+    """At work on the same subscription, this one included."""
+    known: bool
+    """There was a row of this worker already."""
+
+
+async def heartbeat(connection: asyncpg.Connection, settings: Settings, *, first: bool) -> Heard:
+    """Say that this worker is at work.
+
+    The `first` heartbeat of a process withdraws what its predecessor was asked, and takes over the
+    row it may have under the name that brokers had before they had a port.
     """
-    asked, workers = await connection.fetchrow(
+    if first:
+        host = settings.broker.hostname or ""
+        await connection.execute(_RENAME, settings.mqtt_client_id, broker_of(settings), host)
+    heard = await connection.fetchrow(
         _HEARTBEAT,
         settings.mqtt_client_id,
         broker_of(settings),
@@ -114,7 +132,7 @@ async def heartbeat(
         first,
         ALIVE_S,
     )
-    return asked, workers
+    return Heard(*heard)
 
 
 async def find(

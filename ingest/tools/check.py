@@ -24,7 +24,8 @@ from ingest.schema import Catalogue, load_catalogue
 from ingest.source import Inbox
 from ingest.source.client import Leaving, UnsupportedVersion
 from ingest.source.mqtt5 import Mqtt5Client
-from ingest.store import away, connect, durability_problem, expect_migrated
+from ingest.store import away, connect, durability_problem, expect_migrated, registry
+from ingest.store.heartbeat import mend
 from ingest.tools.fleet import Message
 from ingest.tools.publisher import Publisher, client_for
 
@@ -78,6 +79,10 @@ async def _database(settings: Settings, catalogue: Catalogue, found: Findings) -
                 if problem := await durability_problem(connection):
                     found.problems.append(f"database: {problem}")
                 await expect_migrated(connection, catalogue)
+                for gone in await registry.silent(connection, settings, registry.SILENT_S):
+                    found.problems.append(
+                        f"worker {gone.client_id} is silent: {mend(gone.client_id)}"
+                    )
             finally:
                 connection.terminate()
     except Exception as exc:

@@ -35,6 +35,8 @@ class State(NamedTuple):
     """How the worker is, as its parts tell."""
 
     problems: list[str]
+    warnings: list[str]
+    """What somebody has to mend although this worker is ready; it names other workers."""
     in_flight: int
     window: int
     broker_window: int | None
@@ -104,6 +106,7 @@ class Live:
             "uptime_s": round(time.monotonic() - self._started_s, 1),
             "ready": not state.problems,
             "problems": state.problems,
+            "warnings": state.warnings if details else len(state.warnings),
             "in_flight": state.in_flight,
             "window": state.window,
             "broker_window": state.broker_window,

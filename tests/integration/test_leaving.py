@@ -286,7 +286,8 @@ async def test_what_a_dead_worker_holds_at_the_database_is_let_go(
     again = sample(7)
     await publish_many(broker.url, [again])
     ghost = await asyncpg.connect(
-        database.url, server_settings={"application_name": "iov-ingest worker-1"}
+        database.url,
+        server_settings={"application_name": settings_of(broker, database).application_name},
     )
     await ghost.execute("BEGIN")
     await ghost.execute(

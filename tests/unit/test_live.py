@@ -23,7 +23,7 @@ NOW = datetime.now(UTC)
 
 def live() -> Live:
     metrics = Metrics(dict.fromkeys(CATALOGUE, ()))
-    return Live(metrics, CATALOGUE, lambda: State([], 0, 10, None, 1), "w")
+    return Live(metrics, CATALOGUE, lambda: State([], [], 0, 10, None, 1), "w")
 
 
 def batch(*messages: tuple[str, str, dict[str, Any]]) -> Batch:

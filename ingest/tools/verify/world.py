@@ -259,11 +259,16 @@ async def _end(worker: Worker) -> None:
         await worker.process.wait()
 
 
+_BROKER_ID = "verify"
+
+
 def _environment(servers: Servers) -> dict[str, str]:
     """What every worker is told, but for what is its own."""
     environ = {
         "IOV_MQTT_GROUP": f"iov-verify-{servers.run}",
         "IOV_MQTT_TOPIC": f"{servers.prefix}iov/v1/+/+",
+        # Each worker has a port of its own to it.
+        "IOV_MQTT_BROKER_ID": _BROKER_ID,
         "IOV_HTTP_HOST": "127.0.0.1",
         "IOV_COMMIT_TIMEOUT_S": str(COMMIT_TIMEOUT_S),
         "IOV_DEAD_LETTERS_PER_MINUTE": "1000000000",  # each is a debt
