@@ -181,7 +181,7 @@ async def test_nobody_is_judged_while_the_database_was_away(
     settings = settings_of(broker, database, mqtt_client_id="worker-2", adopt_after_s="60")
     await database.execute(
         "INSERT INTO iov.worker (client_id, broker, subscription, heartbeat_at) "
-        f"VALUES ('gone', '127.0.0.1', '{FILTER}', now() - interval '1 day')"
+        f"VALUES ('gone', '127.0.0.1:{broker.port}', '{FILTER}', now() - interval '1 day')"
     )
     async with working(broker.url, database.url, catalogue, mqtt_client_id="worker-2") as worker:
         adoption = Adoption(settings, catalogue, worker.service.watch)
@@ -193,20 +193,21 @@ async def test_nobody_is_judged_while_the_database_was_away(
         task.cancel()
 
 
-async def somebody_else(database: Database) -> None:
-    """Another worker in the register, which stays, for as long as a test takes."""
+async def somebody_else(database: Database, url: str) -> None:
+    """Another worker of that broker in the register, which stays, for as long as a test takes."""
+    broker_id = url.removeprefix("mqtt://")
     await database.execute(
         "INSERT INTO iov.worker (client_id, broker, subscription, heartbeat_at) "
-        f"VALUES ('stays', '127.0.0.1', '{FILTER}', now() + interval '1 hour')"
+        f"VALUES ('stays', '{broker_id}', '{FILTER}', now() + interval '1 hour')"
     )
 
 
 async def test_a_silent_network_is_not_taken_for_the_end(
     client: str, database: Database, broker: Mosquitto, catalogue: Catalogue
 ) -> None:
-    await somebody_else(database)
     async with Proxy("127.0.0.1", broker.port) as proxy:
         url = f"mqtt://127.0.0.1:{proxy.port}"
+        await somebody_else(database, url)
         async with working(url, database.url, catalogue, mqtt_client=client) as worker:
             await publish_many(broker.url, [sample(1)])
             await worker.settles(1)
@@ -224,10 +225,10 @@ async def test_a_silent_network_is_not_taken_for_the_end(
 async def test_a_cut_while_leaving_is_only_a_delay(
     client: str, database: Database, broker: Mosquitto, catalogue: Catalogue
 ) -> None:
-    await somebody_else(database)
     lock = await asyncpg.connect(database.url)
     async with Proxy("127.0.0.1", broker.port) as proxy:
         url = f"mqtt://127.0.0.1:{proxy.port}"
+        await somebody_else(database, url)
         async with working(
             url, database.url, catalogue, mqtt_client=client, mqtt_receive_maximum="100"
         ) as worker:
@@ -306,7 +307,7 @@ async def test_one_signal_and_the_register_are_one_leaving(
     database: Database, broker: Mosquitto, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ingest.store.heartbeat.EVERY_S", 0.02)
-    await somebody_else(database)
+    await somebody_else(database, broker.url)
     with structlog.testing.capture_logs() as logs:
         async with working(broker.url, database.url, catalogue) as worker:
             worker.service.leave()
@@ -320,7 +321,7 @@ async def test_one_signal_and_the_register_are_one_leaving(
 async def test_a_stop_while_leaving_lets_it_come_to_its_end(
     database: Database, broker: Mosquitto, catalogue: Catalogue
 ) -> None:
-    await somebody_else(database)
+    await somebody_else(database, broker.url)
     async with working(broker.url, database.url, catalogue) as worker:
         await publish_many(broker.url, [sample(seq) for seq in range(200)])
         worker.service.leave()
@@ -337,7 +338,7 @@ async def test_a_new_start_is_not_asked_what_its_predecessor_was(
     monkeypatch.setattr("ingest.store.heartbeat.EVERY_S", 0.02)
     await database.execute(
         "INSERT INTO iov.worker (client_id, broker, subscription, heartbeat_at, leave_requested) "
-        f"VALUES ('worker-1', '127.0.0.1', '{FILTER}', now(), true)"
+        f"VALUES ('worker-1', '127.0.0.1:{broker.port}', '{FILTER}', now(), true)"
     )
     async with working(broker.url, database.url, catalogue) as worker:
         query = "SELECT leave_requested FROM iov.worker"
