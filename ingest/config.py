@@ -84,6 +84,11 @@ class Settings(BaseModel):
     store: Literal["auto", "postgres", "timescaledb"] = Field(
         "auto", description="auto: hypertables where the timescaledb extension is installed"
     )
+    unsafe_database: Literal["refuse", "accept"] = Field(
+        "refuse",
+        description="accept: be ready although fsync or synchronous_commit is off, "
+        "so that what was acknowledged may be lost",
+    )
     batch_rows: int = Field(2_000, ge=1, le=100_000, description="Samples that close a batch")
     batch_wait_ms: int = Field(
         0, ge=0, le=60_000, description="0: an idle writer takes what is there; else it waits"

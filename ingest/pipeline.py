@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import groupby
 from operator import attrgetter
@@ -20,8 +21,9 @@ import structlog
 
 from ingest.batch import Batch, Batcher, DeadLetter
 from ingest.check import Checker
+from ingest.clock import Clock
 from ingest.metrics import Metrics, Trigger
-from ingest.model import Checked, Delivery, Reason, Row
+from ingest.model import Arrival, Checked, Delivery, Reason, Row
 from ingest.source import Inbox
 from ingest.store import Guard, More, Written
 
@@ -55,6 +57,7 @@ class Pipeline:
         store: Store,
         metrics: Metrics,
         guard: Guard,
+        clock: Clock,
         committed: Callable[[Batch, Sequence[DeadLetter]], None],
     ) -> None:
         """`committed` is told of each batch and its dead letters, once they are settled."""
@@ -64,6 +67,7 @@ class Pipeline:
         self._store = store
         self._metrics = metrics
         self._guard = guard
+        self._clock = clock
         self._committed = committed
         self._filled = asyncio.Event()
         self._taken = asyncio.Event()
@@ -80,6 +84,7 @@ class Pipeline:
     async def _read(self) -> None:
         async for deliveries in self._inbox:
             await self._guard.begin()
+            await self._trust_clock(deliveries)
             if self._guard.takes_care:
                 await self._read_carefully(deliveries)
             else:
@@ -88,6 +93,19 @@ class Pipeline:
             await asyncio.sleep(0)
         self._no_more = True
         self._filled.set()
+
+    async def _trust_clock(self, deliveries: Sequence[Delivery]) -> None:
+        """Wait until our clock is right, and stamp anew what it has stamped wrongly."""
+        arrival = deliveries[0].arrival
+        if not self._clock.doubts(arrival):
+            return
+        while self._clock.doubts(arrival):
+            await self._clock.looked()
+            now = datetime.now(UTC)
+            since = timedelta(seconds=time.monotonic() - arrival.monotonic_s)
+            arrival = Arrival(now - since, arrival.monotonic_s)
+        for delivery in deliveries:
+            delivery.arrival = arrival
 
     async def _read_on(
         self, deliveries: Sequence[Delivery], check: Callable[[Delivery], Checked]

@@ -24,6 +24,7 @@ from ingest.batch import Batcher
 from ingest.batch import Limits as BatchLimits
 from ingest.budget import Budget
 from ingest.check import Checker
+from ingest.clock import Clock
 from ingest.config import Settings
 from ingest.decode import Limits
 from ingest.envelope import Ages
@@ -90,7 +91,8 @@ class Service:
             random,
             database_name,
         )
-        self.watch = Watch(settings, catalogue, self.metrics, self.writer)
+        self.clock = Clock()
+        self.watch = Watch(settings, catalogue, self.metrics, self.writer, self.clock)
         limits = BatchLimits(settings.batch_rows, wait_s=settings.batch_wait_ms / 1000)
         live = web.Live(self.metrics, catalogue, self._state, settings.mqtt_client_id)
         token = settings.http_token
@@ -98,7 +100,7 @@ class Service:
         self.guard = Guard(settings, random)
         self.pipeline = Pipeline(
             self.source.inbox, self.checker, Batcher(limits, budget), self.writer, self.metrics,
-            self.guard, live.committed,
+            self.guard, self.clock, live.committed,
         )  # fmt: skip
         self.metrics.ready.set_function(lambda: not self.problems())
         self.http_port: int | None = None
@@ -120,6 +122,7 @@ class Service:
             self.watch.problem,
             self.writer.problem,
             self.writer.closed,
+            self.clock.problem,
             self._stuck(),
             self._pulse.problem,
             "stopping" if self._stop.is_set() else None,
@@ -129,9 +132,8 @@ class Service:
     def _state(self) -> web.State:
         inbox, asked = self.source.inbox, self._settings.mqtt_receive_maximum
         limit, workers = inbox.broker_window.limit, self.heartbeat.workers
-        warnings = [
-            f"{client_id} is silent: {mend(client_id)}" for client_id in self.heartbeat.silent
-        ]
+        warnings = [self.watch.warning] if self.watch.warning else []
+        warnings += [f"{name} is silent: {mend(name)}" for name in self.heartbeat.silent]
         return web.State(self.problems(), warnings, inbox.in_flight, asked, limit, workers)
 
     def _stuck(self) -> str | None:
@@ -212,6 +214,7 @@ class Service:
         """
         try:
             async with asyncio.TaskGroup() as tasks:
+                watch = tasks.create_task(self.watch.run(), name="watch")
                 pipeline = tasks.create_task(self.pipeline.run(), name="pipeline")
                 session = tasks.create_task(self._session_of(filter_), name="session")
                 quiet = tasks.create_task(self._quiet(), name="quiet")
@@ -223,6 +226,7 @@ class Service:
                 self.source.inbox.close()
                 await self._drained(pipeline)
                 session.cancel()
+                watch.cancel()
         finally:
             await self.writer.close()
         if not done:

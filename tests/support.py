@@ -179,6 +179,8 @@ def environment(mqtt_url: str, database_url: str, **settings: str) -> dict[str, 
         "IOV_MQTT_CLIENT_ID": "worker-1",
         "IOV_HTTP_HOST": "127.0.0.1",
         "IOV_HTTP_PORT": "0",
+        # The tests' database has no fsync; that it would be refused is tested apart.
+        "IOV_UNSAFE_DATABASE": "accept",
     } | {f"IOV_{name.upper()}": value for name, value in settings.items()}
 
 

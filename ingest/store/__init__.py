@@ -1,6 +1,6 @@
 """The only place that knows asyncpg: batches, devices, partitions, migrations, the register."""
 
-from ingest.store.connect import connect, durability_problem, expect_migrated
+from ingest.store.connect import connect, durability_problem, expect_migrated, may_be_accepted
 from ingest.store.copy import copy
 from ingest.store.failures import away, meaning
 from ingest.store.guard import Guard
@@ -23,6 +23,7 @@ __all__ = [
     "durability_problem",
     "expect_migrated",
     "make_ahead",
+    "may_be_accepted",
     "meaning",
     "migrate",
 ]

@@ -28,6 +28,14 @@ WHERE c.relnamespace = to_regnamespace('iov') AND c.relkind IN ('r', 'p')
   AND c.relname = ANY($1::text[])
 GROUP BY c.relname
 """
+_DURABILITY = """
+SELECT current_setting('transaction_read_only'), current_setting('fsync'),
+    current_setting('synchronous_commit'), current_setting('synchronous_standby_names')
+"""
+_COMMIT_DURABLY = """
+SELECT set_config('synchronous_commit', 'on', false)
+WHERE current_setting('synchronous_commit') <> 'remote_apply'
+"""
 _MAY_STAGE = "SELECT has_database_privilege(current_database(), 'TEMPORARY')"
 _NO_RIGHT = """
 SELECT t FROM unnest($1::text[]) AS t
@@ -111,6 +119,7 @@ async def expect_migrated(connection: asyncpg.Connection, catalogue: Catalogue) 
     wanted["device"] = {"device_id", "kind_at"}
     wanted["worker"] = {"client_id", "leave_requested"}
     wanted["guard"] = {"suspects"}
+    wanted["device_epoch"] = {"epoch"}
     present = {
         row["table"]: set(row["columns"]) for row in await connection.fetch(_COLUMNS, list(wanted))
     }
@@ -123,17 +132,42 @@ async def expect_migrated(connection: asyncpg.Connection, catalogue: Catalogue) 
         raise NotReady(
             "no right to make temporary tables: GRANT TEMPORARY ON DATABASE to this user"
         )
-    if refused := await connection.fetchval(_NO_RIGHT, list(wanted)):
+    if refused := await connection.fetchval(
+        _NO_RIGHT, [table for table in wanted if table != "device_epoch"]
+    ):
         raise NotReady(f"no right to insert into iov.{refused}: grant iov_worker to this user")
 
 
+READ_ONLY = "the database is read-only"
+
+
 async def durability_problem(connection: asyncpg.Connection) -> str | None:
-    """Why a commit on this connection would not be worth an acknowledgement; None if it is."""
-    read_only, synchronous = await connection.fetchrow(
-        "SELECT current_setting('transaction_read_only'), current_setting('synchronous_commit')"
-    )
+    """Why a commit at this database would not be worth an acknowledgement; None if it is.
+
+    `synchronous_commit` counts as it is set there: a worker sets its own session to `on`, but a
+    database whose owner wants less is no place for a promise. Below `on` matters with a standby
+    only (PostgreSQL, Write Ahead Log settings).
+    """
+    read_only, fsync, synchronous, standbys = await connection.fetchrow(_DURABILITY)
     if read_only == "on":
-        return "the database is read-only"
+        return READ_ONLY
+    if fsync == "off":
+        return "fsync is off: a power cut loses what was committed and acknowledged"
     if synchronous == "off":
         return "synchronous_commit is off: a commit may be lost after it was acknowledged"
+    if standbys and synchronous in {"local", "remote_write"}:
+        return (
+            f"synchronous_commit is {synchronous} and a standby is named: a failover may lose what "
+            "was acknowledged"
+        )
     return None
+
+
+def may_be_accepted(problem: str, settings: Settings) -> bool:
+    """Whether the operator wants to store although commits may be lost."""
+    return settings.unsafe_database == "accept" and problem != READ_ONLY
+
+
+async def commit_durably(connection: asyncpg.Connection) -> None:
+    """Have commits of this session wait for the disk, and for standbys that are named."""
+    await connection.execute(_COMMIT_DURABLY)

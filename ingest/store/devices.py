@@ -21,6 +21,7 @@ ON CONFLICT (device) DO NOTHING
 """
 
 
+_EPOCH = "SELECT epoch FROM iov.device_epoch"
 _DESCRIBE = "SELECT iov.describe_devices($1, $2, $3, $4, $5, $6)"
 DESCRIBED = ("kind", "vin", "region", "fleet")
 """Columns of `iov.device` that a device or an operator fills, in the order of the function."""
@@ -49,6 +50,21 @@ class DeviceIds:
         self._connection = connection
         self._most = most
         self._ids: dict[str, int] = {}
+        self._epoch: int | None = None
+
+    async def hold(self) -> bool:
+        """Hold on to what was resolved until the end of the transaction under way.
+
+        False if a device was deleted since: then everything is forgotten and has to be resolved
+        again, in a new transaction.
+        """
+        epoch: int = await self._connection.fetchval(_EPOCH)
+        if self._epoch is None or self._epoch == epoch:
+            self._epoch = epoch
+            return True
+        self._ids.clear()
+        self._epoch = epoch
+        return False
 
     async def resolve(self, devices: set[str]) -> Mapping[str, int]:
         """Id of each device, and perhaps of others; unknown ones are added and committed first."""

@@ -243,6 +243,7 @@ def _base_grants() -> dict[int, list[str]]:
         3: [_granted("GRANT SELECT, INSERT, UPDATE, DELETE ON iov.worker")],
         5: [
             _granted("GRANT SELECT, UPDATE ON iov.mutex"),
+            _granted("GRANT SELECT ON iov.device_epoch"),
             _granted("GRANT SELECT, INSERT, UPDATE, DELETE ON iov.guard"),
         ],
     }

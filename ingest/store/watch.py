@@ -13,10 +13,16 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 import structlog
 
+from ingest.clock import Clock
 from ingest.config import Settings
 from ingest.metrics import Metrics
 from ingest.schema import Catalogue
-from ingest.store.connect import connect, durability_problem, expect_migrated
+from ingest.store.connect import (
+    connect,
+    durability_problem,
+    expect_migrated,
+    may_be_accepted,
+)
 from ingest.store.failures import away, unless_cancelled
 from ingest.store.partitions import DAYS_AHEAD, make_ahead
 from ingest.store.writer import Writer
@@ -24,6 +30,7 @@ from ingest.store.writer import Writer
 INTERVAL_S, INTERVAL_IN_TROUBLE_S = 5.0, 1.0
 _TIMEOUT_S = 30.0
 NAME = "iov-ingest watch"
+_CLOCK = "SELECT clock_timestamp()"
 
 log = structlog.get_logger("store")
 
@@ -32,7 +39,12 @@ class Watch:
     """Knows whether commits are possible and worth their acknowledgement."""
 
     def __init__(
-        self, settings: Settings, catalogue: Catalogue, metrics: Metrics, writer: Writer
+        self,
+        settings: Settings,
+        catalogue: Catalogue,
+        metrics: Metrics,
+        writer: Writer,
+        clock: Clock,
     ) -> None:
         self.problem: str | None = "the database was not looked at yet"
         """What keeps the database from being ready; None while nothing does."""
@@ -40,6 +52,9 @@ class Watch:
         self._catalogue = catalogue
         self._metrics = metrics
         self._writer = writer
+        self._clock = clock
+        self.warning: str | None = None
+        """What is stored although a power cut may take it; None if that was not asked for."""
         self._ahead_for: datetime | None = None
         self._writer_saw_problem = False
         self.up_since_s: float | None = None
@@ -73,13 +88,19 @@ class Watch:
         elif self._writer_saw_problem or self._writer.problem is not None:
             await self._writer.connect(anew=self._writer_saw_problem)
             self._writer_saw_problem = False
+        else:
+            await self._writer.try_idle()
 
     async def _problem(self) -> str | None:
         connection = await connect(self._settings, NAME)
         try:
+            there: datetime = await connection.fetchval(_CLOCK)
+            self._clock.look(datetime.now(UTC), time.monotonic(), there)
             await expect_migrated(connection, self._catalogue)
             if problem := await durability_problem(connection):
-                return problem
+                if not may_be_accepted(problem, self._settings):
+                    return problem
+                self._warn(problem)
             await self._make_ahead(connection)
             await connection.close()
         finally:
@@ -95,6 +116,13 @@ class Watch:
             self._metrics.partitions_until.set(until.timestamp())
             if made:
                 log.info("partitions made ahead", made=made)
+
+    def _warn(self, problem: str) -> None:
+        if self.warning is None:
+            log.warning(
+                "storing although it may be lost", why=problem, set_by="IOV_UNSAFE_DATABASE"
+            )
+        self.warning = f"IOV_UNSAFE_DATABASE is accept, and {problem}"
 
     def _say(self, problem: str | None) -> None:
         if problem != self.problem:

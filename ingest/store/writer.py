@@ -35,7 +35,7 @@ from ingest.errors import IngestError, Refused, TooMuch, Unavailable, Unforeseen
 from ingest.metrics import Metrics
 from ingest.model import OTHER, Delivery, Reason, Rejected, Row
 from ingest.schema import Catalogue, Stream
-from ingest.store.connect import connect, expect_migrated
+from ingest.store.connect import commit_durably, connect, expect_migrated
 from ingest.store.copy import copy
 from ingest.store.devices import DeviceIds, describe
 from ingest.store.failures import (
@@ -54,6 +54,8 @@ CLOSED_S = 60.0
 """How long a day that cannot be written is left alone: each attempt may hold up the rest."""
 PARTITIONS_PER_MINUTE = 120
 """Made on demand for one device: as many days of four streams as are accepted by default."""
+_IDLE_S, _ANSWER_S = 1.0, 2.0
+"""A connection that was not used for so long is tried first, and has so long to answer."""
 _TS = 1
 _key = itemgetter(0, 1, 2)
 _LOG_EVERY = 30
@@ -164,6 +166,7 @@ class Writer:
         self._failures = 0
         self._careful = False
         self._slow = False
+        self._used_s = 0.0
         self._warning: str | None = None
         self._closed: dict[tuple[str, date], Closed] = {}
         self._partitions = Budget(PARTITIONS_PER_MINUTE, 0)
@@ -213,10 +216,15 @@ class Writer:
         """
         connection, ids_of = await self._connected()
         devices = {row.device for rows in part.rows.values() for row in rows}
-        ids = await ids_of.resolve(devices | {said.device for said in part.described})
+        devices |= {said.device for said in part.described}
         written = Written(letters=list(part.letters))
-        transaction = connection.transaction()
-        await transaction.start()
+        while True:
+            ids = await ids_of.resolve(devices)
+            transaction = connection.transaction()
+            await transaction.start()
+            if await ids_of.hold():
+                break
+            await transaction.rollback()
         try:
             if self._careful:
                 # What an operator has deferred to the commit fails no later than its row.
@@ -446,11 +454,16 @@ class Writer:
     async def _connected(self) -> tuple[asyncpg.Connection, DeviceIds]:
         if self._connection is not None and (self._stale or self._connection.is_closed()):
             self._drop()
+        idle_s = time.monotonic() - self._used_s
+        self._used_s = time.monotonic()
+        if self._connection is not None and idle_s > _IDLE_S and not await self._answers():
+            self._drop()
         if self._connection is None or self._devices is None:
             self._connection = connection = await connect(self._settings, self._name)
             # What is left of this worker's earlier connection may still hold keys locked: a
             # client that fell silent in mid-COPY does so past every timeout.
             await connection.execute(_END_GHOSTS, self._name)
+            await commit_durably(connection)
             await expect_migrated(connection, self._catalogue)
             self._devices = DeviceIds(connection)
             self._stale = False
@@ -460,6 +473,32 @@ class Writer:
             if self._connections > 1:
                 self._metrics.reconnects.labels("database").inc()
         return self._connection, self._devices
+
+    async def _answers(self) -> bool:
+        """Whether the connection still works; a network may forget one that is idle."""
+        connection = self._connection
+        assert connection is not None
+        # Dropped, not cancelled: asyncpg would ask a server that is silent to cancel.
+        timer = asyncio.get_running_loop().call_later(_ANSWER_S, self._drop)
+        try:
+            await connection.fetchval("SELECT 1")
+        except Exception as exc:
+            unless_cancelled(exc)
+            if meaning(exc) is None:
+                raise
+            log.warning("the connection was dead", why=str(exc) or type(exc).__name__)
+            return False
+        finally:
+            timer.cancel()
+        return True
+
+    async def try_idle(self) -> None:
+        """Try the connection if nothing uses it, and make a new one if it is dead.
+
+        So the next sample does not wait until it is noticed.
+        """
+        if not self._lock.locked() and time.monotonic() - self._used_s > _IDLE_S:
+            await self.connect()
 
     async def connect(self, *, anew: bool = False) -> None:
         """Connect now rather than with the next batch; a failure shows in `problem`.

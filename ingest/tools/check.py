@@ -24,7 +24,14 @@ from ingest.schema import Catalogue, load_catalogue
 from ingest.source import Inbox
 from ingest.source.client import Leaving, UnsupportedVersion
 from ingest.source.mqtt5 import Mqtt5Client
-from ingest.store import away, connect, durability_problem, expect_migrated, registry
+from ingest.store import (
+    away,
+    connect,
+    durability_problem,
+    expect_migrated,
+    may_be_accepted,
+    registry,
+)
 from ingest.store.heartbeat import mend
 from ingest.tools.fleet import Message
 from ingest.tools.publisher import Publisher, client_for
@@ -77,7 +84,8 @@ async def _database(settings: Settings, catalogue: Catalogue, found: Findings) -
             try:
                 state = dict(await connection.fetchrow(_DATABASE))
                 if problem := await durability_problem(connection):
-                    found.problems.append(f"database: {problem}")
+                    accepted = may_be_accepted(problem, settings)
+                    (found.warnings if accepted else found.problems).append(f"database: {problem}")
                 await expect_migrated(connection, catalogue)
                 for gone in await registry.silent(connection, settings, registry.SILENT_S):
                     found.problems.append(
@@ -100,9 +108,8 @@ async def _database(settings: Settings, catalogue: Catalogue, found: Findings) -
         found.warnings.append(
             "database: IOV_DATABASE_URL names a superuser: a worker needs the role iov_worker only"
         )
-    for name in ("fsync", "full_page_writes"):
-        if state[name] == "off":
-            found.problems.append(f"database: {name} is off: a power cut loses what was committed")
+    if state["full_page_writes"] == "off":
+        found.problems.append("database: full_page_writes is off: a power cut may damage it")
     found.measured |= {name: value for name, value in state.items() if value is not None}
 
 

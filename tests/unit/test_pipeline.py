@@ -3,10 +3,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from ingest.batch import Batch, Batcher, Limits
 from ingest.check import Checker
+from ingest.clock import Clock
 from ingest.metrics import Metrics
 from ingest.model import Checked, Delivery
 from ingest.pipeline import Pipeline
@@ -55,12 +57,20 @@ class Dear(Checker):
         return super().check(delivery)
 
 
+def clock() -> Clock:
+    """One that is right."""
+    found = Clock()
+    now = datetime.now(UTC)
+    found.look(now, time.monotonic(), now)
+    return found
+
+
 def pipeline(inbox: Inbox, checker: Checker, store: Any, guard: Any = CALM) -> Pipeline:
     def committed(_: Batch, __: Sequence[Any]) -> None:
         pass
 
     batcher = Batcher(Limits(), plenty())
-    return Pipeline(inbox, checker, batcher, store, Metrics({}), guard, committed)
+    return Pipeline(inbox, checker, batcher, store, Metrics({}), guard, clock(), committed)
 
 
 async def test_others_get_a_turn_between_dear_messages_of_one_read() -> None:

@@ -70,3 +70,32 @@ CREATE TABLE iov.guard (
 COMMENT ON TABLE iov.guard IS 'Of each session at a broker: whether whoever reads it has ended in order, and what it was about to read';
 COMMENT ON COLUMN iov.guard.running IS 'True while it is read, and after an end that was not in order';
 COMMENT ON COLUMN iov.guard.suspects IS 'Digests of messages that are being read, and at how many ends each was noted';
+
+-- When a device was last deleted: workers remember ids, and must write no row for one that is gone.
+-- A batch reads this first and so holds a lock that whoever deletes waits for at its commit.
+CREATE TABLE iov.device_epoch (epoch bigint NOT NULL);
+INSERT INTO iov.device_epoch VALUES (0);
+COMMENT ON TABLE iov.device_epoch IS 'One row, which changes when a device is deleted or renamed';
+COMMENT ON COLUMN iov.device_epoch.epoch IS 'Number of the transaction that did so last';
+
+CREATE FUNCTION iov.device_gone() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    this bigint := pg_current_xact_id()::text::bigint;
+BEGIN
+    IF NOT EXISTS (SELECT FROM iov.device_epoch WHERE epoch = this) THEN
+        LOCK TABLE iov.device_epoch IN ACCESS EXCLUSIVE MODE;
+        UPDATE iov.device_epoch SET epoch = this;
+    END IF;
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION iov.device_gone() IS 'Has every worker look its devices up again';
+-- At the commit, so that a long transaction holds up nobody before its end.
+CREATE CONSTRAINT TRIGGER device_gone AFTER DELETE OR UPDATE OF device ON iov.device
+    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION iov.device_gone();
+CREATE TRIGGER devices_gone AFTER TRUNCATE ON iov.device
+    FOR EACH STATEMENT EXECUTE FUNCTION iov.device_gone();
+REVOKE ALL ON FUNCTION iov.device_gone() FROM PUBLIC;
