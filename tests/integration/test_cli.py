@@ -180,9 +180,9 @@ async def test_migrate_check_simulate_and_replay_as_an_operator_would(
 
     ended = await iov_ingest("check", "--json", **settings)
     assert ended.status == 1
-    unmigrated, unsafe = ended.json["problems"]
+    unsafe, unmigrated = ended.json["problems"]
     assert "run iov-ingest migrate" in unmigrated
-    assert unsafe == "database: fsync is off: a power cut loses what was committed"
+    assert unsafe == "database: fsync is off: a power cut loses what was committed and acknowledged"
 
     dry = await iov_ingest("migrate", "--dry-run", "--json", database_url=database.url)
     assert "CREATE TABLE iov.device" in dry.out

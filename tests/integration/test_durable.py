@@ -9,6 +9,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from ingest import pipeline
 from ingest.config import load
 from ingest.schema import Catalogue
 from ingest.source import connection as fast
@@ -93,7 +94,7 @@ async def test_a_clock_that_jumps_rejects_nothing(
         await publish_many(broker.url, [sample(0)])
         await worker.settles(1)
         with monkeypatch.context() as jumped:
-            for module in (fast, watch_module()):
+            for module in (fast, pipeline, watch_module()):
                 jumped.setattr(module, "datetime", Ahead)
             await publish_many(broker.url, [sample(n) for n in range(1, 50)])
             await until(lambda: "ahead of the database" in str(worker.service.problems()), "it")
