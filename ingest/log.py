@@ -8,6 +8,20 @@ from typing import Literal
 
 import structlog
 
+_CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))} | {
+    ord("\n"): "\\n", ord("\r"): "\\r", ord("\t"): "\\t", 0x2028: "\\u2028", 0x2029: "\\u2029",
+}  # fmt: skip
+_render = structlog.processors.LogfmtRenderer(
+    key_order=["timestamp", "level", "logger", "event"], drop_missing=True
+)
+
+
+def _logfmt(
+    logger: structlog.typing.WrappedLogger, name: str, event: structlog.typing.EventDict
+) -> str:
+    """One line whatever a vehicle or a server has said: control characters are escaped."""
+    return str(_render(logger, name, event)).translate(_CONTROL)
+
 
 def configure(form: Literal["logfmt", "json"], level: str) -> None:
     """Send our log and that of the libraries to standard error, in one form."""
@@ -18,11 +32,7 @@ def configure(form: Literal["logfmt", "json"], level: str) -> None:
         structlog.processors.format_exc_info,
     ]
     renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer()
-        if form == "json"
-        else structlog.processors.LogfmtRenderer(
-            key_order=["timestamp", "level", "logger", "event"], drop_missing=True
-        )
+        structlog.processors.JSONRenderer() if form == "json" else _logfmt
     )
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared,

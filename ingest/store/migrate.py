@@ -244,6 +244,13 @@ def _base_grants() -> dict[int, list[str]]:
         5: [
             _granted("GRANT SELECT, UPDATE ON iov.mutex"),
             _granted("GRANT SELECT ON iov.device_epoch"),
+            _granted(
+                "GRANT EXECUTE ON FUNCTION iov.describe_devices"
+                "(integer[], timestamptz[], text[], text[], text[], text[])"
+            ),
+            _granted("REVOKE DELETE ON iov.worker", preposition="FROM"),
+            _granted("GRANT EXECUTE ON FUNCTION iov.ask_to_leave(text, text)"),
+            _granted("GRANT EXECUTE ON FUNCTION iov.strike_off(text, text, double precision)"),
             _granted("GRANT SELECT, INSERT, UPDATE, DELETE ON iov.guard"),
         ],
     }

@@ -25,7 +25,7 @@ INSERT INTO iov.worker AS w (client_id, broker, subscription, heartbeat_at)
 VALUES ($1, $2, $3, clock_timestamp())
 ON CONFLICT (broker, client_id) DO UPDATE SET
     subscription = excluded.subscription, heartbeat_at = excluded.heartbeat_at,
-    leave_requested = w.leave_requested AND NOT $4
+    leave_requested = w.leave_requested AND NOT $4, login = session_user
 RETURNING leave_requested, (
     SELECT count(*) FROM iov.worker AS o
     WHERE o.broker = $2 AND o.subscription = $3
@@ -48,12 +48,8 @@ SELECT count(*) FROM iov.worker
 WHERE broker = $1 AND client_id <> $2 AND subscription = $3 AND NOT leave_requested
   AND clock_timestamp() - heartbeat_at < make_interval(secs => $4)
 """
-_LEAVE = "UPDATE iov.worker SET leave_requested = true WHERE broker = $1 AND client_id = $2"
-_FORGET = """
-DELETE FROM iov.worker WHERE broker = $1 AND client_id = $2
-  AND clock_timestamp() - heartbeat_at >= make_interval(secs => $3)
-"""
-_FORGET_GUARD = "DELETE FROM iov.guard WHERE broker = $1 AND client_id = $2"
+_LEAVE = "SELECT iov.ask_to_leave($1, $2)"
+_FORGET = "SELECT iov.strike_off($1, $2, $3)"
 _END_BACKENDS = """
 SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity
 WHERE application_name = $1 AND usename = current_user AND datname = current_database()
@@ -174,9 +170,7 @@ async def forget(
     connection: asyncpg.Connection, settings: Settings, client_id: str, *, silent_s: float = 0
 ) -> None:
     """Strike off a worker whose session has ended, unless it was heard of since."""
-    status: str = await connection.execute(_FORGET, broker_of(settings), client_id, silent_s)
-    if status == "DELETE 1":
-        await connection.execute(_FORGET_GUARD, broker_of(settings), client_id)
+    await connection.execute(_FORGET, broker_of(settings), client_id, silent_s)
 
 
 async def silent(

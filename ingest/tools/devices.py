@@ -28,13 +28,10 @@ SELECT device, now() FROM stage_device ORDER BY device ON CONFLICT (device) DO N
 """
 # Through the same function as the workers: in the same order, so that nobody waits in a circle.
 _DESCRIBE = """
-SELECT iov.describe_devices(
+SELECT iov.describe_devices_as(1::smallint,
     array_agg(d.device_id), array_agg(now()), array_agg(s.kind), array_agg(s.vin),
     array_agg(s.region), array_agg(s.fleet))
 FROM stage_device s JOIN iov.device d USING (device)
-WHERE (d.kind, d.vin, d.region, d.fleet) IS DISTINCT FROM
-    (coalesce(s.kind, d.kind), coalesce(s.vin, d.vin),
-     coalesce(s.region, d.region), coalesce(s.fleet, d.fleet))
 """
 
 

@@ -1,8 +1,10 @@
 """`/`, `/status` and `/events`: the live page, what it shows as JSON, and once a second.
 
-Devices, positions and details are for whoever is on this machine or has the token. On this machine
-means: a loopback address, no proxy in between, and asked for under a loopback name, so that a page
-from elsewhere whose name was made to point here (DNS rebinding) is told nothing either.
+Devices, positions and details are for whoever has the token; while none is set, for whoever is on
+this machine. That means: a loopback address, no proxy in between, and asked for under a loopback
+name, so that a page from elsewhere whose name was made to point here (DNS rebinding) is told
+nothing either. A proxy on this machine that names itself in no header cannot be told from a person
+here: where there is one, set a token.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from ingest.web.live import Live
 
 _EVERY_S = 1.0
 _MOST_VIEWERS = 20
+"""With details, and as many without: strangers cannot keep out who has the token."""
 _JSON = "application/json"
 _END = b""
 _FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via")
@@ -61,11 +64,12 @@ class Page:
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
         """Server-sent events (WHATWG HTML, 9.2), one a second until the viewer goes."""
-        if len(self._viewers) >= _MOST_VIEWERS:
+        details = self._may_see_details(request)
+        alike = list(self._viewers.values()).count(details)
+        if alike >= _MOST_VIEWERS:
             raise web.HTTPServiceUnavailable(text=f"{_MOST_VIEWERS} pages are open already")
         response = web.StreamResponse(headers={**_HEADERS, "Content-Type": "text/event-stream"})
         await response.prepare(request)
-        details = self._may_see_details(request)
         events: asyncio.Queue[bytes] = asyncio.Queue(maxsize=1)
         self._viewers[events] = details
         self._open_map()
@@ -114,8 +118,8 @@ class Page:
     def _may_see_details(self, request: web.Request) -> bool:
         scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")
         given = bearer if scheme.lower() == "bearer" else request.query.get("token", "")
-        if self._token and given:
-            return hmac.compare_digest(given.encode(), self._token.encode())
+        if self._token:
+            return hmac.compare_digest(given.encode(errors="replace"), self._token.encode())
         return (
             _is_loopback(request.remote)
             and request.url.host in _LOOPBACK_NAMES

@@ -6,6 +6,7 @@ acknowledged now; where not, the answer says what is in the way.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
@@ -19,6 +20,8 @@ from ingest.errors import Unavailable
 from ingest.web.page import Page
 
 _JSON = "application/json"
+MOST_CONNECTIONS = 200
+IDLE_S = 30.0
 
 Problems = Callable[[], list[str]]
 """What keeps the service from being ready, in words; empty while nothing does."""
@@ -71,26 +74,54 @@ def _readiness(problems: list[str]) -> web.Response:
 
 
 def _application(routes: dict[str, Handler]) -> web.Application:
-    app = web.Application()
+    app = web.Application(middlewares=[_odd_is_400])
     for path, handler in routes.items():
         app.router.add_get(path, handler)
     return app
+
+
+@web.middleware
+async def _odd_is_400(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Have a header or query that cannot be read be the client's mistake, not an error of ours."""
+    try:
+        return await handler(request)
+    except ValueError as exc:  # UnicodeError is one, and so is what yarl raises
+        raise web.HTTPBadRequest(text="a header or the query cannot be read") from exc
+
+
+class _Refused(asyncio.Protocol):
+    """A connection that is one too many: it is closed at once."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Asyncio: the socket is there."""
+        transport.close()
 
 
 @asynccontextmanager
 async def serve(host: str, port: int, application: web.Application) -> AsyncIterator[int]:
     """Listen while the block runs; yields the port, which is chosen where `port` is 0.
 
-    Raises Unavailable where the address cannot be had.
+    A connection that asks nothing, or has not finished its request's head, is closed after
+    `IDLE_S`; beyond `MOST_CONNECTIONS` new ones are closed at once. Raises Unavailable where the
+    address cannot be had.
     """
-    runner = web.AppRunner(application, access_log=None)
+    runner = web.AppRunner(application, access_log=None, keepalive_timeout=IDLE_S)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, host, port)
+        accept = runner.server
+        assert accept is not None
+
+        def protocol() -> asyncio.Protocol:
+            return accept() if len(accept.connections) < MOST_CONNECTIONS else _Refused()
+
+        loop = asyncio.get_running_loop()
         try:
-            await site.start()
+            server = await loop.create_server(protocol, host, port)
         except OSError as exc:
             raise Unavailable(f"cannot listen on {host}:{port}: {exc.strerror or exc}") from exc
-        yield runner.addresses[0][1]
+        try:
+            yield server.sockets[0].getsockname()[1]
+        finally:
+            server.close()
     finally:
         await runner.cleanup()

@@ -123,8 +123,9 @@ async def test_devices_and_details_are_for_this_machine_or_the_token(
     async with working(broker.url, database.url, catalogue, http_token=TOKEN) as running:
         bearer = {"Authorization": f"Bearer {TOKEN}"}
         for headers, allowed in (
-            (None, True),
+            (None, False),  # a proxy on this machine that adds no header looks the same
             (ELSEWHERE, False),
+            (bearer, True),
             (ELSEWHERE | bearer, True),
             (ELSEWHERE | {"Authorization": f"Bearer {TOKEN}x"}, False),
             ({"Authorization": "Bearer wrong"}, False),
@@ -139,6 +140,83 @@ async def test_devices_and_details_are_for_this_machine_or_the_token(
                 assert bool(event.keys() & DETAILS) is allowed, headers
         found = orjson.loads((await get(f"{running.url}/status?token={TOKEN}", ELSEWHERE))[1])
         assert "dead_letters" in found
+
+
+async def test_while_no_token_is_set_details_are_for_this_machine(
+    worker: AbstractAsyncContextManager[Worker],
+) -> None:
+    async with worker as running:
+        for headers, allowed in (
+            (None, True),
+            (ELSEWHERE, False),
+            ({"Authorization": "Bearer any"}, True),
+            ({"Host": "rebound.example.com"}, False),
+        ):
+            found = await status(running.url, headers)
+            assert ("dead_letters" in found) is allowed, headers
+
+
+async def raw(running: Worker, request: bytes) -> bytes:
+    """What comes back for bytes that no client library would send."""
+    port = running.service.http_port
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request)
+    answer = await reader.read(12)
+    writer.close()
+    return answer
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"Host: [::1\r\n",
+        b"Host: a b\r\n",
+        b"Host: x:99999999\r\n",
+        b"Host: x\r\nAuthorization: Bearer \xff\xfe\r\n",
+        b"Host: x\r\nX: " + b"y" * 9_000 + b"\r\n",
+        b"Host: x\r\n" + b"X: y\r\n" * 500,
+    ],
+)
+async def test_an_odd_head_is_the_clients_mistake(
+    head: bytes, worker: AbstractAsyncContextManager[Worker]
+) -> None:
+    async with worker as running:
+        for path in (b"/status", b"/metrics", b"/events?token=%ff"):
+            answer = await raw(running, b"GET " + path + b" HTTP/1.1\r\n" + head + b"\r\n")
+            assert answer[:10] in {b"HTTP/1.1 4", b"HTTP/1.0 4", b"HTTP/1.1 2"}, answer
+
+
+async def test_connections_and_heads_have_limits(
+    worker: AbstractAsyncContextManager[Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ingest.web.server.MOST_CONNECTIONS", 5)
+    monkeypatch.setattr("ingest.web.server.IDLE_S", 1.0)
+    async with worker as running:
+        port = running.service.http_port
+        pairs = [await asyncio.open_connection("127.0.0.1", port) for _ in range(8)]
+        for _, writer in pairs[:5]:
+            writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+        assert [await reader.read() for reader, _ in pairs[5:]] == [b""] * 3
+        # And the five are closed when they have taken their time.
+        assert [await reader.read() for reader, _ in pairs[:5]] == [b""] * 5
+        assert (await get(f"{running.url}/livez"))[0] == 200
+        for _, writer in pairs:
+            writer.close()
+
+
+async def test_viewers_without_the_token_keep_nobody_out(
+    broker: Mosquitto, database: Database, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ingest.web.page._MOST_VIEWERS", 1)
+    bearer = {"Authorization": f"Bearer {TOKEN}"}
+    async with (
+        working(broker.url, database.url, catalogue, http_token=TOKEN) as running,
+        events(running.url) as stranger,
+        events(running.url, bearer) as told,
+    ):
+        await first(stranger)
+        assert "positions" in await first(told)
+        assert (await get(f"{running.url}/events"))[0] == 503
 
 
 async def test_a_worker_with_open_pages_stops_at_once(

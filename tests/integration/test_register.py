@@ -1,0 +1,81 @@
+"""Who may say what about devices and workers: an operator's word stands, each keeps to its own."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import asyncpg
+import pytest
+
+from ingest.config import load
+from ingest.schema import Catalogue
+from ingest.tools.devices import Described, import_devices
+from tests.integration.test_store import batch_of, writing
+from tests.support import Database, delivery, may_not
+
+NOW = datetime.now(UTC)
+
+
+def says(seq: int, at: datetime, **fields: str) -> object:
+    body = {"ts": at.isoformat(), "seq": seq, "event": "login", **fields}
+    return delivery(body, "iov/v1/V1/session")
+
+
+async def test_an_operators_word_outranks_a_vehicles(
+    database: Database, catalogue: Catalogue
+) -> None:
+    settings = load(environ={"IOV_DATABASE_URL": database.url})
+    async with writing(database, catalogue) as writer:
+        await writer.write(batch_of(catalogue, [says(1, NOW, region="mars", fleet="ours")]))  # type: ignore[list-item]
+        account = await import_devices(settings, catalogue, [Described("V1", region="eu")])
+        assert account["changed"] == 1
+        later = NOW + timedelta(seconds=60)
+        await writer.write(batch_of(catalogue, [says(2, later, region="mars", fleet="theirs")]))  # type: ignore[list-item]
+    (device,) = await database.all("SELECT region, fleet FROM iov.device")
+    assert tuple(device) == ("eu", "theirs")
+    again = await import_devices(settings, catalogue, [Described("V1", region="eu")])
+    assert again["changed"] == 0
+
+
+async def test_a_clock_that_is_ahead_wins_nothing_by_it(
+    database: Database, catalogue: Catalogue
+) -> None:
+    async with writing(database, catalogue) as writer:
+        ahead = datetime.now(UTC) + timedelta(seconds=250)
+        await writer.write(batch_of(catalogue, [says(1, ahead, region="wrong")]))  # type: ignore[list-item]
+        await writer.write(batch_of(catalogue, [says(2, datetime.now(UTC), region="right")]))  # type: ignore[list-item]
+    assert await database.one("SELECT region FROM iov.device") == "right"
+
+
+async def test_a_worker_learns_nothing_and_changes_no_other_workers_row(
+    database: Database, catalogue: Catalogue
+) -> None:
+    async with writing(database, catalogue) as writer:
+        await writer.write(batch_of(catalogue, [says(1, NOW, vin="LSVAA4182E2184847")]))  # type: ignore[list-item]
+    mine = await database.user("iov_worker_a", "iov_worker")
+    other = await database.user("iov_worker_b", "iov_worker")
+    first, second = await asyncpg.connect(mine), await asyncpg.connect(other)
+    row = "VALUES ('{}', 'b', 's', clock_timestamp())"
+    insert = "INSERT INTO iov.worker (client_id, broker, subscription, heartbeat_at) "
+    await first.execute(insert + row.format("a"))
+    await second.execute(insert + row.format("b"))
+    assert await first.execute("UPDATE iov.worker SET heartbeat_at = now()") == "UPDATE 1"
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await first.execute(
+            "INSERT INTO iov.worker (client_id, broker, subscription, heartbeat_at, login) "
+            "VALUES ('c', 'b', 's', now(), 'iov_worker_b')"
+        )
+    assert await first.fetchval("SELECT iov.strike_off('b', 'b', 0)") is False
+    assert await first.fetchval("SELECT iov.strike_off('b', 'a', 0)") is True
+    guess = (
+        "SELECT iov.describe_devices(ARRAY[1], ARRAY[now()], ARRAY[NULL::text], "
+        "ARRAY['LSVAA4182E2184847'], ARRAY[NULL::text], ARRAY[NULL::text])"
+    )
+    assert not await first.fetchval(guess)
+    await first.close()
+    await second.close()
+    await may_not(
+        mine,
+        "DELETE FROM iov.worker",
+        "SELECT iov.describe_devices_as(1::smallint, '{1}', '{now}', '{a}', '{a}', '{a}', '{a}')",
+    )
