@@ -23,6 +23,7 @@ from ingest.decode import (
     too_deep,
     too_much,
     unpack,
+    values,
 )
 from ingest.envelope import Ages, instant, sequence, timely
 from ingest.model import (
@@ -38,8 +39,6 @@ from ingest.model import (
 )
 from ingest.schema import Catalogue, NeverStored, Siblings, Stream, pointer
 
-_PACKED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")
-"""What gzip (RFC 1952) and zstd (RFC 8878) begin with."""
 _NO_OBJECT = Fault(Reason.BAD_ENVELOPE, "a sample is an object")
 _MAY_HOLD_NUL = frozenset({str, dict, list})
 _QUALITY = -2
@@ -50,8 +49,15 @@ class Checker:
     """Turns deliveries into outcomes by the schemas of a catalogue."""
 
     def __init__(
-        self, catalogue: Catalogue, limits: Limits | None = None, ages: Ages | None = None
+        self,
+        catalogue: Catalogue,
+        limits: Limits | None = None,
+        ages: Ages | None = None,
+        *,
+        keep_unreadable: bool = False,
     ) -> None:
+        """`keep_unreadable`: dead letters keep what cannot be taken apart as it came."""
+        self._keep_unreadable = keep_unreadable
         self._catalogue = catalogue
         self._limits = limits or Limits()
         self._ages = ages or Ages()
@@ -172,6 +178,9 @@ class Checker:
         ts = timely(sample, self._bounds)
         if isinstance(ts, Fault):
             return _rejected(stream, device, sample, ts)
+        if sample.get("seq") is None:
+            # What must never be stored is not to be guessed from a checksum either.
+            sample = stream.never_stored.without(sample)
         seq = sequence(sample)
         if isinstance(seq, Fault):
             return _rejected(stream, device, sample, seq)
@@ -250,34 +259,34 @@ class Checker:
         return Checked(label, [rejected], size_bytes)
 
     def _raw(self, delivery: Delivery, name: str | None) -> bytes:
-        """The raw message without what must never be stored; empty where that cannot be told.
+        """What is kept of a message that cannot be split: its JSON, without what must not be kept.
 
-        A message of no stream we know may hold what any stream must not.
+        Of what cannot be taken apart (no JSON, packed unknown to us, a broken frame) nobody can say
+        what is in it, so its size and digest are kept, unless the operator wants it as it is.
         """
         stream = self._catalogue.get(name or "")
-        never_stored = self._never_stored if stream is None else stream.never_stored
-        payload, text = delivery.payload, self._text(delivery)
-        if payload[:2] in gbt32960.STARTS:
-            return payload
-        if text is None:
-            return b"" if stream is not None and never_stored else payload
-        named = never_stored.may_be_in(text)
-        if not named and not (stream and stream.hashes):
-            return payload
-        try:
-            document = orjson.loads(text)
-            samples = document if isinstance(document, list) else [document]
-            kept = [(stream.letter if stream else never_stored.without)(s) for s in samples]
-            return orjson.dumps(kept if isinstance(document, list) else kept[0])
-        except (TypeError, ValueError, RecursionError):
-            return b"" if named else payload
+        # A message of no stream we know may hold what any stream must not.
+        letter = stream.letter if stream else self._never_stored.without
+        text = self._text(delivery)
+        if text is not None and not values(text, self._limits.values):
+            try:
+                document = orjson.loads(text)
+                samples = document if isinstance(document, list) else [document]
+                kept = [letter(sample) for sample in samples]
+                if kept == samples:
+                    return delivery.payload
+                return orjson.dumps(kept if isinstance(document, list) else kept[0])
+            except (TypeError, ValueError, RecursionError):
+                pass  # no JSON, or nested deeper than anybody follows it
+        if self._keep_unreadable or not delivery.payload:
+            return delivery.payload
+        digest = hashlib.sha256(delivery.payload).hexdigest()
+        return orjson.dumps({"bytes": len(delivery.payload), "sha256": digest})
 
     def _text(self, delivery: Delivery) -> bytes | None:
-        """What a message says, inflated where it is packed; None where it cannot be read."""
-        if delivery.encoding is None:
-            return None if delivery.payload.startswith(_PACKED) else delivery.payload
-        inflated = unpack(delivery.payload, delivery.encoding, self._limits)
-        return None if isinstance(inflated, Fault) else inflated
+        """What a message says, inflated if it is packed; None if it cannot be read."""
+        text = unpack(delivery.payload, delivery.encoding, self._limits)
+        return None if isinstance(text, Fault) else text
 
 
 def _weight(outcome: Outcome) -> int:

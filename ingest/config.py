@@ -127,6 +127,11 @@ class Settings(BaseModel):
     dead_letter_bytes_per_minute: int = Field(
         1_048_576, ge=0, le=1_000_000_000_000, description="Likewise; the first is always kept"
     )
+    dead_letter_unreadable: Literal["digest", "payload"] = Field(
+        "digest",
+        description="What is kept of a message that cannot be taken apart: size and digest, or "
+        "all of it, private or not",
+    )
     schema_dir: Path | None = Field(None, description="Schemas; default: those of the product")
     http_host: str = Field("0.0.0.0", description="Where HTTP listens")  # noqa: S104  a scraper comes from outside
     http_port: int = Field(9464, ge=0, le=65_535, description="0: any free port")

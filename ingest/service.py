@@ -79,6 +79,7 @@ class Service:
                 settings.max_sample_values,
             ),
             Ages(timedelta(days=settings.max_age_days), timedelta(seconds=settings.max_ahead_s)),
+            keep_unreadable=settings.dead_letter_unreadable == "payload",
         )
         self.source = Source(settings, self.metrics, random)
         budget = Budget(settings.dead_letters_per_minute, settings.dead_letter_bytes_per_minute)

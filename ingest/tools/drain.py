@@ -70,7 +70,7 @@ async def _unknown(connection: asyncpg.Connection, settings: Settings, client_id
     if there := await registry.elsewhere(connection, settings, client_id):
         raise NotReady(
             f"{client_id} is in the register under the broker {there}, not {here}: set "
-            "IOV_MQTT_URL as its workers have it"
+            "IOV_MQTT_URL, or IOV_MQTT_BROKER_ID, as its workers have it"
         )
     raise NotReady(
         f"no worker {client_id} of broker {here} is in the register: its session, if there is "

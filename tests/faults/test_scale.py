@@ -29,6 +29,7 @@ def administrator(servers: Servers, port: int) -> Settings:
             "IOV_MQTT_URL": f"mqtt://127.0.0.1:{port}",
             "IOV_DATABASE_URL": servers.worker_url,
             "IOV_MQTT_CLIENT_ID": "administrator",
+            "IOV_MQTT_BROKER_ID": "verify",
             "IOV_MQTT_GROUP": f"iov-verify-{servers.run}",
             "IOV_DEAD_LETTERS_PER_MINUTE": "1000000",
         }

@@ -349,15 +349,20 @@ GOOD = frame(TIME + VEHICLE_2016)
         (frame(TIME + VEHICLE_2016[:9]), "cut short"),
     ],
 )
-def test_what_is_no_readable_frame_is_a_dead_letter_with_its_payload(
+def test_what_is_no_readable_frame_is_a_dead_letter_with_its_payload_where_that_is_wanted(
     payload: bytes, why: str
 ) -> None:
-    checked = CHECKER.check(delivery(payload, "iov/v1/V1/gbt32960", at=AT))
+    checker = Checker(CATALOGUE, keep_unreadable=True)
+    checked = checker.check(delivery(payload, "iov/v1/V1/gbt32960", at=AT))
     assert (checked.stream, checked.samples) == ("gbt32960", None)
     (found,) = checked.outcomes
     assert isinstance(found, Rejected)
     assert (found.reason, found.payload, found.label) == (Reason.BAD_ENCODING, payload, "gbt32960")
     assert why in found.detail
+    (found,) = CHECKER.check(delivery(payload, "iov/v1/V1/gbt32960", at=AT)).outcomes
+    assert isinstance(found, Rejected)
+    # A VIN or an ICCID may stand in it in clear.
+    assert b"LTEST" not in found.payload
 
 
 @pytest.mark.parametrize("command", [5, 6, 8, 0x80, 0x82, 0x0B, 0xC0])

@@ -182,7 +182,10 @@ async def _disk_full(world: World, chance: Random) -> None:
 
 
 async def _deadlock(world: World, chance: Random) -> None:
-    """A worker holds `nev` and waits for `battery`, which is ours; then we ask for `nev`."""
+    """A worker holds `battery` and waits for `nev`, which is ours; then we ask for `battery`.
+
+    Streams are written in the order of their names.
+    """
     async with world.owner() as owner:
         before = await _deadlocks(world)
         for _ in range(20):
@@ -191,14 +194,14 @@ async def _deadlock(world: World, chance: Random) -> None:
                     # Not we are to be the victim but the worker, whose limit is a second.
                     await owner.execute("SET LOCAL deadlock_timeout = '30s'")
                     await owner.execute("SET LOCAL lock_timeout = '10s'")
-                    await owner.execute("LOCK TABLE iov.battery IN SHARE MODE")
+                    await owner.execute("LOCK TABLE iov.nev IN SHARE MODE")
                     # While nothing can be written a batch fills that holds both.
                     await owner.execute("SAVEPOINT filling")
-                    await owner.execute("LOCK TABLE iov.nev IN SHARE MODE")
+                    await owner.execute("LOCK TABLE iov.battery IN SHARE MODE")
                     await asyncio.sleep(chance.uniform(0.2, 0.5))
                     await owner.execute("ROLLBACK TO SAVEPOINT filling")
                     if await _holds_and_waits(owner):
-                        await owner.execute("LOCK TABLE iov.nev IN SHARE MODE")
+                        await owner.execute("LOCK TABLE iov.battery IN SHARE MODE")
             with suppress(ServerError):
                 await until(lambda: _more_deadlocks(world, before), "a deadlock", 2)
                 return
@@ -209,8 +212,8 @@ async def _holds_and_waits(owner: asyncpg.Connection) -> bool:
     """Whether, within half a second, a backend holds one table and waits for the other."""
     query = (
         "SELECT count(*) FROM pg_locks w JOIN pg_locks h USING (pid) "
-        "WHERE NOT w.granted AND w.relation = 'iov.battery'::regclass AND h.granted "
-        "AND h.relation = 'iov.nev'::regclass AND h.mode = 'RowExclusiveLock'"
+        "WHERE NOT w.granted AND w.relation = 'iov.nev'::regclass AND h.granted "
+        "AND h.relation = 'iov.battery'::regclass AND h.mode = 'RowExclusiveLock'"
     )
     for _ in range(50):
         if await owner.fetchval(query):
