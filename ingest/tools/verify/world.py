@@ -271,6 +271,7 @@ def _environment(servers: Servers) -> dict[str, str]:
         "IOV_MQTT_BROKER_ID": _BROKER_ID,
         "IOV_HTTP_HOST": "127.0.0.1",
         "IOV_COMMIT_TIMEOUT_S": str(COMMIT_TIMEOUT_S),
+        "IOV_UNSAFE_DATABASE": servers.settings.unsafe_database,
         "IOV_DEAD_LETTER_UNREADABLE": "payload",
         "IOV_DEAD_LETTERS_PER_MINUTE": "1000000000",  # each is a debt
         "IOV_DEAD_LETTER_BYTES_PER_MINUTE": "1000000000000",
