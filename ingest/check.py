@@ -18,7 +18,7 @@ from ingest import gbt32960
 from ingest.decode import (
     Limits,
     decode,
-    may_be_too_much,
+    most_bytes,
     parse_topic,
     too_deep,
     too_much,
@@ -60,6 +60,7 @@ class Checker:
         self._keep_unreadable = keep_unreadable
         self._catalogue = catalogue
         self._limits = limits or Limits()
+        self._surely_small = most_bytes(self._limits.sample_values)
         self._ages = ages or Ages()
         self._bounded: datetime | None = None
         self._bounds: tuple[datetime, datetime]
@@ -142,8 +143,7 @@ class Checker:
         if at is not self._bounded:
             # One read of the socket brings many messages.
             self._bounded, self._bounds = at, (at - self._ages.oldest, at + self._ages.ahead)
-        large = may_be_too_much(size_bytes, self._limits.sample_values)
-        outcome = self._outcome_of_large if large else self._outcome
+        outcome = self._outcome if size_bytes <= self._surely_small else self._outcome_of_large
         if len(samples) == 1:
             return [outcome(delivery, streams[0], device, samples[0], 0, may_hold_nul, None)]
         pairs = list(zip(streams, samples, strict=True))

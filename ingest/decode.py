@@ -79,7 +79,8 @@ def decode(payload: bytes, encoding: str | None, limits: Limits) -> Decoded | Fa
         if isinstance(unpacked, Fault):
             return unpacked
         payload = unpacked
-    if may_be_too_much(len(payload), limits.values) and (number := values(payload, limits.values)):
+    large = len(payload) * _MOST_WEIGHT > limits.values
+    if large and (number := values(payload, limits.values)):
         return Fault(Reason.TOO_LARGE, f"more than {limits.values} values: about {number}")
     try:
         document = orjson.loads(payload)
@@ -98,9 +99,9 @@ def decode(payload: bytes, encoding: str | None, limits: Limits) -> Decoded | Fa
     return Decoded(document, len(payload), may_hold_nul)
 
 
-def may_be_too_much(size_bytes: int, most: int) -> bool:
-    """Whether a JSON text of that size may have more than `most` values."""
-    return size_bytes * _MOST_WEIGHT > most
+def most_bytes(values: int) -> int:
+    """Size of the largest JSON text that cannot have more than so many values."""
+    return values // _MOST_WEIGHT
 
 
 def too_much(sample: Any, limits: Limits) -> Fault | None:

@@ -25,6 +25,8 @@ from ingest.model import Arrival, Delivery
 from ingest.source.client import (
     ANSWER_TIMEOUT_S,
     KEEP_ALIVE_S,
+    MOST_PROPERTY_CHARACTERS,
+    MOST_TOPIC_CHARACTERS,
     PACKET_PER_PAYLOAD,
     Leaving,
     NoSession,
@@ -40,7 +42,6 @@ _UNSUPPORTED_VERSION = {1, 0x84}
 """CONNACK reasons: MQTT 3.1.1, 3.2.2.3 and MQTT 5, 3.2.2.2."""
 _SESSION_TAKEN_OVER = 0x8E
 _PAUSE_CHECK_S = 1.0
-_MOST_PROPERTY_CHARACTERS = 100
 
 
 class _Connection:
@@ -69,7 +70,7 @@ class _Connection:
             Delivery(m.topic, m.payload, None, None, m.packet_id, arrival, self, m.fault)
             if isinstance(m, Unreadable)
             else Delivery(
-                m.topic.value,
+                m.topic.value[:MOST_TOPIC_CHARACTERS],
                 _payload(m),
                 _encoding(m),
                 _short(getattr(m.properties, "ContentType", None)),
@@ -116,7 +117,7 @@ def _encoding(message: aiomqtt.Message) -> str | None:
 
 def _short(text: str | None) -> str | None:
     """A property as far as it matters: it may have 64 KiB that nobody counts."""
-    return text and text[:_MOST_PROPERTY_CHARACTERS]
+    return text and text[:MOST_PROPERTY_CHARACTERS]
 
 
 class AiomqttClient:

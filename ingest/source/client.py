@@ -16,6 +16,10 @@ ANSWER_TIMEOUT_S = 5.0
 FLUSH_TIMEOUT_S = 5.0
 """How long a leaving client waits for its last acknowledgements to go out."""
 
+MOST_TOPIC_CHARACTERS = 1_024
+"""What is longer names no device of ours and is cut: 63 kB each would be memory nobody counts."""
+MOST_PROPERTY_CHARACTERS = 100
+"""The same for the two properties that are looked at."""
 PACKET_PER_PAYLOAD = 4
 """Maximum Packet Size asked of the broker, in payload limits.
 

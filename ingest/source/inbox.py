@@ -17,7 +17,7 @@ from ingest.model import Delivery
 from ingest.source.window import BrokerWindow
 
 WINDOW_BYTES = 32 * 1024 * 1024
-"""Unsettled payloads and topics together; above it the socket is paused as well."""
+"""Unsettled payloads together; above it the socket is paused as well."""
 
 
 class Inbox:
@@ -61,7 +61,7 @@ class Inbox:
             self.waiting_since_s = self.put_s
         self.in_flight += len(deliveries)
         self.broker_window.changed(self.in_flight, self.put_s)
-        self.in_flight_bytes += sum(len(d.payload) + len(d.topic) for d in deliveries)
+        self.in_flight_bytes += sum(len(d.payload) for d in deliveries)
         self._arrived.set()
         if self.in_flight >= self._window or self.in_flight_bytes >= self._window_bytes:
             self._room.clear()
@@ -73,7 +73,7 @@ class Inbox:
         for connection, group in groupby(deliveries, key=attrgetter("connection")):
             connection.acknowledge([d.packet_id for d in group if d.packet_id is not None])
         self.in_flight -= len(deliveries)
-        self.in_flight_bytes -= sum(len(d.payload) + len(d.topic) for d in deliveries)
+        self.in_flight_bytes -= sum(len(d.payload) for d in deliveries)
         self.waiting_since_s = time.monotonic()
         self.broker_window.changed(self.in_flight, self.waiting_since_s)
         few = self.in_flight <= self._window // 2

@@ -75,7 +75,7 @@ def pipeline(inbox: Inbox, checker: Checker, store: Any, guard: Any = CALM) -> P
 
 async def test_others_get_a_turn_between_dear_messages_of_one_read() -> None:
     inbox, checker, store = Inbox(100), Dear(), Stored()
-    inbox.put([delivery({}, packet_id=n) for n in range(8)], lambda: None)
+    inbox.put([delivery("x" * 3_000, packet_id=n) for n in range(8)], lambda: None)
     inbox.close()
     seen: list[int] = []
     running = asyncio.create_task(pipeline(inbox, checker, store).run())
