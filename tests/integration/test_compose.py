@@ -153,7 +153,8 @@ async def stack_broker(directory: Path) -> AsyncIterator[dict[int, int]]:
         for file in source.iterdir():
             text = file.read_text().replace("/mosquitto/config", str(directory))
             text = text.replace("/mosquitto/data/", f"{directory}/")
-            text = text.replace("/tmp/passwords", f"{directory}/passwords")
+            for name in ("passwords", ".config"):
+                text = text.replace(f"/tmp/{name}", f"{directory}/{name}")
             for of_stack, port in ports.items():
                 text = text.replace(f"listener {of_stack}", f"listener {port} 127.0.0.1")
             if file.suffix == ".conf" and os.geteuid() == 0:
@@ -198,6 +199,22 @@ def on(server: Postgres, url: str) -> str:
     """A URL of the stack, at a server of the test's; trust takes the place of the password."""
     user, database = re.fullmatch(r"postgresql://(\w+):\w+@database/(\w+)", url).groups()  # type: ignore[union-attr]  # a test may fail here
     return server.url_of(database, user)
+
+
+async def test_no_list_of_processes_shows_a_password_of_the_broker(tmp_path: Path) -> None:
+    broker = services()["broker"]
+    passwords = set(broker["environment"].values())
+    command = " ".join(broker["healthcheck"]["test"])
+    assert "PASSWORD" not in command
+    assert not re.search(r"\s-P\s", command)
+    async with stack_broker(tmp_path):
+        told = (tmp_path / ".config" / "mosquitto_sub").read_text()
+        assert told == f"-u iov.ingest\n-P {broker['environment']['WORKER_PASSWORD']}\n"
+        kept = (tmp_path / "passwords").read_text()
+        assert {line.split(":")[0] for line in kept.splitlines()} == {"iov.ingest", "vehicles"}
+        assert not any(f":{password}\n" in kept for password in passwords)
+    start = (tmp_path / "start").read_text()
+    assert "mosquitto_passwd -b" not in start
 
 
 async def test_the_stack_without_docker(catalogue: Catalogue, tmp_path: Path) -> None:
