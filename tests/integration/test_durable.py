@@ -33,6 +33,31 @@ async def test_a_database_without_fsync_is_not_ready_unless_that_is_accepted(
         assert "fsync is off" in str(worker.service._state().warnings)
 
 
+async def test_a_database_whose_commits_are_not_synchronous_is_not_ready(
+    broker: Mosquitto, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With fsync, which the other tests' server has not."""
+    monkeypatch.setattr(watch_module(), "INTERVAL_S", 0.1)
+    with postgres({}) as server:
+        own = Database(server, "postgres")
+        await migrate(load(environ={"IOV_DATABASE_URL": own.url}), catalogue)
+        async with working(broker.url, own.url, catalogue, unsafe_database="refuse") as worker:
+            problems = worker.service.problems
+            await own.execute("ALTER DATABASE postgres SET synchronous_commit = off")
+            await until(lambda: "synchronous_commit is off" in str(problems()), "off")
+            await own.execute("ALTER DATABASE postgres SET synchronous_commit = local")
+            await worker.ready()
+            await alter(own, "synchronous_standby_names = 'nobody'")
+            await until(lambda: "a standby is named" in str(problems()), "the standby")
+            await alter(own, "synchronous_standby_names = ''")
+            await own.execute("ALTER DATABASE postgres RESET synchronous_commit")
+            await worker.ready()
+            writer = worker.service.writer
+            async with writer._lock:
+                assert writer._connection is not None
+                assert await writer._connection.fetchval("SHOW synchronous_commit") == "on"
+
+
 async def test_a_worker_commits_durably_whatever_the_default_is(
     database: Database, catalogue: Catalogue
 ) -> None:

@@ -170,14 +170,6 @@ async def test_readiness_says_what_is_in_the_way(
         await until(lambda: reason("connect"), "the broker's absence")
         await broker.start()
         await until(ready)
-        await database.execute(f"ALTER DATABASE {database.name} SET synchronous_commit = off")
-        await until(lambda: reason("synchronous_commit"), "synchronous_commit off")
-        await database.execute(f"ALTER DATABASE {database.name} RESET synchronous_commit")
-        await until(ready)
-        writer = running.service.writer
-        async with writer._lock:
-            assert writer._connection is not None
-            assert await writer._connection.fetchval("SHOW synchronous_commit") == "on"
         await database.execute(
             f"ALTER DATABASE {database.name} SET default_transaction_read_only = on"
         )
