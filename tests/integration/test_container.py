@@ -147,6 +147,7 @@ async def test_a_worker_works_in_it(image: Image, database: Database, broker: Mo
     # The tests' PostgreSQL is quick and not durable; there must be nothing else to say.
     (problem,) = json.loads(checked.stdout)["problems"]
     assert "fsync is off" in problem
+    settings["unsafe_database"] = "accept"
     arguments, environ = image.command(*entry, *image.config["Cmd"], socket=socket, **settings)
     path = {"PATH": f"{environ['PATH']}:/usr/sbin:/sbin"}
     worker = await asyncio.create_subprocess_exec(*arguments, env=environ | path)
