@@ -122,6 +122,11 @@ class PacketReader:
                 # The codec panics on text that is not UTF-8; its exception is no Exception.
                 if not isinstance(exc, ValueError) and type(exc).__name__ != "PanicException":
                     raise
+                if _waits_for_rest(buffer[start:]):
+                    # The codec may refuse a PUBLISH by what has come of it; skip it when it is all
+                    # there, or how it is read would depend on how the bytes were cut.
+                    self._expect_rest(buffer[start:])
+                    break
                 skipped = _skipped(buffer[start:])
                 if skipped is None:
                     what = exc if isinstance(exc, ValueError) else "text that is not UTF-8"
@@ -142,6 +147,12 @@ class PacketReader:
             self.malformed = Malformed("malformed packet: shorter than its contents")
         if size is not None and size > self._packet_bytes:
             self.malformed = Malformed(f"packet of {size} bytes, above the Maximum Packet Size")
+
+
+def _waits_for_rest(begun: memoryview) -> bool:
+    """Whether it is a PUBLISH that is not complete yet."""
+    size = packet_size(begun)
+    return begun[0] & 0xF0 == _PUBLISH and size is not None and size > len(begun)
 
 
 def _skipped(begun: memoryview) -> tuple[Unreadable, int] | None:
