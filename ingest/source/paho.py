@@ -58,7 +58,7 @@ class Paho:
         self._paho._packet_queue(_PUBACK, pubacks(packet_ids), packet_ids[-1], 1)
 
     def hand_unreadable_to(self, take: Callable[[Unreadable], None], *, version_5: bool) -> None:
-        """Have `take` called with a PUBLISH that paho cannot read, where it would raise."""
+        """Have `take` called with a PUBLISH that paho cannot read; otherwise paho would raise."""
         handle = self._paho._handle_publish
 
         def handle_publish() -> MQTTErrorCode:

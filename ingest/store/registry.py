@@ -18,7 +18,7 @@ from ingest.store.failures import away, unless_cancelled
 ALIVE_S = 30.0
 """A worker heard of within so long is at work: six heartbeats."""
 SILENT_S = 45.0
-"""A worker not heard of for so long is said to be silent: a restart takes less."""
+"""Seconds after its last heartbeat that a worker is reported as silent; a restart takes less."""
 
 _HEARTBEAT = """
 INSERT INTO iov.worker AS w (client_id, broker, subscription, heartbeat_at)

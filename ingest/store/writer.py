@@ -55,7 +55,7 @@ CLOSED_S = 60.0
 PARTITIONS_PER_MINUTE = 120
 """Made on demand for one device: as many days of four streams as are accepted by default."""
 _IDLE_S, _ANSWER_S = 1.0, 2.0
-"""A connection that was not used for so long is tried first, and has so long to answer."""
+"""Seconds without use after which a connection is tried first, and seconds it has to answer."""
 _TS = 1
 _key = itemgetter(0, 1, 2)
 _LOG_EVERY = 30

@@ -8,6 +8,7 @@ import asyncpg
 import pytest
 
 from ingest.config import load
+from ingest.model import Delivery
 from ingest.schema import Catalogue
 from ingest.tools.devices import Described, import_devices
 from tests.integration.test_store import batch_of, writing
@@ -16,7 +17,7 @@ from tests.support import Database, delivery, may_not
 NOW = datetime.now(UTC)
 
 
-def says(seq: int, at: datetime, **fields: str) -> object:
+def says(seq: int, at: datetime, **fields: str) -> Delivery:
     body = {"ts": at.isoformat(), "seq": seq, "event": "login", **fields}
     return delivery(body, "iov/v1/V1/session")
 
@@ -26,11 +27,11 @@ async def test_an_operators_word_outranks_a_vehicles(
 ) -> None:
     settings = load(environ={"IOV_DATABASE_URL": database.url})
     async with writing(database, catalogue) as writer:
-        await writer.write(batch_of(catalogue, [says(1, NOW, region="mars", fleet="ours")]))  # type: ignore[list-item]
+        await writer.write(batch_of(catalogue, [says(1, NOW, region="mars", fleet="ours")]))
         account = await import_devices(settings, catalogue, [Described("V1", region="eu")])
         assert account["changed"] == 1
         later = NOW + timedelta(seconds=60)
-        await writer.write(batch_of(catalogue, [says(2, later, region="mars", fleet="theirs")]))  # type: ignore[list-item]
+        await writer.write(batch_of(catalogue, [says(2, later, region="mars", fleet="theirs")]))
     (device,) = await database.all("SELECT region, fleet FROM iov.device")
     assert tuple(device) == ("eu", "theirs")
     again = await import_devices(settings, catalogue, [Described("V1", region="eu")])
@@ -42,8 +43,8 @@ async def test_a_clock_that_is_ahead_wins_nothing_by_it(
 ) -> None:
     async with writing(database, catalogue) as writer:
         ahead = datetime.now(UTC) + timedelta(seconds=250)
-        await writer.write(batch_of(catalogue, [says(1, ahead, region="wrong")]))  # type: ignore[list-item]
-        await writer.write(batch_of(catalogue, [says(2, datetime.now(UTC), region="right")]))  # type: ignore[list-item]
+        await writer.write(batch_of(catalogue, [says(1, ahead, region="wrong")]))
+        await writer.write(batch_of(catalogue, [says(2, datetime.now(UTC), region="right")]))
     assert await database.one("SELECT region FROM iov.device") == "right"
 
 
@@ -51,7 +52,7 @@ async def test_a_worker_learns_nothing_and_changes_no_other_workers_row(
     database: Database, catalogue: Catalogue
 ) -> None:
     async with writing(database, catalogue) as writer:
-        await writer.write(batch_of(catalogue, [says(1, NOW, vin="LSVAA4182E2184847")]))  # type: ignore[list-item]
+        await writer.write(batch_of(catalogue, [says(1, NOW, vin="LSVAA4182E2184847")]))
     mine = await database.user("iov_worker_a", "iov_worker")
     other = await database.user("iov_worker_b", "iov_worker")
     first, second = await asyncpg.connect(mine), await asyncpg.connect(other)

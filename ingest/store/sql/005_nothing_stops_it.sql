@@ -9,7 +9,7 @@ CREATE TABLE iov.mutex (
 );
 INSERT INTO iov.mutex (name) VALUES ('partition'), ('leave'), ('adopt');
 COMMENT ON TABLE iov.mutex IS 'Locks of the service: a row is locked, or held by somebody until a time';
-COMMENT ON COLUMN iov.mutex.holder IS 'Connection that holds it, by its application_name and process';
+COMMENT ON COLUMN iov.mutex.holder IS 'Worker that holds it, by its application_name';
 COMMENT ON COLUMN iov.mutex.held_until IS 'When it is free again if its holder does not renew it';
 
 -- As before, but without an advisory lock, with a shorter wait, and it says so if the day cannot be
