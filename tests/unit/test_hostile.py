@@ -16,7 +16,7 @@ from ingest.check import Checker
 from ingest.decode import Limits, values
 from ingest.model import Reason, Rejected, Row
 from ingest.schema import load_catalogue
-from ingest.tools.bench.hostile import shapes, vary
+from ingest.tools.hostile import shapes, vary
 from tests.support import delivery
 
 CATALOGUE = load_catalogue()

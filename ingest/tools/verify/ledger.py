@@ -10,7 +10,7 @@ from __future__ import annotations
 import gzip
 from array import array
 from binascii import crc32
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from math import inf
 from typing import Any, NamedTuple
 
@@ -24,6 +24,8 @@ _SAMPLES = 5
 """In an array."""
 _PERIOD = timedelta(milliseconds=1)
 """Between two samples of a device and stream, by their `ts`: never ahead of the clock."""
+VISITOR = "visitor-"
+"""What the names of visiting devices begin with."""
 
 
 class Issued(NamedTuple):
@@ -37,12 +39,16 @@ class Issued(NamedTuple):
 
 
 class Ledger:
-    """Issues messages and remembers, by number, who acknowledged them and when."""
+    """Issues messages and remembers, by number, who acknowledged them and when.
+
+    Visitors, which a fault sends, are no debts: their numbers are negative.
+    """
 
     def __init__(self, seed: int, devices: int, started_at: datetime) -> None:
         self._seed = seed
         self._devices = [f"verify-{number:04}" for number in range(devices)]
-        self._started_at = started_at.replace(microsecond=0)
+        self.started_at = started_at.replace(microsecond=0)
+        """`ts` of the first samples, but for those that are late."""
         self._first_seq = array("Q")
         self._published = bytearray()
         self._settled_s = array("d")
@@ -55,6 +61,13 @@ class Ledger:
         """Messages the broker acknowledged to the publisher."""
         self.settled = 0
         """Messages we were seen to acknowledge, counted once each."""
+        self.repeated = 0
+        """How often we were seen to acknowledge one once more."""
+        self.visitors = 0
+        """How many there were."""
+        self.visitors_settled: set[int] = set()
+        """Numbers of those that we were seen to acknowledge."""
+        self._closed_days: set[tuple[str, date]] = set()
 
     @property
     def issued(self) -> int:
@@ -64,7 +77,7 @@ class Ledger:
     def issue(self) -> Issued:
         """The next message."""
         number = self.issued
-        device, stream, count, packed = self._form(number)
+        device, stream, count, _ = self._form(number)
         numbers = self.numbers[device, stream]
         first = len(numbers)
         numbers.extend([number] * count)
@@ -72,6 +85,12 @@ class Ledger:
         self._published.append(0)
         self._forgettable.append(0)
         self._settled_s.append(inf)
+        return self.message(number)
+
+    def message(self, number: int) -> Issued:
+        """A message that was issued, as it was."""
+        device, stream, count, packed = self._form(number)
+        first = self._first_seq[number]
         samples = [self.sample(device, stream, first + n) for n in range(count)]
         payload = orjson.dumps(samples if count > 1 else samples[0])
         if packed:
@@ -85,9 +104,26 @@ class Ledger:
 
     def settle(self, number: int, at_s: float) -> None:
         """We were seen to acknowledge it at this Unix time; the first time counts."""
-        if number < self.issued and self._settled_s[number] == inf:
+        if number < 0:
+            self.visitors_settled.add(number)
+        elif number < self.issued and self._settled_s[number] == inf:
             self._settled_s[number] = at_s
             self.settled += 1
+        else:
+            self.repeated += 1
+
+    def visitor(self) -> int:
+        """The number of one more message that is no debt."""
+        self.visitors += 1
+        return -self.visitors
+
+    def close_day(self, stream: str, day: date) -> None:
+        """From now on rows of that day may be kept as dead letters instead."""
+        self._closed_days.add((stream, day))
+
+    def may_be_letter(self, stream: str, sample: dict[str, Any]) -> bool:
+        """Whether a good sample may be a dead letter that the store refused."""
+        return (stream, datetime.fromisoformat(sample["ts"]).date()) in self._closed_days
 
     def is_published(self, number: int) -> bool:
         """Whether the broker acknowledged it to the publisher."""
@@ -117,7 +153,7 @@ class Ledger:
     def sample(self, device: str, stream: str, seq: int) -> dict[str, Any]:
         """What a device says; some of it days late, some of it refused by the schema."""
         chance = crc32(f"{self._seed}/{device}/{stream}/{seq}".encode())
-        ts = self._started_at + seq * _PERIOD
+        ts = self.started_at + seq * _PERIOD
         if chance % _LATE_EVERY == 0:
             ts -= timedelta(days=1 + chance % 20)
         sample: dict[str, Any] = {"ts": _text(ts), "seq": seq, "nonce": f"{chance:08x}"}

@@ -15,16 +15,13 @@ import asyncpg
 import orjson
 
 from ingest.errors import IngestError, ServerError
-from ingest.tools.publisher import Publisher
 from ingest.tools.verify.account import Account, Accounting, Found
 from ingest.tools.verify.ledger import STREAMS, Ledger
 from ingest.tools.verify.plan import Due, Event, Moment, Plan, Result
 from ingest.tools.verify.servers import Servers
-from ingest.tools.verify.tap import PROPERTY
-from ingest.tools.verify.world import COMMAND, World, until, world
+from ingest.tools.verify.world import ADOPT_AFTER_S, COMMAND, World, until, world
 
 _AT_ONCE = 100
-_PUBLISH_TIMEOUT_S = 2.0
 _RECOVERY_S = 90.0
 _LOOK_EVERY_S = 0.05
 _SAMPLE_EVERY_S = 1.0
@@ -151,20 +148,13 @@ class Course:
     async def load(self) -> AsyncIterator[None]:
         """Publish at the rate while the block runs, and until what was begun is acknowledged."""
         self._world.publishing.set()
-        settings = self._world.servers.settings
-        through_gate = settings.model_copy(
-            update={"mqtt_url": f"mqtt://127.0.0.1:{self._world.gate.port}"}
-        )
-        async with (
-            Publisher(through_gate, timeout_s=_PUBLISH_TIMEOUT_S) as publisher,
-            asyncio.TaskGroup() as tasks,
-        ):
+        async with self._world.publisher, asyncio.TaskGroup() as tasks:
             for number in range(_AT_ONCE):
-                tasks.create_task(self._publish(publisher), name=f"publish {number}")
+                tasks.create_task(self._publish(), name=f"publish {number}")
             yield
             self._over = True
 
-    async def _publish(self, publisher: Publisher) -> None:
+    async def _publish(self) -> None:
         whole, ledger = self._world, self._world.ledger
         while True:
             await self._turn()
@@ -173,12 +163,8 @@ class Course:
                 return
             message = ledger.issue()
             whole.outstanding += 1
-            properties = {PROPERTY: str(message.number)}
-            if message.encoding:
-                properties["content-encoding"] = message.encoding
-            topic = f"{whole.servers.prefix}iov/v1/{message.device}/{message.stream}"
             try:
-                await publisher.publish(topic, message.payload, properties)
+                await whole.publish(message)
                 ledger.acknowledged(message.number)
             finally:
                 whole.outstanding -= 1
@@ -192,6 +178,12 @@ class Course:
     async def rest(self) -> None:
         """Wait until everything owed was acknowledged by us, or nothing moves any more."""
         ledger = self._world.ledger
+        try:
+            # Adopted is what was silent so long while the database was there so long, and that is
+            # looked at four times in it.
+            await until(self._world.adopted, "the adoption of a session", 2 * ADOPT_AFTER_S)
+        except ServerError as exc:
+            self._world.unwell.append(str(exc))
         settled, since_s = ledger.settled, time.monotonic()
         while time.monotonic() - since_s < self._plan.rest_s:
             if all(
@@ -242,7 +234,10 @@ async def account_of(whole: World) -> Account:
             )
             async for record in owner.cursor(query, prefetch=_ROWS_AT_ONCE):
                 accounting.row(_found_row(record, stream, offset_s))
-        query = f"SELECT device, stream, payload, {committed} AS committed FROM iov.dead_letter t"  # noqa: S608  likewise
+        query = (
+            f"SELECT device, stream, reason, payload, {committed} AS committed "  # noqa: S608  likewise
+            "FROM iov.dead_letter t ORDER BY committed"
+        )
         async for record in owner.cursor(query, prefetch=_ROWS_AT_ONCE):
             accounting.letter(_found_letter(record, offset_s))
     return accounting.close()
@@ -268,7 +263,7 @@ def _found_letter(record: asyncpg.Record, offset_s: float) -> Found:
         payload = {}
     seq = payload.get("seq", -1) if isinstance(payload, dict) else -1
     device, stream = record["device"] or "", record["stream"] or ""
-    return Found(device, stream, seq, payload, _unix_s(record, offset_s))
+    return Found(device, stream, seq, payload, _unix_s(record, offset_s), record["reason"])
 
 
 def _unix_s(record: asyncpg.Record, offset_s: float) -> float | None:

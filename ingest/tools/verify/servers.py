@@ -29,11 +29,15 @@ _EMBEDDED_KEEP_ALIVE_S, _USUAL_KEEP_ALIVE_S = 10.0, 30.0
 """mosquitto is told its least, so that a silence need not be long."""
 _FILE_SYSTEM_BYTES = 6 * 1024**3
 _ROLE = "iov_verify"
+_FAKETIME = "faketime/libfaketimeMT.so.1"
+_LIBRARIES = ("usr/lib/*", "usr/local/lib")
+"""Where Debian puts libraries, and an installation by hand."""
 _NOT_OURS = {
     "database": "the database is not ours to stop",
     "broker": "the broker is not ours to stop",
     "small_disk": "the database's disk is not ours to fill",
     "plain_user": "no limit holds a superuser, which IOV_DATABASE_URL names",
+    "faketime": "libfaketime is not installed: apt-get install libfaketime",
 }
 
 
@@ -66,6 +70,12 @@ class Servers:
         if needed == "small_disk" and self.database is not None:
             return "a file system of its own may not be mounted here"
         return _NOT_OURS[needed]
+
+    @property
+    def faketime(self) -> Path | None:
+        """The library that gives a process a clock of its own; None where it is not installed."""
+        found = [path for place in _LIBRARIES for path in Path("/").glob(f"{place}/{_FAKETIME}")]
+        return found[0] if found else None
 
     @property
     def scratch(self) -> str:

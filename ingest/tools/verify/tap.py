@@ -41,7 +41,8 @@ class Tap:
         for packet in self._read(self._from_broker, data):
             match packet:
                 case mqtt5.PublishPacket(packet_id=int(packet_id)) if packet.user_properties:
-                    self._numbers[packet_id] = int(dict(packet.user_properties)[PROPERTY])
+                    if number := dict(packet.user_properties).get(PROPERTY):
+                        self._numbers[packet_id] = int(number)
                 case mqtt5.SubAckPacket():
                     self._subscribed()
 

@@ -10,8 +10,9 @@ import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import aiohttp
 import asyncpg
@@ -21,13 +22,17 @@ from ingest.errors import ServerError
 from ingest.store import connect
 from ingest.tools.embedded import free_port
 from ingest.tools.proxy import Proxy
-from ingest.tools.verify.ledger import Ledger
+from ingest.tools.publisher import Publisher
+from ingest.tools.verify.ledger import VISITOR, Issued, Ledger
 from ingest.tools.verify.servers import Servers, address, through
-from ingest.tools.verify.tap import Complain, Tap
+from ingest.tools.verify.tap import PROPERTY, Complain, Tap
 
 COMMAND = (sys.executable, "-m", "ingest", "run")
 COMMIT_TIMEOUT_S = 5.0
 """What workers are told: a silent database is left after so long."""
+ADOPT_AFTER_S = 60
+"""The same: the session of a worker that was silent so long is adopted."""
+_PUBLISH_TIMEOUT_S = 2.0
 _WAIT_S = 60.0
 _LOOK_EVERY_S = 0.02
 
@@ -85,14 +90,14 @@ class Worker:
     def _subscribed(self) -> None:
         self.subscriptions += 1
 
-    async def start(self) -> None:
-        """Start the process; it is ready when `ready` says so."""
+    async def start(self, **environ: str) -> None:
+        """Start the process, with some more environment; it is ready when `ready` says so."""
         with self._open_log() as log:
             self.process = await asyncio.create_subprocess_exec(
                 *self._command,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**_without_settings(), **self._environ, **self._own()},
+                env={**_without_settings(), **self._environ, **self._own(), **environ},
             )
 
     def settings(self) -> Settings:
@@ -159,6 +164,22 @@ class Worker:
             return None
 
 
+class Hire(Protocol):
+    """Makes one more worker."""
+
+    async def __call__(
+        self, number: int | None = None, on: Servers | None = None, **more: str
+    ) -> Worker:
+        """With its proxies open, and not started; by default of a new number, `on` our servers.
+
+        `more` of environment than the others have.
+        """
+
+
+Visitor = tuple[str, str, bytes, str | None]
+"""(end of the device's name, stream, payload, encoding) of a message that is no debt."""
+
+
 @dataclass
 class World:
     """Everything while it runs."""
@@ -167,13 +188,18 @@ class World:
     ledger: Ledger
     gate: Proxy
     """Between publisher and broker."""
+    publisher: Publisher
+    """Through the gate."""
     workers: list[Worker]
+    hire: Hire
     logs: Path
     publishing: asyncio.Event = field(default_factory=asyncio.Event)
     outstanding: int = 0
     """Messages on their way to the broker."""
     unwell: list[str] = field(default_factory=list)
     """What went wrong besides the messages."""
+    left_behind: list[str] = field(default_factory=list)
+    """Client ids whose sessions somebody has to adopt."""
 
     @property
     def victims(self) -> list[Worker]:
@@ -196,6 +222,32 @@ class World:
             yield connection
         finally:
             connection.terminate()
+
+    async def publish(self, message: Issued, publisher: Publisher | None = None) -> None:
+        """Publish a message that was issued, now or before; the broker has acknowledged it then."""
+        properties = {PROPERTY: str(message.number)}
+        if message.encoding:
+            properties["content-encoding"] = message.encoding
+        topic = f"{self.servers.prefix}iov/v1/{message.device}/{message.stream}"
+        await (publisher or self.publisher).publish(topic, message.payload, properties)
+
+    async def visit(
+        self, visitors: Sequence[Visitor], limit_s: float, publisher: Publisher | None = None
+    ) -> None:
+        """Publish messages that are no debts, and wait until workers have acknowledged them all."""
+        numbers = []
+        for device, stream, payload, encoding in visitors:
+            number = self.ledger.visitor()
+            numbers.append(number)
+            message = Issued(number, f"{VISITOR}{device}", stream, payload, encoding)
+            await self.publish(message, publisher)
+        settled = self.ledger.visitors_settled
+        await until(lambda: settled.issuperset(numbers), "the visitors' acknowledgements", limit_s)
+
+    async def adopted(self) -> bool:
+        """Whether no session is left behind any more."""
+        query = "SELECT count(*) FROM iov.worker WHERE client_id = ANY($1::text[])"
+        return not self.left_behind or await self.ask(query, self.left_behind) == 0
 
     async def pause(self) -> None:
         """Stop publishing, and wait until the broker has acknowledged what was begun."""
@@ -240,14 +292,21 @@ async def world(
         gate = await stack.enter_async_context(
             Proxy(broker.broker.hostname, broker.broker_port, tls=broker.tls())
         )
-        crew = [
-            Worker(number, servers, command, environ, logs / f"worker-{number}.log")
-            for number in range(1, workers + 1)
-        ]
-        whole = World(servers, ledger, gate, crew, logs)
-        for worker in crew:
+        to_gate = broker.model_copy(update={"mqtt_url": f"mqtt://127.0.0.1:{gate.port}"})
+        publisher = Publisher(to_gate, timeout_s=_PUBLISH_TIMEOUT_S)
+        numbers = count(1)
+
+        async def hire(number: int | None = None, on: Servers | None = None, **more: str) -> Worker:
+            number = number or next(numbers)
+            log = logs / f"worker-{number}.log"
+            worker = Worker(number, on or servers, command, environ | more, log)
             await worker.open(stack, ledger, whole.unwell.append)
             stack.push_async_callback(_end, worker)
+            return worker
+
+        whole = World(servers, ledger, gate, publisher, [], hire, logs)
+        whole.workers += [await hire() for _ in range(workers)]
+        for worker in whole.workers:
             await worker.start()
         await until(whole.all_ready, f"ready workers (their logs are in {logs})")
         yield whole
@@ -271,6 +330,7 @@ def _environment(servers: Servers) -> dict[str, str]:
         "IOV_MQTT_BROKER_ID": _BROKER_ID,
         "IOV_HTTP_HOST": "127.0.0.1",
         "IOV_COMMIT_TIMEOUT_S": str(COMMIT_TIMEOUT_S),
+        "IOV_ADOPT_AFTER_S": str(ADOPT_AFTER_S),
         "IOV_UNSAFE_DATABASE": servers.settings.unsafe_database,
         "IOV_DEAD_LETTER_UNREADABLE": "payload",
         "IOV_DEAD_LETTERS_PER_MINUTE": "1000000000",  # each is a debt
