@@ -101,11 +101,9 @@ class Pipeline:
         arrival = deliveries[0].arrival
         if not self._clock.doubts(arrival):
             return
-        while self._clock.doubts(arrival):
+        # What came while the clock was wrong is right as soon as it is stamped by one that is.
+        while self._clock.doubts(arrival := _stamped_anew(arrival)):
             await self._clock.looked()
-            now = datetime.now(UTC)
-            since = timedelta(seconds=time.monotonic() - arrival.monotonic_s)
-            arrival = Arrival(now - since, arrival.monotonic_s)
         for delivery in deliveries:
             delivery.arrival = arrival
 
@@ -230,6 +228,12 @@ class Pipeline:
             metrics.event_lag.observe_all(_lags(rows), stream)
             resent = [row for row in rows if row.values[_RESEND]]
             metrics.resent_event_lag.observe_all(_lags(resent), stream)
+
+
+def _stamped_anew(arrival: Arrival) -> Arrival:
+    """The same moment by the clock as it is now."""
+    since = timedelta(seconds=time.monotonic() - arrival.monotonic_s)
+    return Arrival(datetime.now(UTC) - since, arrival.monotonic_s)
 
 
 def _lags(rows: Iterable[Row]) -> list[float]:

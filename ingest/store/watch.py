@@ -101,14 +101,14 @@ class Watch:
                 if not may_be_accepted(problem, self._settings):
                     return problem
                 self._warn(problem)
-            await self._make_ahead(connection)
+            await self._make_ahead(connection, there)
             await connection.close()
         finally:
             connection.terminate()
         return None
 
-    async def _make_ahead(self, connection: asyncpg.Connection) -> None:
-        hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    async def _make_ahead(self, connection: asyncpg.Connection, now: datetime) -> None:
+        hour = now.replace(minute=0, second=0, microsecond=0)
         if hour != self._ahead_for:
             made = await make_ahead(connection, self._catalogue, hour.date())
             self._ahead_for = hour

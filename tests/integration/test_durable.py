@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime, timedelta, tzinfo
+from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any
 
 import asyncpg
@@ -124,10 +124,14 @@ async def test_a_clock_that_jumps_rejects_nothing(
             await publish_many(broker.url, [sample(n) for n in range(1, 50)])
             await until(lambda: "ahead of the database" in str(worker.service.problems()), "it")
             assert worker.settled() == 1
+            await worker.service.watch.look()
         await worker.settles(50)
         await worker.ready()
     assert await database.reasons() == []
     assert await database.one("SELECT max(received_at) - now() < interval '1 min' FROM iov.nev")
+    # Partitions are made ahead of the database's day, not of ours.
+    next_month = f"iov.nev_{datetime.now(UTC) + timedelta(days=31):%Y%m%d}"
+    assert await database.one("SELECT to_regclass($1)", next_month) is None
 
 
 def watch_module() -> Any:

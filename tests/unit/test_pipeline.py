@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ingest.batch import Batch, Batcher, Limits
@@ -16,7 +16,7 @@ from ingest.source import Inbox
 from ingest.store import More, Written
 from tests.support import delivery, plenty
 
-DEAR_S = 0.025
+DEAR_S, ANSWERING_S = 0.025, 4
 
 
 class Stored:
@@ -86,3 +86,17 @@ async def test_others_get_a_turn_between_dear_messages_of_one_read() -> None:
     steps = [after - before for before, after in zip([0, *seen], seen, strict=False)]
     assert max(steps) <= 2
     assert sum(len(batch.deliveries) for batch in store.batches) == 8
+
+
+async def test_what_was_stamped_while_the_clock_was_wrong_waits_for_one_look_not_one_each() -> None:
+    """The clock was looked at and is right again: nothing that was held waits any longer."""
+    inbox, store = Inbox(100), Stored()
+    for number in range(20):
+        held = delivery("{}", packet_id=number, at=datetime.now(UTC) + timedelta(days=31))
+        inbox.put([held], lambda: None)
+    inbox.close()
+    async with asyncio.timeout(ANSWERING_S):
+        await pipeline(inbox, Checker({}), store).run()
+    held_until = [row.arrival.at for batch in store.batches for row in batch.deliveries]
+    assert len(held_until) == 20
+    assert all(abs(at - datetime.now(UTC)) < timedelta(minutes=1) for at in held_until)
