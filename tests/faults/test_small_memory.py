@@ -1,6 +1,6 @@
 """A worker in the memory that the shipped containers give it, and messages made to hurt.
 
-`IOV_TEST_HOSTILE_S=3600` makes it an hour, of the dearest of all messages that the search knows.
+`HOSTILE_TEST_S=3600` makes it an hour, of the dearest of all messages that the search knows.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ingest.tools.verify import World, embedded
 from ingest.tools.verify.ledger import Ledger
 from ingest.tools.verify.world import world
 
-SECONDS = float(os.environ.get("IOV_TEST_HOSTILE_S", "15"))
+SECONDS = float(os.environ.get("HOSTILE_TEST_S", "15"))
 TRIED = 40 if SECONDS < 600 else None
 DEAREST = 25
 MEMORY_BYTES = 512 * 1024 * 1024

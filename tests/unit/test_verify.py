@@ -152,6 +152,52 @@ def test_a_bad_sample_in_the_table_and_a_good_one_refused_are_altered() -> None:
     assert found.lost == 1  # the good one is not in its table
 
 
+def test_a_good_one_refused_is_kept_where_its_day_was_closed_and_only_there() -> None:
+    ledger = ledger_of(400)
+    rows, letters = everything(ledger)
+    first = next(row for row in rows if row.stream == "nev")
+
+    def refused(row: Found, reason: str = "refused_by_store") -> Found:
+        sample = ledger.sample(row.device, row.stream, row.seq)
+        return row._replace(values=sample, reason=reason)
+
+    day = first.values["ts"].date()
+    ledger.close_day("nev", day)
+    rest = [row for row in rows if row is not first]
+    found = account(ledger, rest, [*letters, refused(first)])
+    assert found.holds
+    assert found.stored == found.published
+    # A letter as well as a row is what a commit whose answer was lost leaves.
+    found = account(ledger, rows, [*letters, refused(first)])
+    assert (found.holds, found.letters_repeated) == (True, 1)
+    assert account(ledger, rest, [*letters, refused(first, "schema")]).altered == 1
+    before = first.values["ts"] - timedelta(days=1)
+    assert not ledger.may_be_letter("nev", {"ts": before.isoformat()})
+    assert not ledger.may_be_letter("battery", {"ts": first.values["ts"].isoformat()})
+
+
+def test_visitors_are_no_debts_and_strangers_are_no_visitors() -> None:
+    ledger = ledger_of(50)
+    rows, letters = everything(ledger)
+    numbers = [ledger.visitor(), ledger.visitor()]
+    assert numbers == [-1, -2]
+    ledger.settle(-2, SETTLED_S)
+    assert ledger.visitors_settled == {-2}
+    assert ledger.settled == 50
+    visitor = rows[0]._replace(device="visitor-dear", values={})
+    assert account(ledger, [*rows, visitor], [*letters, visitor]).holds
+    assert account(ledger, [*rows, visitor._replace(device="dear")], letters).altered == 1
+
+
+def test_a_message_comes_again_as_it_was_and_is_counted() -> None:
+    ledger = Ledger(1, 3, START)
+    first = [ledger.issue() for _ in range(60)]
+    assert [ledger.message(issued.number) for issued in first] == first
+    for issued in (first[7], first[7], first[7]):
+        ledger.settle(issued.number, SETTLED_S)
+    assert (ledger.settled, ledger.repeated) == (1, 2)
+
+
 def test_a_commit_after_the_acknowledgement_is_too_early_an_acknowledgement() -> None:
     ledger = ledger_of(100)
     rows, letters = everything(ledger)
@@ -190,6 +236,9 @@ def test_a_tap_knows_which_message_a_puback_is_for() -> None:
     request, answer = tap.listener()
     at_least_once = mqtt5.QoS.AT_LEAST_ONCE
     stream = mqtt5.SubAckPacket(1, [mqtt5.SubAckReasonCode.GRANTED_QOS_AT_LEAST_ONCE]).write()
+    stream += mqtt5.PublishPacket(
+        "t", b"x", qos=at_least_once, packet_id=9, user_properties=[("another", "property")]
+    ).write()
     for number in range(3):
         stream += mqtt5.PublishPacket(
             "t", b"x", qos=at_least_once, packet_id=number + 10,
@@ -197,6 +246,7 @@ def test_a_tap_knows_which_message_a_puback_is_for() -> None:
         ).write()  # fmt: skip
     for at in range(0, len(stream), 7):
         answer(stream[at : at + 7])
+    request(mqtt5.PubAckPacket(9).write())
     request(mqtt5.PubAckPacket(11).write() + mqtt5.PubAckPacket(99).write())
     request(mqtt5.PubAckPacket(11).write())  # the identifier is free again
     assert (settled, subscriptions, complaints) == ([501], [1], [])
