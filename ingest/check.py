@@ -178,10 +178,7 @@ class Checker:
         ts = timely(sample, self._bounds)
         if isinstance(ts, Fault):
             return _rejected(stream, device, sample, ts)
-        if sample.get("seq") is None:
-            # What must never be stored is not to be guessed from a checksum either.
-            sample = stream.never_stored.without(sample)
-        seq = sequence(sample)
+        seq = sequence(sample, stream.never_stored.without)
         if isinstance(seq, Fault):
             return _rejected(stream, device, sample, seq)
         received_at = delivery.arrival.at

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -52,11 +53,14 @@ def instant(ts: Any) -> datetime | Fault:
     return Fault(Reason.BAD_TIMESTAMP, "/ts is neither text nor integer milliseconds")
 
 
-def sequence(sample: dict[str, Any]) -> int | Fault:
-    """The `seq` of a sample, or one derived from its content."""
+def sequence(sample: dict[str, Any], stored: Callable[[Any], Any]) -> int | Fault:
+    """The `seq` of a sample, or one derived from what is `stored` of it.
+
+    What must never be stored is not to be guessed from a checksum either.
+    """
     seq = sample.get("seq")
     if seq is None:
-        return derived_seq(sample)
+        return derived_seq(stored(sample))
     if type(seq) is not int or not 0 <= seq <= MAX_SEQ:
         return Fault(Reason.BAD_ENVELOPE, f"/seq is no integer from 0 to {MAX_SEQ}")
     return seq

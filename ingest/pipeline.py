@@ -90,7 +90,7 @@ class Pipeline:
             if self._guard.takes_care:
                 await self._read_carefully(deliveries)
             else:
-                await self._read_on(deliveries, self._check)
+                await self._read_on(deliveries, self._checker.check)
             # Checking a read's worth takes milliseconds; a COPY under way goes on in between.
             await asyncio.sleep(0)
         self._no_more = True
@@ -120,7 +120,10 @@ class Pipeline:
                 self._taken.clear()
                 await self._taken.wait()
                 now = time.monotonic()
-            checked = check(delivery)
+            try:
+                checked = check(delivery)
+            except Exception as exc:  # noqa: BLE001  one dead letter, whatever a message sets off
+                checked = self._internal_error(delivery, exc)
             messages[checked.stream] += 1
             if checked.samples is None:
                 samples[checked.stream] += len(checked.outcomes)
@@ -149,19 +152,17 @@ class Pipeline:
 
     def _check_unless_set_aside(self, delivery: Delivery) -> Checked:
         if not self._guard.sets_aside(delivery):
-            return self._check(delivery)
+            return self._checker.check(delivery)
         log.error("message set aside", topic=delivery.topic, why="workers have died over it")
         return self._checker.set_aside(delivery)
 
-    def _check(self, delivery: Delivery) -> Checked:
-        try:
-            return self._checker.check(delivery)
-        except Exception:  # the promise is one dead letter, whatever a message sets off
-            now = time.monotonic()
-            if now - self._logged_internal_s >= _LOG_INTERNAL_EVERY_S:
-                self._logged_internal_s = now
-                log.exception("internal error on one message", topic=delivery.topic)
-            return self._checker.internal_error(delivery)
+    def _internal_error(self, delivery: Delivery, exc: Exception) -> Checked:
+        """What becomes of a message whose check raises `exc`."""
+        now = time.monotonic()
+        if now - self._logged_internal_s >= _LOG_INTERNAL_EVERY_S:
+            self._logged_internal_s = now
+            log.error("internal error on one message", topic=delivery.topic, exc_info=exc)
+        return self._checker.internal_error(delivery)
 
     async def _write(self) -> None:
         while (batch := await self._next()) is not None:
