@@ -62,7 +62,7 @@ async def connect(
                 "timezone": "UTC",
                 "statement_timeout": limit_ms,
                 "idle_in_transaction_session_timeout": limit_ms,
-                "lock_timeout": "20000",
+                "lock_timeout": "5000",
                 **server_settings,
             },
         )

@@ -8,6 +8,8 @@ from itertools import islice
 import asyncpg
 
 from ingest.batch import Description
+from ingest.errors import IngestError, Unforeseen
+from ingest.store.halves import write_what_can_be
 
 CACHE_DEVICES = 1_000_000
 """143 MB of names and numbers when full (measured, 17 characters a name). To look a batch's devices
@@ -51,6 +53,8 @@ class DeviceIds:
         self._most = most
         self._ids: dict[str, int] = {}
         self._epoch: int | None = None
+        self.refused: dict[str, IngestError] = {}
+        """Of the devices last resolved, those that cannot be registered, and why."""
 
     async def hold(self) -> bool:
         """Hold on to what was resolved until the end of the transaction under way.
@@ -59,22 +63,27 @@ class DeviceIds:
         again, in a new transaction.
         """
         epoch: int = await self._connection.fetchval(_EPOCH)
-        if self._epoch is None or self._epoch == epoch:
-            self._epoch = epoch
+        if self._epoch == epoch:
             return True
         self._ids.clear()
         self._epoch = epoch
         return False
 
     async def resolve(self, devices: set[str]) -> Mapping[str, int]:
-        """Id of each device, and perhaps of others; unknown ones are added and committed first."""
+        """Id of each device, and perhaps of others; unknown ones are added and committed first.
+
+        Without an id are those that are `refused`.
+        """
+        self.refused = {}
+        if self._epoch is None:
+            self._epoch = await self._connection.fetchval(_EPOCH)
         known = self._ids
         # `devices - known.keys()` goes through all that are known: 15 µs a message at a million.
         missing = {device for device in devices if device not in known}
         if not missing:
             return known
         found = await self._look_up(missing)
-        found |= {device: known[device] for device in devices - missing}
+        found |= {device: known[device] for device in devices if device in known}
         self._keep(found)
         return found
 
@@ -84,9 +93,17 @@ class DeviceIds:
         if new:
             # Looked for first, so that a conflict, which uses up a number, is the rare case; and
             # in order, so that two workers adding the same devices do not deadlock.
-            await self._connection.execute(_ADD, new)
+            new.sort()
+            refused = await write_what_can_be(self._connection, new, self._add)
             found |= dict(await self._connection.fetch(_FIND, new))
+            self.refused = {new[place]: why for place, why in refused.items()}
+            for device in new:
+                if device not in found and device not in self.refused:
+                    self.refused[device] = Unforeseen("not registered: a trigger or rule of yours")
         return found
+
+    async def _add(self, devices: Sequence[str]) -> None:
+        await self._connection.execute(_ADD, devices)
 
     def _keep(self, found: dict[str, int]) -> None:
         self._ids |= found

@@ -6,6 +6,7 @@ Source: PostgreSQL documentation, appendix A, and what asyncpg raises without an
 from __future__ import annotations
 
 import asyncio
+import re
 
 import asyncpg
 from asyncpg.exceptions import InternalClientError
@@ -21,18 +22,62 @@ class NoPartition(IngestError):
     """No partition takes the row (23514 without a constraint's name): make it."""
 
 
-_AWAY_CLASSES = {"08", "40", "53", "55", "58"}
-_AWAY = {"25006", "25P03", "57014"}
-"""Read-only, idle in transaction for too long, statement timeout."""
-_OUT_OF_MEMORY = "53200"
-"""Also of shared memory: the table of locks is full."""
-_REFUSED_CLASSES = {"22", "23", "54"}
+class Locked(Unavailable):
+    """A lock was not to be had in time (55P03): the rows of a day that is past may be apart."""
 
-SINGLE = f"""
-left(SQLSTATE, 2) NOT IN ({", ".join(f"'{c}'" for c in sorted(_AWAY_CLASSES | {"28", "3D", "42"}))})
-AND left(SQLSTATE, 3) <> '57P' AND SQLSTATE NOT IN ({", ".join(f"'{s}'" for s in sorted(_AWAY))})
+
+_AWAY_CLASSES = {"08", "40", "53", "55", "58"}
+_AWAY = {"25006", "25P03"}
+"""Read-only, idle in transaction for too long."""
+_TOO_MUCH = {"53200", "57014"}
+"""Out of memory, also shared: the table of locks is full. Statement timeout."""
+_LOCKED = "55P03"
+_REFUSED_CLASSES = {"22", "23", "54"}
+_TROUBLE = {"08", "53", "57", "58"}
+"""What the server itself may be in while it runs code of the operator's."""
+_OUR_CODE = "(inline_code_block|make_partition|describe_devices|is_news|device_gone)"
+_OURS = re.compile(rf"^PL/.*\b{_OUR_CODE}")
+
+
+def _listed(items: set[str]) -> str:
+    return ", ".join(f"'{item}'" for item in sorted(items))
+
+
+def of_others(context: str) -> str:
+    """In PL/pgSQL: whether a context has a frame of the operator's code."""
+    return rf"({_without_ours(context)} ~ '(^|\n)PL/')"
+
+
+def _without_ours(context: str) -> str:
+    return rf"regexp_replace({context}, '(^|\n)PL/[^\n]*\m{_OUR_CODE}[^\n]*', '', 'g')"
+
+
+def single(state: str, context: str) -> str:
+    """In PL/pgSQL: whether an error may be about a single row, rather than about the server.
+
+    `state` and `context` are expressions. What `meaning` says of code of the operator's, in SQL.
+    """
+    return f"""
+(left({state}, 2) NOT IN ({_listed(_AWAY_CLASSES | {"28", "3D", "42"})})
+AND left({state}, 3) <> '57P' AND {state} NOT IN ({_listed(_AWAY | _TOO_MUCH)})
+OR left({state}, 2) <> '40' AND {state} NOT IN ({_listed(_TOO_MUCH)}) AND CASE
+    WHEN left({state}, 2) IN ({_listed(_TROUBLE)}) OR {state} = '{_LOCKED}'
+    THEN {_without_ours(context)} ~ '^\\n?PL/[^\\n]*RAISE(\\n|$)' ELSE {of_others(context)} END)
 """
-"""In PL/pgSQL: whether an error may be about a single row, rather than about the server."""
+
+
+def of_operator(context: str | None, state: str) -> bool:
+    """Whether an error comes from code of the operator's: a trigger, a function of a policy.
+
+    Such code may raise any SQLSTATE for a row that it does not like, or use a column that is not
+    there. Trouble of the server's own while it runs such code is told by who raised it, and what a
+    retry mends (class 40) stays that. Source: PostgreSQL, PL/pgSQL, 41.6.8.1: the words of the
+    context are translated, its beginning and the name of a statement are not.
+    """
+    frames = [frame for frame in (context or "").split("\n") if not _OURS.search(frame)]
+    if state[:2] in _TROUBLE or state == _LOCKED:
+        return bool(frames) and frames[0].startswith("PL/") and frames[0].endswith("RAISE")
+    return state[:2] != "40" and any(frame.startswith("PL/") for frame in frames)
 
 
 def meaning(exc: Exception) -> IngestError | None:
@@ -67,10 +112,14 @@ def _by_sqlstate(exc: asyncpg.PostgresError) -> IngestError:
     told = f"{state} {type(exc).__name__}"
     if state == "23505":
         return DuplicateKey(told)
+    if state in _TOO_MUCH:
+        return TooMuch(f"{told}: {exc}")
+    if of_operator(exc.context, state) and state[:2] not in _REFUSED_CLASSES - {"23"}:
+        return Unforeseen(f"{told}: {exc}")
     if state == "23514" and not exc.constraint_name:
         return NoPartition(told)
-    if state == _OUT_OF_MEMORY:
-        return TooMuch(f"{told}: {exc}")
+    if state == _LOCKED:
+        return Locked(f"{told}: {exc}")
     if state[:2] in _AWAY_CLASSES or state[:3] == "57P" or state in _AWAY:
         return Unavailable(f"{told}: {exc}")
     if state[:2] == "42":

@@ -18,12 +18,20 @@ from ingest.errors import IngestError, Refused, Unforeseen
 from ingest.schema import Stream
 from ingest.schema.table import quoted
 from ingest.store.copy import copy
-from ingest.store.failures import SINGLE, DuplicateKey, NoPartition, meaning, unless_cancelled
+from ingest.store.failures import (
+    DuplicateKey,
+    NoPartition,
+    meaning,
+    of_others,
+    single,
+    unless_cancelled,
+)
 from ingest.store.halves import write_what_can_be
 
 _TOGETHER = 64
 """Rows that are tried together. A subtransaction that stays takes a place in the table of locks."""
-_PLACE = "iov_place"
+_PLACE = "iov place"
+"""No field can be called so, for its name has a blank; nor can what a program below calls so."""
 _REFUSED = "iov_refused"
 
 
@@ -52,9 +60,12 @@ async def merge(
     stream: Stream,
     names: Sequence[str],
     records: Sequence[Sequence[Any]],
+    *,
+    misplaced: bool = False,
 ) -> Merged:
     """Store what can be stored of `records`, which are in the order of their key.
 
+    `misplaced`: a row without a partition is refused, for one of its day's name is there.
     Runs inside the batch's transaction and leaves it usable. Raises what concerns the whole batch:
     NoPartition, a server that is away.
     """
@@ -62,7 +73,7 @@ async def merge(
     every = ", ".join(map(quoted, stream.column_names))
     await connection.execute(
         f"CREATE TEMPORARY TABLE IF NOT EXISTS {stage} ON COMMIT DELETE ROWS "
-        f"AS SELECT {every}, 0 AS {_PLACE} FROM iov.{quoted(stream.table)} WITH NO DATA"
+        f'AS SELECT {every}, 0 AS "{_PLACE}" FROM iov.{quoted(stream.table)} WITH NO DATA'
     )
     placed = [(*record, place) for place, record in enumerate(records)]
 
@@ -71,11 +82,11 @@ async def merge(
 
     # What the driver cannot encode and the server cannot read is found here.
     unreadable = await write_what_can_be(connection, placed, stage_)
-    merged = Merged(refused={place: _refusal(why) for place, why in unreadable.items()})
+    merged = Merged(refused={place: refusal_of(why) for place, why in unreadable.items()})
     columns = ", ".join(map(quoted, names))
     insert = (
         f"INSERT INTO iov.{quoted(stream.table)} ({columns}) SELECT {columns} "
-        f"FROM pg_temp.{stage} ORDER BY {_PLACE} ON CONFLICT DO NOTHING"
+        f'FROM pg_temp.{stage} ORDER BY "{_PLACE}" ON CONFLICT DO NOTHING'
     )
     try:
         async with connection.transaction():
@@ -84,26 +95,32 @@ async def merge(
     except Exception as exc:
         unless_cancelled(exc)
         failure = meaning(exc)
-        if not isinstance(failure, Refused | Unforeseen | DuplicateKey):
+        of_rows = isinstance(failure, Refused | Unforeseen | DuplicateKey)
+        if not (of_rows or (misplaced and isinstance(failure, NoPartition))):
             raise
-        await _one_by_one(connection, stream, names, merged)
+        await _one_by_one(connection, stream, names, merged, misplaced=misplaced)
     return merged
 
 
-def _refusal(failure: IngestError) -> Refusal:
-    """Without the server's words, which may quote the row."""
+def refusal_of(failure: IngestError, what: str = "") -> Refusal:
+    """Of `what`, without the server's words, which may quote the row."""
     if isinstance(failure, Unforeseen):
-        return Refusal(str(failure).split(":")[0], str(failure))
-    return Refusal(str(failure))
+        return Refusal(what + str(failure).split(":")[0], str(failure))
+    return Refusal(what + str(failure))
 
 
 async def _one_by_one(
-    connection: asyncpg.Connection, stream: Stream, names: Sequence[str], merged: Merged
+    connection: asyncpg.Connection,
+    stream: Stream,
+    names: Sequence[str],
+    merged: Merged,
+    *,
+    misplaced: bool,
 ) -> None:
     """Have the server find out which rows it refuses, and store the others."""
     await connection.execute(
         f"CREATE TEMPORARY TABLE IF NOT EXISTS {_REFUSED} "
-        "(place integer, state text, missing boolean, why text, stored integer) "
+        "(place integer, state text, missing boolean, why text, context text, stored integer) "
         "ON COMMIT DELETE ROWS"
     )
     await connection.execute(f"DELETE FROM pg_temp.{_REFUSED}")  # another stream's
@@ -112,48 +129,60 @@ async def _one_by_one(
         f"SELECT coalesce(sum(stored), 0) FROM pg_temp.{_REFUSED}"
     )
     rows = await connection.fetch(
-        f"SELECT place, state, missing, why FROM pg_temp.{_REFUSED} WHERE place IS NOT NULL"
+        f"SELECT place, state, missing, why, context FROM pg_temp.{_REFUSED} "
+        "WHERE place IS NOT NULL"
     )
-    if any(row["missing"] for row in rows):
-        raise NoPartition("23514")
-    for place, state, _, why in rows:
-        failure = meaning(asyncpg.PostgresError.new({"C": state, "M": why}))
+    for place, state, lacks_partition, why, context in rows:
+        if lacks_partition and not misplaced:
+            raise NoPartition("23514")
+        if lacks_partition:
+            merged.refused[place] = Refusal("23514: no partition takes it", why)
+            continue
+        failure = meaning(asyncpg.PostgresError.new({"C": state, "M": why, "W": context}))
         assert failure is not None
-        merged.refused[place] = _refusal(failure)
+        merged.refused[place] = refusal_of(failure)
 
 
 def _program(stream: Stream, names: Sequence[str]) -> str:
     """PL/pgSQL that stores what it can, and notes how much and what it could not."""
     table, stage = f"iov.{quoted(stream.table)}", f"pg_temp.{quoted(f'stage_{stream.table}')}"
     columns = ", ".join(map(quoted, names))
-    values = ", ".join(f"one.{quoted(name)}" for name in names)
+    values = ", ".join(f'"the row".{quoted(name)}' for name in names)
+    alone = single("SQLSTATE", '"the context"')
     return f"""
 DO $program$
 DECLARE
-    first integer;
-    one record;
-    number integer;
-    broken text;
+    "the first" integer;
+    "the row" record;
+    "the number" integer;
+    "the constraint" text;
+    "the context" text;
 BEGIN
-    FOR first IN SELECT DISTINCT {_PLACE} / {_TOGETHER} FROM {stage} ORDER BY 1 LOOP
+    FOR "the first" IN SELECT DISTINCT "{_PLACE}" / {_TOGETHER} FROM {stage} ORDER BY 1 LOOP
         BEGIN
             INSERT INTO {table} ({columns}) SELECT {columns} FROM {stage}
-                WHERE {_PLACE} / {_TOGETHER} = first ORDER BY {_PLACE} ON CONFLICT DO NOTHING;
-            GET DIAGNOSTICS number = ROW_COUNT;
-            INSERT INTO pg_temp.{_REFUSED} (stored) VALUES (number);
-        EXCEPTION WHEN OTHERS THEN
-            IF NOT ({SINGLE}) THEN RAISE; END IF;
-            FOR one IN SELECT * FROM {stage} WHERE {_PLACE} / {_TOGETHER} = first
-                ORDER BY {_PLACE} LOOP
+                WHERE "{_PLACE}" / {_TOGETHER} = "the first" ORDER BY "{_PLACE}"
+                ON CONFLICT DO NOTHING;
+            GET DIAGNOSTICS "the number" = ROW_COUNT;
+            INSERT INTO pg_temp.{_REFUSED} (stored) VALUES ("the number");
+        EXCEPTION WHEN OTHERS OR ASSERT_FAILURE THEN
+            GET STACKED DIAGNOSTICS "the context" = PG_EXCEPTION_CONTEXT;
+            IF NOT {alone} THEN RAISE; END IF;
+            FOR "the row" IN SELECT * FROM {stage}
+                WHERE "{_PLACE}" / {_TOGETHER} = "the first" ORDER BY "{_PLACE}" LOOP
                 BEGIN
                     INSERT INTO {table} ({columns}) VALUES ({values}) ON CONFLICT DO NOTHING;
-                    GET DIAGNOSTICS number = ROW_COUNT;
-                    INSERT INTO pg_temp.{_REFUSED} (stored) VALUES (number);
-                EXCEPTION WHEN OTHERS THEN
-                    IF NOT ({SINGLE}) THEN RAISE; END IF;
-                    GET STACKED DIAGNOSTICS broken = CONSTRAINT_NAME;
+                    GET DIAGNOSTICS "the number" = ROW_COUNT;
+                    INSERT INTO pg_temp.{_REFUSED} (stored) VALUES ("the number");
+                EXCEPTION WHEN OTHERS OR ASSERT_FAILURE THEN
+                    GET STACKED DIAGNOSTICS "the context" = PG_EXCEPTION_CONTEXT,
+                        "the constraint" = CONSTRAINT_NAME;
+                    IF NOT {alone} THEN RAISE; END IF;
                     INSERT INTO pg_temp.{_REFUSED} VALUES (
-                        one.{_PLACE}, SQLSTATE, SQLSTATE = '23514' AND broken = '', SQLERRM);
+                        "the row"."{_PLACE}", SQLSTATE,
+                        SQLSTATE = '23514' AND "the constraint" = ''
+                            AND NOT {of_others('"the context"')},
+                        SQLERRM, "the context");
                 END;
             END LOOP;
         END;

@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from functools import reduce
 from operator import itemgetter, or_
 from random import Random
@@ -40,6 +40,7 @@ from ingest.store.copy import copy
 from ingest.store.devices import DeviceIds, describe
 from ingest.store.failures import (
     DuplicateKey,
+    Locked,
     NoPartition,
     away,
     meaning,
@@ -47,13 +48,18 @@ from ingest.store.failures import (
 )
 from ingest.store.halves import halves, write_what_can_be
 from ingest.store.partitions import make_partitions, missing
-from ingest.store.staging import Refusal, merge
+from ingest.store.staging import Refusal, merge, refusal_of
 
 _FIRST_DELAY_S, _MOST_DELAY_S = 0.1, 10.0
 CLOSED_S = 60.0
 """How long a day that cannot be written is left alone: each attempt may hold up the rest."""
 PARTITIONS_PER_MINUTE = 120
 """Made on demand for one device: as many days of four streams as are accepted by default."""
+_WAITS = 3
+"""How often a day's partition is waited for, 2 s each time, before the day is closed."""
+_DETACHING = "55006"
+"""What our function raises where a detach is pending."""
+_WAIT_LITTLE = "SET LOCAL lock_timeout = '1s'"
 _IDLE_S, _ANSWER_S = 1.0, 2.0
 """Seconds without use after which a connection is tried first, and seconds it has to answer."""
 _TS = 1
@@ -104,6 +110,10 @@ class Part:
     rows: dict[str, list[Row]]
     letters: list[DeadLetter]
     described: list[Description]
+    past: tuple[str, date] | None = None
+    """The one stream and day of its rows, which somebody has locked."""
+    hopeless: Refusal | None = None
+    """Why its one row is refused, though the server has never said so: it takes too long."""
 
     @property
     def size(self) -> int:
@@ -123,9 +133,24 @@ class Part:
             half.described = described
         return [half for half in parts if half.size]
 
+    def by_past_day(self) -> list[Part]:
+        """A part for each day that is past, and last what cannot be told apart from the present."""
+        present = datetime.now(UTC).date() - timedelta(days=1)
+        rest = Part({}, self.letters, self.described)
+        days: dict[tuple[str, date], list[Row]] = {}
+        for name, rows in self.rows.items():
+            for row in rows:
+                day = row.values[_TS].date()
+                if day < present:
+                    days.setdefault((name, day), []).append(row)
+                else:
+                    rest.rows.setdefault(name, []).append(row)
+        parts = [Part({of[0]: rows}, [], [], of) for of, rows in days.items()]
+        return [*parts, rest] if rest.size else parts
+
 
 class Closed(NamedTuple):
-    """A day of a stream that cannot be written."""
+    """A day of a stream that cannot be written, by anybody or by one device."""
 
     until_s: float
     """Monotonic time when it is tried again."""
@@ -171,7 +196,9 @@ class Writer:
         self._slow = False
         self._used_s = 0.0
         self._warning: str | None = None
-        self._closed: dict[tuple[str, date], Closed] = {}
+        self._closed: dict[tuple[str, date, str | None], Closed] = {}
+        self._misplaced = False
+        self._waited: Counter[tuple[str, date]] = Counter()
         self._partitions = Budget(PARTITIONS_PER_MINUTE, 0)
         self._stale = False
         self._lock = asyncio.Lock()
@@ -197,7 +224,7 @@ class Writer:
                 if failure is None:
                     self._drop()
                     raise
-                await self._recover(failure, parts)
+                await self._recover(failure, parts, proven=total.good)
                 whole = len(parts) == 1 and not total.good
                 if whole and isinstance(failure, Unforeseen) and (another := more()) is not None:
                     batch.absorb(another)
@@ -208,6 +235,7 @@ class Writer:
                 self._batch_waits = False
                 self._works()
                 self._careful = written.duplicate.total() > 0
+                self._misplaced = False
         return total
 
     async def _attempt(self, part: Part, kept: dict[int, bool], *, proven: bool) -> Written:
@@ -220,33 +248,20 @@ class Writer:
         connection, ids_of = await self._connected()
         devices = {row.device for rows in part.rows.values() for row in rows}
         devices |= {said.device for said in part.described}
-        written = Written(letters=list(part.letters))
-        while True:
+        written: Written | None = None
+        while written is None:
             ids = await ids_of.resolve(devices)
             transaction = connection.transaction()
             await transaction.start()
-            if await ids_of.hold():
-                break
-            await transaction.rollback()
-        try:
-            if self._careful:
-                # What an operator has deferred to the commit fails no later than its row.
-                await connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
-            refusals: list[Refusal] = []
-            for name in sorted(part.rows):
-                refused = await self._write_rows(connection, ids, name, part.rows[name], written)
-                refusals += [refusal for _, refusal in refused]
-                written.letters += self._letters_of(name, refused, kept, written)
-            if not proven and not written.good:
-                _expect_foreseen(refusals)
-            await self._write_letters(connection, written, proven=proven)
-            if part.described:
-                await self._describe(connection, ids, part.described)
-        except BaseException:
-            # On a connection that was cut this raises InterfaceError in place of whatever asyncpg
-            # stumbled over (an AttributeError in mid-COPY), and that says what it means.
-            await transaction.rollback()
-            raise
+            try:
+                written = await self._write_part(connection, ids_of, ids, part, kept, proven=proven)
+            except BaseException:
+                # On a connection that was cut this raises InterfaceError in place of whatever
+                # asyncpg stumbled over (an AttributeError in mid-COPY); that says what it means.
+                await transaction.rollback()
+                raise
+            if written is None:
+                await transaction.rollback()
         self._warning = None
         await transaction.commit()
         if self._warning is not None:
@@ -254,28 +269,72 @@ class Writer:
             raise Unavailable(f"the commit may not be durable: {self._warning}")
         return written
 
+    async def _write_part(
+        self,
+        connection: asyncpg.Connection,
+        ids_of: DeviceIds,
+        ids: Mapping[str, int],
+        part: Part,
+        kept: dict[int, bool],
+        *,
+        proven: bool,
+    ) -> Written | None:
+        """What is inside of the transaction; None if an id is not to be trusted any more."""
+        if part.past is not None:
+            await connection.execute(_WAIT_LITTLE)
+        if self._careful:
+            # What an operator has deferred to the commit fails no later than its row.
+            await connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
+        described = [said for said in part.described if said.device in ids]
+        if described:
+            # First, for whoever deletes a device holds its row and then waits for those who hold
+            # on to ids.
+            await self._describe(connection, ids, described)
+        if not await ids_of.hold():
+            return None
+        written = Written(letters=list(part.letters))
+        refusals: list[Refusal] = []
+        for name in sorted(part.rows):
+            refused = await self._write_rows(connection, ids, ids_of.refused, name, part, written)
+            refusals += [refusal for _, refusal in refused]
+            written.letters += self._letters_of(name, refused, kept, written)
+        if not proven and not written.good:
+            _expect_foreseen(refusals)
+        await self._write_letters(connection, written, proven=proven)
+        return written
+
     async def _write_rows(
         self,
         connection: asyncpg.Connection,
         ids: Mapping[str, int],
+        strangers: Mapping[str, IngestError],
         name: str,
-        rows: list[Row],
+        part: Part,
         written: Written,
     ) -> list[tuple[Row, Refusal]]:
-        """Write one stream's rows; those that are refused, with why."""
-        stream = self._catalogue[name]
+        """Write one stream's rows; those that are refused, with why.
+
+        `strangers` are devices that cannot be registered, and so have no id.
+        """
+        stream, rows = self._catalogue[name], part.rows[name]
+        refused: list[tuple[Row, Refusal]] = []
+        if part.hopeless is not None or strangers or self._closed:
+            rows, refused = self._set_apart(stream.table, part, rows, strangers)
         # In place: a copy of every row was 4 % of all CPU time.
         for row in rows:
             row.values[0] = ids[row.device]
-        refused: list[tuple[Row, Refusal]] = []
-        if self._closed:
-            rows, refused = self._without_closed(stream.table, rows)
         if rows:
             columns = _columns(stream, rows)
             records = [row.values for row in rows]
             if self._careful:
                 rows = sorted(rows, key=lambda row: _key(row.values))
-                merged = await merge(connection, stream, columns, [row.values for row in rows])
+                merged = await merge(
+                    connection,
+                    stream,
+                    columns,
+                    [row.values for row in rows],
+                    misplaced=self._misplaced,
+                )
                 refused += [(rows[place], refusal) for place, refusal in merged.refused.items()]
                 written.stored[name] = merged.stored
                 written.duplicate[name] = len(rows) - merged.stored - len(merged.refused)
@@ -287,18 +346,32 @@ class Writer:
         written.refused[name] = len(refused)
         return refused
 
-    def _without_closed(
-        self, table: str, rows: list[Row]
+    def _set_apart(
+        self, table: str, part: Part, rows: list[Row], strangers: Mapping[str, IngestError]
     ) -> tuple[list[Row], list[tuple[Row, Refusal]]]:
-        """Set apart the rows of days that cannot be written for now."""
+        """The rows that can be written, and those of which is known that they cannot."""
         now_s, kept, refused = time.monotonic(), [], []
         for row in rows:
-            closed = self._closed.get((table, row.values[_TS].date()))
-            if closed is None or closed.until_s <= now_s:
+            refusal = part.hopeless
+            if refusal is None and (why := strangers.get(row.device)) is not None:
+                refusal = refusal_of(why, "its device: ")
+            refusal = refusal or self._closed_to(table, row, now_s)
+            if refusal is None:
                 kept.append(row)
             else:
-                refused.append((row, Refusal("its day cannot be written", closed.why, closed=True)))
+                refused.append((row, refusal))
         return kept, refused
+
+    def _closed_to(self, table: str, row: Row, now_s: float) -> Refusal | None:
+        """Why a row's day cannot be written for now; None if it can."""
+        day = row.values[_TS].date()
+        for whose in (None, row.device):
+            closed = self._closed.get((table, day, whose))
+            if closed is not None and closed.until_s > now_s:
+                # That a day cannot be had is not the device's fault, and is kept for certain.
+                why = closed.why if whose is None else None
+                return Refusal("its day cannot be written", why, closed=True)
+        return None
 
     def _letters_of(
         self,
@@ -375,18 +448,33 @@ class Writer:
             self._metrics.descriptions_refused.inc()
             log.error("description refused", why=str(failure), device=described[place].device)
 
-    async def _recover(self, failure: IngestError, parts: list[Part]) -> None:
-        """Bring about what the next attempt needs."""
+    async def _recover(self, failure: IngestError, parts: list[Part], *, proven: bool) -> None:
+        """Bring about what the next attempt needs.
+
+        `proven`: another part could be stored, so what fails alone is at fault itself.
+        """
         slow, self._slow = self._slow, False
+        apart = parts[-1].by_past_day() if isinstance(failure, Locked) else []
         match failure:
             case DuplicateKey() | Refused() | Unforeseen() if not self._careful:
                 self._careful = True
             case NoPartition():
                 await self._make_partitions(parts[-1])
+            case Locked() if (past := parts[-1].past) is not None:
+                stream, day = past
+                self._close_day(self._catalogue[stream].table, day, str(failure))
+            case Locked() if any(part.past for part in apart):
+                parts[-1:] = apart
             case _:
                 # A server that takes too long, or has not enough, may do with less.
-                if (slow or isinstance(failure, TooMuch)) and parts[-1].size > 1:
-                    parts[-1:] = reversed(parts[-1].halves())
+                if slow or isinstance(failure, TooMuch):
+                    if parts[-1].size > 1:
+                        parts[-1:] = reversed(parts[-1].halves())
+                    elif proven and parts[-1].rows:
+                        parts[-1].hopeless = refusal_of(Unforeseen(str(failure)))
+                    else:
+                        # Others may show whose fault it is.
+                        parts.insert(0, parts.pop())
                 self._batch_waits = True
                 self._drop()
                 self._away(str(failure))
@@ -394,11 +482,11 @@ class Writer:
 
     async def _make_partitions(self, part: Part) -> None:
         """Make what a part needs; a day that cannot be had is closed for a while."""
-        wanted = {
-            (self._catalogue[name].table, row.values[_TS].date()): row.device
-            for name, rows in part.rows.items()
-            for row in rows
-        }
+        wanted: dict[tuple[str, date], dict[str, None]] = {}
+        for name, rows in part.rows.items():
+            for row in rows:
+                place = self._catalogue[name].table, row.values[_TS].date()
+                wanted.setdefault(place, {})[row.device] = None
         try:
             async with self._lock, self._deadline():
                 connection, _ = await self._connected()
@@ -420,40 +508,56 @@ class Writer:
         if made:
             log.info("partitions made for late data", made=len(made))
         elif not lacking:
-            # Another worker was quicker; or one by one will tell.
+            # Another worker was quicker; or one by one will tell. If it does not, what bears the
+            # name of a day does not take its rows.
+            self._misplaced = self._careful
             self._careful = True
+            self._away("a partition is there and does not take the rows of its day")
             await asyncio.sleep(self._backoff.delay_s())
 
     async def _make_partition(
-        self, connection: asyncpg.Connection, table: str, day: date, device: str
+        self, connection: asyncpg.Connection, table: str, day: date, devices: Mapping[str, None]
     ) -> bool:
-        """Make one and say so; if that cannot be, close the day."""
+        """Make one and say so; if that cannot be, close the day, to all or to these devices."""
         now_s = time.monotonic()
-        if self._partitions.exhausted(device, now_s):
-            self._close_day(table, day, f"{PARTITIONS_PER_MINUTE} days were made for a device")
+        payer = next((d for d in devices if not self._partitions.exhausted(d, now_s)), None)
+        if payer is None:
+            why = f"{PARTITIONS_PER_MINUTE} days were made for the device in this minute"
+            if not any((table, day, device) in self._closed for device in devices):
+                log.warning("days used up", device=next(iter(devices)), table=table, why=why)
+            for device in devices:
+                self._closed[table, day, device] = Closed(now_s + CLOSED_S, why)
             return False
         try:
             await make_partitions(connection, [(table, day)])
         except asyncpg.PostgresError as exc:
-            if connection.is_closed():
+            if connection.is_closed() or not self._is_about(table, day, exc):
                 raise
             self._close_day(table, day, f"{exc.sqlstate}: {exc}")
             return False
-        self._partitions.allows(device, 0, now_s)
+        self._partitions.allows(payer, 0, now_s)
         return True
+
+    def _is_about(self, table: str, day: date, exc: asyncpg.PostgresError) -> bool:
+        """Whether it is that day that cannot be had, rather than the server that is in trouble."""
+        failure = meaning(exc)
+        if isinstance(failure, Locked):
+            self._waited[table, day] += 1
+            return self._waited[table, day] % _WAITS == 0
+        return exc.sqlstate == _DETACHING or type(failure) not in {Unavailable, TooMuch}
 
     def _close_day(self, table: str, day: date, why: str) -> None:
         told = f"iov.{table} of {day} cannot be written: {why}"
         log.error("day cannot be written", why=told, for_s=CLOSED_S, hint="its samples are kept "
                   "in iov.dead_letter; a detach that is pending is ended by FINALIZE")  # fmt: skip
-        self._closed[table, day] = Closed(time.monotonic() + CLOSED_S, told)
+        self._closed[table, day, None] = Closed(time.monotonic() + CLOSED_S, told)
 
     @property
     def closed(self) -> str | None:
         """Which day cannot be written for now, and why; None if all can."""
         now_s = time.monotonic()
         self._closed = {d: closed for d, closed in self._closed.items() if closed.until_s > now_s}
-        return next((closed.why for closed in self._closed.values()), None)
+        return next((closed.why for of, closed in self._closed.items() if of[2] is None), None)
 
     async def _connected(self) -> tuple[asyncpg.Connection, DeviceIds]:
         if self._connection is not None and (self._stale or self._connection.is_closed()):
@@ -527,7 +631,8 @@ class Writer:
             self._works()
 
     def _heard(self, _: asyncpg.Connection, message: asyncpg.PostgresLogMessage) -> None:
-        if message.severity_en == "WARNING":
+        # One that has a context is of a trigger's, not of the commit's.
+        if message.severity_en == "WARNING" and not message.context:
             self._warning = f"{message.sqlstate}: {message.message}"
 
     def _terminated(self, connection: asyncpg.Connection) -> None:

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 
 from ingest.backoff import Backoff
-from ingest.errors import NotReady, Refused, Unavailable
+from ingest.errors import NotReady, Refused, TooMuch, Unavailable, Unforeseen
 from ingest.metrics import Histogram, Metrics
 from ingest.model import Reason
-from ingest.store.failures import DuplicateKey, NoPartition, meaning
+from ingest.store.failures import DuplicateKey, Locked, NoPartition, meaning
 
 
 def test_delays_grow_to_their_most_and_begin_again() -> None:
@@ -77,11 +77,11 @@ def error(sqlstate: str, **fields: str) -> asyncpg.PostgresError:
         (error("53300"), Unavailable),
         (error("53100"), Unavailable),
         (error("57P01"), Unavailable),
-        (error("57014"), Unavailable),
+        (error("57014"), TooMuch),
         (error("58030"), Unavailable),
         (error("25006"), Unavailable),
         (error("25P03"), Unavailable),
-        (error("55P03"), Unavailable),
+        (error("55P03"), Locked),
         (error("42P01"), NotReady),
         (error("42703"), NotReady),
         (error("42501"), NotReady),
@@ -97,6 +97,39 @@ def error(sqlstate: str, **fields: str) -> asyncpg.PostgresError:
 )
 def test_every_failure_has_one_meaning(exc: Exception, kind: type[Exception]) -> None:
     assert type(meaning(exc)) is kind
+
+
+RAISED = "PL/pgSQL function check_row() line 3 at RAISE"
+RAISED_IN_GERMAN = "PL/pgSQL-Funktion check_row() Zeile 3 bei RAISE"
+ASSIGNED = (
+    'PL/pgSQL assignment "x := new.colour"\nPL/pgSQL function check_row() line 3 at assignment'
+)
+INNER = 'SQL statement "INSERT INTO audit"\nPL/pgSQL function check_row() line 3 at SQL statement'
+OURS = "PL/pgSQL function inline_code_block line 12 at SQL statement"
+
+
+@pytest.mark.parametrize(
+    ("state", "context", "kind"),
+    [
+        *((state, RAISED, Unforeseen) for state in ("23514", "42501", "55000", "53100", "08000")),
+        ("25006", RAISED_IN_GERMAN, Unforeseen),
+        ("42703", ASSIGNED, Unforeseen),
+        ("42501", INNER, Unforeseen),
+        # Trouble of the server's own while it runs such code.
+        ("53100", INNER, Unavailable),
+        ("55P03", INNER, Locked),
+        ("57P01", INNER, Unavailable),
+        # What a retry mends, and what is of our own code.
+        ("40001", RAISED, Unavailable),
+        ("42P01", OURS, NotReady),
+        ("25006", OURS, Unavailable),
+        ("25006", f"{RAISED}\n{OURS}", Unforeseen),
+    ],
+)
+def test_what_code_of_the_operators_raises_may_be_about_one_row(
+    state: str, context: str, kind: type[Exception]
+) -> None:
+    assert type(meaning(error(state, W=context))) is kind
 
 
 @pytest.mark.parametrize("exc", [ZeroDivisionError(), AssertionError()])
