@@ -30,6 +30,8 @@ _ZSTD_WINDOW_BYTES = 8 * 1024 * 1024
 _STRING = re.compile(rb'"[^"]*"')
 _MOST_STRINGS = 100_000
 """Strings that are left out of a count: 20 ms."""
+_LONGEST_NAME_CHARACTERS = 1_000
+"""One of four megabytes took 97 MB as part of a JSON pointer."""
 _WEIGHTS = {b",": 1, b":": 1, b"[": 4, b"{": 4}
 _MOST_WEIGHT = max(_WEIGHTS.values())
 
@@ -106,11 +108,28 @@ def most_bytes(values: int) -> int:
 
 def too_much(sample: Any, limits: Limits) -> Fault | None:
     """Why one sample is too large; None if it is not."""
+    if _has_long_name(sample):
+        told = f"a name of more than {_LONGEST_NAME_CHARACTERS} characters"
+        return Fault(Reason.TOO_LARGE, told)
     number = values(orjson.dumps(sample), limits.sample_values)
     if not number:
         return None
     told = f"more than {limits.sample_values} values in one sample: about {number}"
     return Fault(Reason.TOO_LARGE, told)
+
+
+def _has_long_name(sample: Any) -> bool:
+    """Whether a member's name is longer than any pointer to it should be."""
+    nodes, most = [sample], _LONGEST_NAME_CHARACTERS
+    while nodes:
+        node = nodes.pop()
+        if type(node) is dict:
+            if node and max(map(len, node)) > most:
+                return True
+            nodes += node.values()
+        elif type(node) is list:
+            nodes += node
+    return False
 
 
 def values(text: bytes, most: int) -> int:

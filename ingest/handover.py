@@ -71,6 +71,9 @@ class Adoption:
         for gone in await registry.silent(connection, self._settings, self._after_s):
             if not await registry.may_adopt(connection, self._settings):
                 return
+            still = await registry.silent(connection, self._settings, self._after_s)
+            if gone.client_id not in {worker.client_id for worker in still}:
+                continue  # it came back, or was struck off, while another session was drained
             now_s = time.monotonic()
             if self._left_alone.get(gone.client_id, 0.0) > now_s:
                 continue

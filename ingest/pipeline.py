@@ -73,7 +73,9 @@ class Pipeline:
         self._committed = committed
         self._filled = asyncio.Event()
         self._taken = asyncio.Event()
-        self._settled = asyncio.Event()
+        self._go_on = asyncio.Event()
+        self._all_settled = False
+        self._unsettled: list[Delivery] = []
         self._no_more = False
         self._logged_internal_s = -_LOG_INTERNAL_EVERY_S
 
@@ -141,14 +143,21 @@ class Pipeline:
         self._filled.set()
 
     async def _read_carefully(self, deliveries: Sequence[Delivery]) -> None:
-        """Read a few at a time, note them before, and have each few committed before the next."""
+        """Read a few at a time, note them before, and have each few committed before the next.
+
+        Or after it, where the store asks for others to show whose fault it is.
+        """
         for group in self._guard.groups(deliveries):
-            await self._guard.note(group)
+            self._unsettled += group
+            await self._guard.note(self._unsettled)
             await self._read_on(group, self._check_unless_set_aside)
-            self._settled.clear()
+            self._all_settled = False
+            self._go_on.clear()
             self._batcher.close()
-            await self._settled.wait()
-            await self._guard.read(group)
+            await self._go_on.wait()
+            if self._all_settled:
+                read, self._unsettled = self._unsettled, []
+                await self._guard.read(read)
 
     def _check_unless_set_aside(self, delivery: Delivery) -> Checked:
         if not self._guard.sets_aside(delivery):
@@ -172,11 +181,13 @@ class Pipeline:
             self._count(batch, written, closed_s)
             self._committed(batch, written.letters)
             if self._batcher.due_in(0.0) is None:
-                self._settled.set()
+                self._all_settled = True
+                self._go_on.set()
 
     def _more(self, batch: Batch) -> Batch | None:
         """The open batch, for one that cannot be stored alone and is not too large for it."""
         if not self._batcher.may_grow(batch) or (another := self._batcher.take()) is None:
+            self._go_on.set()
             return None
         self._taken.set()
         return another

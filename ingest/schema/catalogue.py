@@ -12,7 +12,7 @@ import orjson
 from ingest.errors import SchemaError
 from ingest.model import GBT32960
 from ingest.schema.plausible import check_rules
-from ingest.schema.stream import Stream, stream
+from ingest.schema.stream import Stream, hashed_names, stream
 
 Catalogue = Mapping[str, Stream]
 """Streams by name, in alphabetical order."""
@@ -36,7 +36,9 @@ def load_catalogue(directory: Path | None = None) -> Catalogue:
     directory = directory or default_directory()
     rules = load_rules(directory)
     files = schema_files(directory)
-    return {name: stream(name, load_schema(file), rules) for name, file in files.items()}
+    schemas = {name: load_schema(file) for name, file in files.items()}
+    hashed = {name for schema in schemas.values() for name in hashed_names(schema)}
+    return {name: stream(name, schema, rules, hashed) for name, schema in schemas.items()}
 
 
 def schema_files(directory: Path) -> dict[str, Path]:

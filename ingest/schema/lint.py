@@ -116,7 +116,7 @@ def _field(found: Stream, path: tuple[str, ...], field: Schema) -> Iterator[str]
     name = path[-1]
     if not _NAME.fullmatch(name):
         yield "the name is not snake_case"
-    if found.never_stored.bans(name):
+    if found.never_stored.lists(name):
         yield "the name is listed in x-never-stored"
     for keyword in ("title", "description", "x-source"):
         if not field.get(keyword):

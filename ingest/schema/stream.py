@@ -100,8 +100,16 @@ class Stream:
         return None
 
 
-def stream(name: str, schema: dict[str, Any], rules: Sequence[Mapping[str, Any]] = ()) -> Stream:
-    """Build a stream from its resolved schema; raises SchemaError where that cannot be."""
+def stream(
+    name: str,
+    schema: dict[str, Any],
+    rules: Sequence[Mapping[str, Any]] = (),
+    hashed_elsewhere: Iterable[str] = (),
+) -> Stream:
+    """Build a stream from its resolved schema; raises SchemaError where that cannot be.
+
+    `hashed_elsewhere`: names of fields that other streams store as digests only.
+    """
     found = columns(schema, name)
     try:
         validator = jsonschema_rs.Draft202012Validator(
@@ -110,9 +118,14 @@ def stream(name: str, schema: dict[str, Any], rules: Sequence[Mapping[str, Any]]
     except (jsonschema_rs.ValidationError, ValueError) as exc:
         raise SchemaError(f"{name}: not a JSON Schema 2020-12: {exc}") from exc
     layout = Layout(found)
-    never_stored = NeverStored(schema.get("x-never-stored", ()))
+    never_stored = NeverStored(
+        schema.get("x-never-stored", ()),
+        [column.path for column in found if column.convert == "sha256"],
+        # What a stream has as a field of its own is stored.
+        set(hashed_elsewhere) - set(names(schema)),
+    )
     made = functions(schema, layout)
-    if any(map(never_stored.bans, names(schema))):
+    if any(map(never_stored.lists, names(schema))):
         made = made._replace(exact=never_sure)
     return Stream(
         name,
@@ -133,6 +146,15 @@ def names(schema: dict[str, Any]) -> Iterator[str]:
         yield name
         yield from names(field)
         yield from names(field.get("items", {}))
+
+
+def hashed_names(schema: dict[str, Any]) -> Iterator[str]:
+    """Of every field that is stored as a digest."""
+    for name, field in schema.get("properties", {}).items():
+        if field.get("x-hash"):
+            yield name
+        yield from hashed_names(field)
+        yield from hashed_names(field.get("items", {}))
 
 
 def _with_digest(node: Any, path: tuple[str, ...]) -> Any:

@@ -12,6 +12,7 @@ import pytest
 
 from ingest.schema import Catalogue
 from ingest.tools.embedded import Mosquitto
+from tests.integration.test_nothing_stops_it import raising
 from tests.support import Database, environment, publish_many, sample, until, working
 
 SCRIPT = Path(__file__).parent / "poison.py"
@@ -60,3 +61,22 @@ async def test_a_message_that_kills_whoever_reads_it_is_set_aside(
     assert "in flight at the last three ends" in letters[0]["detail"]
     assert await database.count() == 600
     assert await database.one("SELECT count(*) FROM iov.guard WHERE running") == 0
+
+
+async def test_while_care_is_taken_a_row_that_fails_alone_still_waits_for_others(
+    broker: Mosquitto, database: Database, catalogue: Catalogue
+) -> None:
+    """Nothing can tell whose fault it is before others are read."""
+    async with working(broker.url, database.url, catalogue) as worker:
+        await publish_many(broker.url, [sample(0)])
+        await worker.settles(1)
+    await database.execute("UPDATE iov.guard SET running = true")  # as after a SIGKILL
+    await database.execute(raising("new.soc_pct = 66"))
+    async with working(broker.url, database.url, catalogue) as worker:
+        await publish_many(broker.url, [sample(1, soc_pct=66)])
+        await until(lambda: "P0001" in str(worker.service.problems()), "its words at /readyz")
+        await publish_many(broker.url, [sample(n) for n in range(2, 22)])
+        await worker.settles(21)
+        await worker.ready()
+    assert await database.reasons() == ["refused_by_store"]
+    assert await database.count() == 21

@@ -331,7 +331,23 @@ def test_names_never_stored_are_known_however_they_are_written() -> None:
     assert never.may_be_in(b'{"heart_rate": 61')
     assert never.may_be_in(b'{"he\\u0061rt": 1')
     assert not never.may_be_in(b'{"speed": 61')
-    assert not CATALOGUE["nev"].never_stored
+    full_width = "".join(chr(ord(letter) + 0xFEE0) for letter in "heartrate")
+    assert never.without({full_width: 61, "h\u00e9art_rate": 1, "kept": 1}) == {"kept": 1}
+    many = {f"n{n}": n for n in range(50)}
+    assert never.without(many | {full_width: 61, "Heart-Rate": 1}) == many
+
+
+def test_what_is_stored_as_a_digest_stands_nowhere_else() -> None:
+    """Under another spelling, deeper, or in another stream it would be stored in clear."""
+    session, nev = CATALOGUE["session"].never_stored, CATALOGUE["nev"].never_stored
+    said = {"iccid": "8986", "ICCID": "8986", "x": {"iccid": "8986", "kept": 1}}
+    assert session.without(said) == {"iccid": "8986", "x": {"kept": 1}}
+    assert nev.without(said) == {"x": {"kept": 1}}
+    mobility = CATALOGUE["mobility"]
+    (path,) = [column.path for column in mobility.columns if column.convert == "sha256"]
+    assert len(path) == 2
+    said = {path[0]: {path[1]: "me", path[1].upper(): "me"}, path[1]: "me"}
+    assert mobility.never_stored.without(said) == {path[0]: {path[1]: "me"}}
 
 
 NOT_A_SCHEMA = {"type": "number", "minimum": "x"}
