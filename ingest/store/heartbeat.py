@@ -40,6 +40,7 @@ class Heartbeat:
 
     async def run(self) -> None:
         """Beat until cancelled; while the register is away nobody is heard of."""
+        refused = ""
         while True:
             try:
                 async with registry.reading(self._settings) as connection:
@@ -52,11 +53,21 @@ class Heartbeat:
                                 connection, self._settings, registry.SILENT_S
                             )
                         self._hear(heard)
+                        refused = ""
                         self._note_silent([worker.client_id for worker in silent])
                         await asyncio.sleep(EVERY_S)
             except Unavailable as exc:
                 self.workers = None
-                log.debug("not heard of", why=str(exc))
+                # That the database is away others say; that it does not take the heartbeat nobody.
+                if type(exc) is Unavailable or str(exc) == refused:
+                    log.debug("not heard of", why=str(exc))
+                else:
+                    refused = str(exc)
+                    log.warning(
+                        "the register does not take the heartbeat",
+                        why=refused,
+                        hint="others will take this worker for silent and drain its session",
+                    )
             await asyncio.sleep(EVERY_S)
 
     def _hear(self, heard: registry.Heard) -> None:

@@ -67,7 +67,7 @@ _key = itemgetter(0, 1, 2)
 _KEY_BACKWARDS = itemgetter(2), itemgetter(1), itemgetter(0)
 """Three stable sorts, of values nearly in order but for the last: 0.7 µs a row, where one by tuples
 of all three takes 1.0 (measured)."""
-_LOG_EVERY = 30
+_LOG_EVERY, _SAY_EVERY_S = 30, 10.0
 _END_GHOSTS = """
 SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
 WHERE application_name = $1 AND usename = current_user AND datname = current_database()
@@ -198,6 +198,7 @@ class Writer:
         self._warning: str | None = None
         self._closed: dict[tuple[str, date, str | None], Closed] = {}
         self._misplaced = False
+        self._said_s: dict[str, float] = {}
         self._waited: Counter[tuple[str, date]] = Counter()
         self._partitions = Budget(PARTITIONS_PER_MINUTE, 0)
         self._stale = False
@@ -428,9 +429,11 @@ class Writer:
         gone = {places[index]: failure for index, failure in lost.items()}
         if gone and not (proven or written.good or len(gone) < len(letters)):
             raise Unforeseen(f"no dead letter can be stored: {next(iter(gone.values()))}")
-        for place, failure in gone.items():
+        for place in gone:
             written.suppressed[letters[place].stream or OTHER] += 1
-            log.error("dead letter refused", why=str(failure), reason=letters[place].reason)
+        if gone and self._seldom("letters"):
+            why = str(next(iter(gone.values())))
+            log.error("dead letters refused", why=why, number=len(gone))
         written.letters = [
             plainer.get(place, letter) for place, letter in enumerate(letters) if place not in gone
         ]
@@ -444,9 +447,11 @@ class Writer:
             await describe(connection, ids, some)
 
         refused = await write_what_can_be(connection, described, write)
-        for place, failure in refused.items():
-            self._metrics.descriptions_refused.inc()
-            log.error("description refused", why=str(failure), device=described[place].device)
+        self._metrics.descriptions_refused.inc(len(refused))
+        if refused and self._seldom("descriptions"):
+            place, failure = next(iter(refused.items()))
+            device = described[place].device
+            log.error("descriptions refused", why=str(failure), number=len(refused), one_of=device)
 
     async def _recover(self, failure: IngestError, parts: list[Part], *, proven: bool) -> None:
         """Bring about what the next attempt needs.
@@ -523,7 +528,7 @@ class Writer:
         payer = next((d for d in devices if not self._partitions.exhausted(d, now_s)), None)
         if payer is None:
             why = f"{PARTITIONS_PER_MINUTE} days were made for the device in this minute"
-            if not any((table, day, device) in self._closed for device in devices):
+            if self._seldom("days used up"):
                 log.warning("days used up", device=next(iter(devices)), table=table, why=why)
             for device in devices:
                 self._closed[table, day, device] = Closed(now_s + CLOSED_S, why)
@@ -546,10 +551,19 @@ class Writer:
             return self._waited[table, day] % _WAITS == 0
         return exc.sqlstate == _DETACHING or type(failure) not in {Unavailable, TooMuch}
 
+    def _seldom(self, what: str) -> bool:
+        """Whether to say something again that may be so for every batch."""
+        now_s = time.monotonic()
+        if now_s < self._said_s.get(what, 0.0) + _SAY_EVERY_S:
+            return False
+        self._said_s[what] = now_s
+        return True
+
     def _close_day(self, table: str, day: date, why: str) -> None:
         told = f"iov.{table} of {day} cannot be written: {why}"
-        log.error("day cannot be written", why=told, for_s=CLOSED_S, hint="its samples are kept "
-                  "in iov.dead_letter; a detach that is pending is ended by FINALIZE")  # fmt: skip
+        if self._seldom(f"day {table}"):
+            hint = "its samples are kept in iov.dead_letter; FINALIZE ends a detach that is pending"
+            log.error("day cannot be written", why=told, for_s=CLOSED_S, hint=hint)
         self._closed[table, day, None] = Closed(time.monotonic() + CLOSED_S, told)
 
     @property

@@ -63,7 +63,8 @@ class Live:
 
     def committed(self, batch: Batch, letters: Iterable[DeadLetter]) -> None:
         """Take down what a page shows of a batch that is stored."""
-        self._letters.extend(letters)
+        # Each payload may have megabytes, and none is shown.
+        self._letters.extend(letter._replace(payload=b"") for letter in letters)
         if not self.map_is_open:
             if self._positions:
                 self._positions, self._moved = {}, {}

@@ -38,6 +38,10 @@ _HEADERS = {
 }
 
 
+TRUSTED = web.AppKey("trusted", set[web.RequestHandler])
+"""Connections by which somebody has shown the token."""
+
+
 class Page:
     """The routes, and who is looking."""
 
@@ -116,6 +120,13 @@ class Page:
                 events.put_nowait(told[details])
 
     def _may_see_details(self, request: web.Request) -> bool:
+        if not self._is_trusted(request):
+            return False
+        if self._token:
+            request.app[TRUSTED].add(request.protocol)
+        return True
+
+    def _is_trusted(self, request: web.Request) -> bool:
         scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")
         given = bearer if scheme.lower() == "bearer" else request.query.get("token", "")
         if self._token:

@@ -7,17 +7,19 @@ acknowledged now; where not, the answer says what is in the way.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import orjson
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from ingest.errors import Unavailable
-from ingest.web.page import Page
+from ingest.web.page import TRUSTED, Page
 
 _JSON = "application/json"
 MOST_CONNECTIONS = 200
@@ -34,7 +36,10 @@ def worker(registry: CollectorRegistry, problems: Problems, page: Page) -> web.A
     """
 
     async def metrics(request: web.Request) -> web.Response:
-        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        try:
+            encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        except TypeError as exc:  # it compares versions, and a text is none
+            raise ValueError from exc
         names = request.query.getall("name[]", None)
         asked = registry if names is None else registry.restricted_registry(names)
         return web.Response(body=encode(asked), headers={"Content-Type": content_type})
@@ -75,6 +80,7 @@ def _readiness(problems: list[str]) -> web.Response:
 
 def _application(routes: dict[str, Handler]) -> web.Application:
     app = web.Application(middlewares=[_odd_is_400])
+    app[TRUSTED] = set()
     for path, handler in routes.items():
         app.router.add_get(path, handler)
     return app
@@ -87,6 +93,15 @@ async def _odd_is_400(request: web.Request, handler: Handler) -> web.StreamRespo
         return await handler(request)
     except ValueError as exc:  # UnicodeError is one, and so is what yarl raises
         raise web.HTTPBadRequest(text="a header or the query cannot be read") from exc
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Whether a line is about an error of ours; what is no HTTP anybody may send, any number."""
+    exc = record.exc_info[1] if record.exc_info else None
+    return not isinstance(exc, HttpProcessingError)
+
+
+logging.getLogger("aiohttp.server").addFilter(_is_ours)
 
 
 class _Refused(asyncio.Protocol):
@@ -102,8 +117,8 @@ async def serve(host: str, port: int, application: web.Application) -> AsyncIter
     """Listen while the block runs; yields the port, which is chosen where `port` is 0.
 
     A connection that asks nothing, or has not finished its request's head, is closed after
-    `IDLE_S`; beyond `MOST_CONNECTIONS` new ones are closed at once. Raises Unavailable where the
-    address cannot be had.
+    `IDLE_S`; beyond `MOST_CONNECTIONS` the oldest gives way, but for those that have shown a token:
+    strangers keep out neither them nor a probe. Raises Unavailable where the address cannot be had.
     """
     runner = web.AppRunner(application, access_log=None, keepalive_timeout=IDLE_S)
     await runner.setup()
@@ -112,7 +127,15 @@ async def serve(host: str, port: int, application: web.Application) -> AsyncIter
         assert accept is not None
 
         def protocol() -> asyncio.Protocol:
-            return accept() if len(accept.connections) < MOST_CONNECTIONS else _Refused()
+            connections = accept.connections
+            trusted = application[TRUSTED]
+            trusted.intersection_update(connections)
+            if len(connections) >= MOST_CONNECTIONS:
+                victim = next((one for one in connections if one not in trusted), None)
+                if victim is None:
+                    return _Refused()
+                victim.force_close()
+            return accept()
 
         loop = asyncio.get_running_loop()
         try:

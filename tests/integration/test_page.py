@@ -194,14 +194,53 @@ async def test_connections_and_heads_have_limits(
     async with worker as running:
         port = running.service.http_port
         pairs = [await asyncio.open_connection("127.0.0.1", port) for _ in range(8)]
-        for _, writer in pairs[:5]:
+        for _, writer in pairs[3:]:
             writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Slow: ")
-        assert [await reader.read() for reader, _ in pairs[5:]] == [b""] * 3
-        # And the five are closed when they have taken their time.
-        assert [await reader.read() for reader, _ in pairs[:5]] == [b""] * 5
+        # The oldest have given way,
+        assert [await reader.read() for reader, _ in pairs[:3]] == [b""] * 3
+        # and the others are closed when they have taken their time.
+        assert [await reader.read() for reader, _ in pairs[3:]] == [b""] * 5
         assert (await get(f"{running.url}/livez"))[0] == 200
         for _, writer in pairs:
             writer.close()
+
+
+async def test_strangers_keep_out_neither_a_probe_nor_who_has_the_token(
+    broker: Mosquitto, database: Database, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ingest.web.server.MOST_CONNECTIONS", 5)
+    bearer = {"Authorization": f"Bearer {TOKEN}"}
+    asks = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+    async with (
+        working(broker.url, database.url, catalogue, http_token=TOKEN) as running,
+        events(running.url, bearer) as told,
+    ):
+        await first(told)
+        strangers = []
+        for _ in range(12):
+            reader, writer = await asyncio.open_connection("127.0.0.1", running.service.http_port)
+            writer.write(asks)
+            assert await reader.read(15) == b"HTTP/1.1 200 OK"
+            strangers.append(writer)
+        assert (await get(f"{running.url}/livez"))[0] == 200
+        await first(told)
+        for writer in strangers:
+            writer.close()
+
+
+async def test_what_is_no_http_fills_no_log(
+    worker: AbstractAsyncContextManager[Worker], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with worker as running:
+        for garbage in (b"\x16\x03\x01\x02\x00\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n"):
+            port = running.service.http_port
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(garbage)
+            assert b"400" in await reader.read(40)
+            writer.close()
+        odd = {"Accept": "application/openmetrics-text;version=zz"}
+        assert (await get(f"{running.url}/metrics", odd))[0] == 400
+    assert [line for line in caplog.records if line.name == "aiohttp.server"] == []
 
 
 async def test_viewers_without_the_token_keep_nobody_out(

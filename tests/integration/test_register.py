@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 
 import asyncpg
 import pytest
+import structlog
 
 from ingest.config import load
+from ingest.metrics import Metrics
 from ingest.model import Delivery
 from ingest.schema import Catalogue
+from ingest.store import registry
+from ingest.store.heartbeat import Heartbeat
 from ingest.tools.devices import Described, import_devices
 from tests.integration.test_store import batch_of, writing
-from tests.support import Database, delivery, may_not
+from tests.support import Database, delivery, environment, may_not, until
 
 NOW = datetime.now(UTC)
 
@@ -80,3 +85,23 @@ async def test_a_worker_learns_nothing_and_changes_no_other_workers_row(
         "DELETE FROM iov.worker",
         "SELECT iov.describe_devices_as(1::smallint, '{1}', '{now}', '{a}', '{a}', '{a}', '{a}')",
     )
+
+
+async def test_a_worker_whose_login_was_changed_goes_on_when_its_row_has_been_silent(
+    database: Database,
+) -> None:
+    """A vault gives it a new one; meanwhile it says that nobody hears of it."""
+    before = await database.user("iov_monday", "iov_worker")
+    after = await database.user("iov_tuesday", "iov_worker")
+    settings = [load(environ=environment("mqtt://127.0.0.1:1", url)) for url in (before, after)]
+    async with registry.reading(settings[0]) as connection:
+        await registry.heartbeat(connection, settings[0], first=True)
+    with structlog.testing.capture_logs() as logs:
+        beat = asyncio.create_task(Heartbeat(settings[1], Metrics({})).run())
+        await until(lambda: logs, "a warning")
+        beat.cancel()
+    assert [line["event"] for line in logs] == ["the register does not take the heartbeat"]
+    await database.execute("UPDATE iov.worker SET heartbeat_at = now() - interval '31 s'")
+    async with registry.reading(settings[1]) as connection:
+        assert (await registry.heartbeat(connection, settings[1], first=True)).known
+    assert await database.one("SELECT login FROM iov.worker") == "iov_tuesday"

@@ -149,3 +149,28 @@ def test_a_reader_that_is_released_holds_nothing() -> None:
     assert before > 0
     assert len(reader.free()) == 0
     assert reader.filled(0) == []
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the codec's
+def test_after_the_first_text_that_is_not_utf8_the_codec_is_not_asked_again(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """It panics: a quarter of a millisecond, and half a kilobyte of log, for each of thousands."""
+    good = mqtt5.PublishPacket(
+        "iov/v1/V1/nev", b"x", qos=mqtt5.QoS.AT_LEAST_ONCE, packet_id=7,
+        content_type="t", response_topic="r", correlation_data=b"\xff\xfe",
+        message_expiry_interval=9,
+        user_properties=[("k", "v"), ("content-encoding", "zstd")],
+    ).write()  # fmt: skip
+    bad = good.replace(b"content-encoding", b"content-encodin\xff")
+    reader = PacketReader(100_000)
+    stream = (good + bad) * 200
+    found = []
+    for at in range(0, len(stream), 10_001):
+        piece = stream[at : at + 10_001]
+        reader.free()[: len(piece)] = piece
+        found += reader.filled(len(piece))
+    assert [type(packet) is Unreadable for packet in found] == [False, True] * 200
+    assert found[0] == found[2]
+    assert found[1] == found[3]
+    assert capfd.readouterr().err.count("panicked") <= 1
