@@ -42,7 +42,7 @@ def everything(ledger: Ledger, committed_s: float = BEFORE_S) -> tuple[list[Foun
         for seq in range(len(numbers)):
             sample = ledger.sample(device, stream, seq)
             if ledger.is_bad(sample):
-                letters.append(Found(device, stream, seq, sample, committed_s))
+                letters.append(Found(device, stream, seq, sample, committed_s, "schema"))
             else:
                 rows.append(Found(device, stream, seq, columns(sample), committed_s))
     return rows, letters
@@ -179,13 +179,14 @@ def test_a_good_one_refused_is_kept_where_its_day_was_closed_and_only_there() ->
 def test_visitors_are_no_debts_and_strangers_are_no_visitors() -> None:
     ledger = ledger_of(50)
     rows, letters = everything(ledger)
-    numbers = [ledger.visitor(), ledger.visitor()]
+    numbers = [ledger.visitor("visitor-dear"), ledger.visitor("visitor-dear")]
     assert numbers == [-1, -2]
     ledger.settle(-2, SETTLED_S)
     assert ledger.visitors_settled == {-2}
     assert ledger.settled == 50
     visitor = rows[0]._replace(device="visitor-dear", values={})
     assert account(ledger, [*rows, visitor], [*letters, visitor]).holds
+    assert account(ledger, rows, letters).lost == 1
     assert account(ledger, [*rows, visitor._replace(device="dear")], letters).altered == 1
 
 
@@ -196,6 +197,13 @@ def test_a_message_comes_again_as_it_was_and_is_counted() -> None:
     for issued in (first[7], first[7], first[7]):
         ledger.settle(issued.number, SETTLED_S)
     assert (ledger.settled, ledger.repeated) == (1, 2)
+
+
+def test_a_bad_sample_is_a_dead_letter_for_the_right_reason() -> None:
+    ledger = ledger_of(400)
+    rows, letters = everything(ledger)
+    wrong = letters[0]._replace(reason="bad_timestamp")
+    assert account(ledger, rows, [*letters[1:], wrong]).altered == 1
 
 
 def test_a_commit_after_the_acknowledgement_is_too_early_an_acknowledgement() -> None:

@@ -63,6 +63,7 @@ class Accounting:
         self._ledger = ledger
         self._seen = {key: bytearray(len(numbers)) for key, numbers in ledger.numbers.items()}
         self._account = Account()
+        self._missing_visitors = set(ledger.visiting)
         self._untimed = False
 
     def row(self, found: Found) -> None:
@@ -84,12 +85,17 @@ class Accounting:
         refused = found.reason == Reason.REFUSED_BY_STORE and self._ledger.may_be_letter(
             found.stream, sample
         )
-        if not (self._ledger.is_bad(sample) or refused) or found.values != sample:
+        bad = self._ledger.is_bad(sample) and found.reason == Reason.SCHEMA
+        if not (bad or refused) or found.values != sample:
             self._wrong("altered", found.device)
         elif self._times(found):
             self._account.letters_repeated += 1
         else:
             self._count(found)
+
+    def visitor(self, device: str) -> None:
+        """A visiting device that has a row, in whatever stream."""
+        self._missing_visitors.discard(device)
 
     def close(self) -> Account:
         """Who is owed what: call once, after everything that is found."""
@@ -108,6 +114,8 @@ class Accounting:
                     self._wrong("lost", device)
                 else:
                     account.forgotten += 1
+        for device in self._missing_visitors:
+            self._wrong("lost", device)
         if self._untimed and not account.early_acks:
             account.early_acks = None
         return account
@@ -115,6 +123,7 @@ class Accounting:
     def _sample(self, found: Found) -> dict[str, Any] | None:
         """What was sent under that key; None where nothing was, which counts, or by a visitor."""
         if found.device.startswith(VISITOR):
+            self.visitor(found.device)
             return None
         times = self._seen.get((found.device, found.stream))
         if times is None or not 0 <= found.seq < len(times):

@@ -65,6 +65,8 @@ class Ledger:
         """How often we were seen to acknowledge one once more."""
         self.visitors = 0
         """How many there were."""
+        self.visiting: set[str] = set()
+        """Their devices, of each of which there must be a row or a dead letter."""
         self.visitors_settled: set[int] = set()
         """Numbers of those that we were seen to acknowledge."""
         self._closed_days: set[tuple[str, date]] = set()
@@ -112,9 +114,10 @@ class Ledger:
         else:
             self.repeated += 1
 
-    def visitor(self) -> int:
-        """The number of one more message that is no debt."""
+    def visitor(self, device: str) -> int:
+        """The number of one more message that is no debt, though something must become of it."""
         self.visitors += 1
+        self.visiting.add(device)
         return -self.visitors
 
     def close_day(self, stream: str, day: date) -> None:

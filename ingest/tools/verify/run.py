@@ -15,8 +15,9 @@ import asyncpg
 import orjson
 
 from ingest.errors import IngestError, ServerError
+from ingest.schema import load_catalogue
 from ingest.tools.verify.account import Account, Accounting, Found
-from ingest.tools.verify.ledger import STREAMS, Ledger
+from ingest.tools.verify.ledger import STREAMS, VISITOR, Ledger
 from ingest.tools.verify.plan import Due, Event, Moment, Plan, Result
 from ingest.tools.verify.servers import Servers
 from ingest.tools.verify.world import ADOPT_AFTER_S, COMMAND, World, until, world
@@ -230,10 +231,18 @@ async def account_of(whole: World) -> Account:
         for stream in STREAMS:
             query = (
                 f"SELECT d.device, t.*, {committed} AS committed "  # noqa: S608  names of ours
-                f"FROM iov.{stream} t JOIN iov.device d USING (device_id)"
+                # A row of nobody is one that nobody sent.
+                f"FROM iov.{stream} t LEFT JOIN iov.device d USING (device_id)"
             )
             async for record in owner.cursor(query, prefetch=_ROWS_AT_ONCE):
                 accounting.row(_found_row(record, stream, offset_s))
+        for stream_of in load_catalogue().values():
+            query = (
+                f"SELECT DISTINCT device FROM iov.{stream_of.table} "  # noqa: S608  likewise
+                "JOIN iov.device USING (device_id) WHERE starts_with(device, $1)"
+            )
+            for record in await owner.fetch(query, VISITOR):
+                accounting.visitor(record["device"])
         query = (
             f"SELECT device, stream, reason, payload, {committed} AS committed "  # noqa: S608  likewise
             "FROM iov.dead_letter t ORDER BY committed"
@@ -253,7 +262,7 @@ async def _clock_offset_s(owner: asyncpg.Connection) -> float:
 
 def _found_row(record: asyncpg.Record, stream: str, offset_s: float) -> Found:
     values = {k: v for k, v in record.items() if v is not None and k not in _OURS}
-    return Found(record["device"], stream, record["seq"], values, _unix_s(record, offset_s))
+    return Found(record["device"] or "", stream, record["seq"], values, _unix_s(record, offset_s))
 
 
 def _found_letter(record: asyncpg.Record, offset_s: float) -> Found:

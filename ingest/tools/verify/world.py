@@ -237,9 +237,10 @@ class World:
         """Publish messages that are no debts, and wait until workers have acknowledged them all."""
         numbers = []
         for device, stream, payload, encoding in visitors:
-            number = self.ledger.visitor()
+            name = f"{VISITOR}{device}"
+            number = self.ledger.visitor(name)
             numbers.append(number)
-            message = Issued(number, f"{VISITOR}{device}", stream, payload, encoding)
+            message = Issued(number, name, stream, payload, encoding)
             await self.publish(message, publisher)
         settled = self.ledger.visitors_settled
         await until(lambda: settled.issuperset(numbers), "the visitors' acknowledgements", limit_s)
