@@ -32,6 +32,8 @@ _AWAY = {"25006", "25P03"}
 _TOO_MUCH = {"53200", "57014"}
 """Out of memory, also shared: the table of locks is full. Statement timeout."""
 _LOCKED = "55P03"
+POLICY = "42501"
+"""A right that is missing, or one row that a policy (row-level security) does not let in."""
 _REFUSED_CLASSES = {"22", "23", "54"}
 _TROUBLE = {"08", "53", "57", "58"}
 """What the server itself may be in while it runs code of the operator's."""
@@ -58,7 +60,7 @@ def single(state: str, context: str) -> str:
     `state` and `context` are expressions. What `meaning` says of code of the operator's, in SQL.
     """
     return f"""
-(left({state}, 2) NOT IN ({_listed(_AWAY_CLASSES | {"28", "3D", "42"})})
+({state} = '{POLICY}' OR left({state}, 2) NOT IN ({_listed(_AWAY_CLASSES | {"28", "3D", "42"})})
 AND left({state}, 3) <> '57P' AND {state} NOT IN ({_listed(_AWAY | _TOO_MUCH)})
 OR left({state}, 2) <> '40' AND {state} NOT IN ({_listed(_TOO_MUCH)}) AND CASE
     WHEN left({state}, 2) IN ({_listed(_TROUBLE)}) OR {state} = '{_LOCKED}'

@@ -19,6 +19,7 @@ from ingest.schema import Stream
 from ingest.schema.table import quoted
 from ingest.store.copy import copy
 from ingest.store.failures import (
+    POLICY,
     DuplicateKey,
     NoPartition,
     meaning,
@@ -96,6 +97,7 @@ async def merge(
         unless_cancelled(exc)
         failure = meaning(exc)
         of_rows = isinstance(failure, Refused | Unforeseen | DuplicateKey)
+        of_rows |= isinstance(exc, asyncpg.PostgresError) and exc.sqlstate == POLICY
         if not (of_rows or (misplaced and isinstance(failure, NoPartition))):
             raise
         await _one_by_one(connection, stream, names, merged, misplaced=misplaced)
@@ -140,6 +142,8 @@ async def _one_by_one(
             continue
         failure = meaning(asyncpg.PostgresError.new({"C": state, "M": why, "W": context}))
         assert failure is not None
+        if not isinstance(failure, Refused | DuplicateKey):
+            failure = Unforeseen(str(failure))
         merged.refused[place] = refusal_of(failure)
 
 

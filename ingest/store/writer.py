@@ -227,7 +227,8 @@ class Writer:
                     raise
                 await self._recover(failure, parts, proven=total.good)
                 whole = len(parts) == 1 and not total.good
-                if whole and isinstance(failure, Unforeseen) and (another := more()) is not None:
+                alone = isinstance(failure, Unforeseen | TooMuch)
+                if whole and alone and (another := more()) is not None:
                     batch.absorb(another)
                     parts = [Part(batch.rows, batch.dead_letters, batch.described)]
             else:

@@ -18,9 +18,10 @@ from ingest.schema import Catalogue, load_catalogue
 from ingest.schema.catalogue import default_directory
 from ingest.store import migrate
 from ingest.store.devices import DeviceIds
+from ingest.tools.embedded import Mosquitto
 from tests.integration.test_nothing_stops_it import raising
 from tests.integration.test_store import batch_of, writing
-from tests.support import Database, delivery, sample, until
+from tests.support import Database, delivery, publish_many, sample, until, working
 
 ANSWERING_S = 20
 connect_module: Any = sys.modules["ingest.store.connect"]
@@ -44,6 +45,41 @@ async def test_a_trigger_may_raise_whatever_it_likes_for_one_row(
     assert await database.reasons() == ["refused_by_store"]
 
 
+async def test_a_row_that_a_policy_does_not_let_in_holds_up_no_other(
+    database: Database, catalogue: Catalogue
+) -> None:
+    url = await database.user("iov_works", "iov_worker")
+    await database.execute(
+        "ALTER TABLE iov.nev ENABLE ROW LEVEL SECURITY; CREATE POLICY seen ON iov.nev FOR SELECT "
+        "USING (true); CREATE POLICY let_in ON iov.nev FOR INSERT WITH CHECK (soc_pct <> 66)"
+    )
+    samples = [sample(n, soc_pct=66 if n == 3 else 7) for n in range(20)]
+    async with writing(database, catalogue, url) as writer, asyncio.timeout(ANSWERING_S):
+        written = await writer.write(batch_of(catalogue, [delivery(samples)]))
+        assert (written.stored["nev"], written.refused["nev"]) == (19, 1)
+    assert await database.reasons() == ["refused_by_store"]
+
+
+async def test_a_row_that_takes_too_long_alone_waits_for_others(
+    broker: Mosquitto, database: Database, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connect_module, "STATEMENT_TIMEOUT_S", 1.0)
+    await database.execute(_SLOW.format(seconds=100, which="new.soc_pct = 66"))
+    async with working(broker.url, database.url, catalogue) as worker:
+        await publish_many(broker.url, [sample(0, soc_pct=66)])
+        await until(lambda: "57014" in str(worker.service.problems()), "its words at /readyz")
+        await publish_many(broker.url, [sample(n) for n in range(1, 5)])
+        await worker.settles(5)
+    assert await database.reasons() == ["refused_by_store"]
+    assert await database.count() == 4
+
+
+_SLOW = (
+    "CREATE FUNCTION public.slow() RETURNS trigger LANGUAGE plpgsql AS "
+    "$$ BEGIN PERFORM pg_sleep({seconds}); RETURN new; END $$; "
+    "CREATE TRIGGER slow BEFORE INSERT ON iov.nev FOR EACH ROW "
+    "WHEN ({which}) EXECUTE FUNCTION public.slow()"
+)
 _REFUSE = """
 CREATE FUNCTION public.refuse_device() RETURNS trigger LANGUAGE plpgsql
 AS $$ BEGIN {then} END $$;
@@ -132,12 +168,7 @@ async def test_what_takes_longer_than_a_statement_may_is_halved_until_it_is_alon
 ) -> None:
     monkeypatch.setattr(connect_module, "STATEMENT_TIMEOUT_S", 1.0)
     seconds = "0.02" if which == "true" else "100"
-    await database.execute(
-        "CREATE FUNCTION public.slow() RETURNS trigger LANGUAGE plpgsql AS "
-        f"$$ BEGIN PERFORM pg_sleep({seconds}); RETURN new; END $$; "
-        "CREATE TRIGGER slow BEFORE INSERT ON iov.nev FOR EACH ROW "
-        f"WHEN ({which}) EXECUTE FUNCTION public.slow()"
-    )
+    await database.execute(_SLOW.format(seconds=seconds, which=which))
     # The first of all, so that others show only later that it is its own fault.
     samples = [sample(n, soc_pct=66 if n == 0 else 7) for n in range(100 if which == "true" else 8)]
     async with writing(database, catalogue) as writer, asyncio.timeout(ANSWERING_S * 8):
