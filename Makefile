@@ -1,6 +1,6 @@
 # Everything is set up on first use: `make demo` and `make test` need nothing but git, make, python3-venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup mosquitto demo test lint format types floors fuzz audit verify soak bench image wheel release docs dashboards clean
+.PHONY: help setup mosquitto demo test lowest lint format types floors fuzz audit verify soak bench image wheel release docs dashboards clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -33,6 +33,9 @@ demo: setup ## Database, broker, fleet and service in one command; ARGS="--durat
 test: setup ## All tests, against real servers; ARGS="-k name"
 	@tests/install-tools $(VENV)
 	$(BIN)/python -m pytest $(ARGS)
+
+lowest: mosquitto ## Tests with the lowest versions pyproject.toml allows; ARGS="tests" for all of them
+	@PYTHON=$(PYTHON) .ci/lowest $(or $(ARGS),tests/unit $(addprefix tests/integration/test_,service.py store.py source.py))
 
 lint: $(STAMP) ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -88,4 +91,4 @@ dashboards: setup ## The Grafana dashboards with data, drawn: docs/iov-operation
 	$(BIN)/python -m tests.draw_dashboards docs
 
 clean: ## Remove what the targets made
-	rm -rf $(VENV) .fuzz build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-lowest .fuzz build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -31,6 +31,13 @@ def test_hosted_ci_runs_the_same_on_every_python_the_project_says() -> None:
     assert jobs["run"]["strategy"]["matrix"]["python"] == pythons
     assert jobs["run"]["steps"][-1] == {"run": "bash .ci/run"}
     assert jobs["wheel"]["steps"][-1] == {"run": "make wheel"}
+    assert jobs["lowest"]["steps"][-1] == {"run": "make lowest ARGS=tests"}
+
+
+def test_every_dependency_says_the_lowest_version_that_works() -> None:
+    """What `make lowest` reads to install exactly these."""
+    for wanted in PROJECT["dependencies"]:
+        assert re.fullmatch(r"[\w.-]+>=[\d.]+(,<[\d.]+)?", wanted), wanted
 
 
 def test_what_workflows_and_scripts_call_is_there() -> None:
@@ -39,7 +46,7 @@ def test_what_workflows_and_scripts_call_is_there() -> None:
     scripts.append((ROOT / ".ci/release").read_text())
     called = set(re.findall(r"\bmake ([a-z]+)\b", str(scripts)))
     (loop,) = re.findall(r"for target in ([a-z ]+);", str(scripts))
-    assert {"wheel", "audit", "image", "lint"} <= called | set(loop.split()) <= targets
+    assert {"wheel", "audit", "image", "lint", "lowest"} <= called | set(loop.split()) <= targets
 
 
 @pytest.mark.parametrize("form", ["wrong.yml", "field.yml"])

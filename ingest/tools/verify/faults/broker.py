@@ -18,6 +18,12 @@ from ingest.tools.verify.faults.fault import LOAD, MOMENT_S, Fault
 from ingest.tools.verify.world import World, until
 
 
+_BACKENDS = """
+SELECT array_agg(pid ORDER BY pid) FROM pg_stat_activity
+WHERE application_name = $1 AND datname = current_database()
+"""
+
+
 async def _broker_restarted(world: World, chance: Random) -> None:
     broker = world.servers.broker
     assert broker is not None
@@ -104,7 +110,8 @@ async def _sister_broker(world: World, chance: Random) -> None:
     Neither ends the other's connections, and it does not leave because ours are there.
     """
     namesake = chance.choice(world.workers)
-    before = namesake.database.connections
+    named = namesake.settings().application_name
+    before = await world.ask(_BACKENDS, named)
     async with mosquitto() as sister:
         settings = world.servers.settings.model_copy(update={"mqtt_url": sister.url})
         servers = replace(world.servers, settings=settings)
@@ -132,7 +139,7 @@ async def _sister_broker(world: World, chance: Random) -> None:
     )
     if status or stored != LOAD:
         raise ServerError(f"the sister's worker stored {stored} of {LOAD}, ended with {status}")
-    if namesake.database.connections != before:
+    if await world.ask(_BACKENDS, named) != before:
         raise ServerError("workers of one name ended each other's connections")
 
 
