@@ -17,7 +17,6 @@ from ingest.tools.publisher import Publisher
 from ingest.tools.verify.faults.fault import LOAD, MOMENT_S, Fault
 from ingest.tools.verify.world import World, until
 
-
 _BACKENDS = """
 SELECT array_agg(pid ORDER BY pid) FROM pg_stat_activity
 WHERE application_name = $1 AND datname = current_database()
