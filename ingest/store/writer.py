@@ -35,6 +35,7 @@ from ingest.errors import IngestError, Refused, TooMuch, Unavailable, Unforeseen
 from ingest.metrics import Metrics
 from ingest.model import OTHER, Delivery, Reason, Rejected, Row
 from ingest.schema import Catalogue, Stream
+from ingest.schema.table import quoted
 from ingest.store.connect import commit_durably, connect, expect_migrated
 from ingest.store.copy import copy
 from ingest.store.devices import DeviceIds, describe
@@ -460,15 +461,15 @@ class Writer:
         `proven`: another part could be stored, so what fails alone is at fault itself.
         """
         slow, self._slow = self._slow, False
-        apart = parts[-1].by_past_day() if isinstance(failure, Locked) else []
+        past = parts[-1].past
+        apart = parts[-1].by_past_day() if isinstance(failure, Locked) and not past else []
         match failure:
             case DuplicateKey() | Refused() | Unforeseen() if not self._careful:
                 self._careful = True
             case NoPartition():
                 await self._make_partitions(parts[-1])
-            case Locked() if (past := parts[-1].past) is not None:
-                stream, day = past
-                self._close_day(self._catalogue[stream].table, day, str(failure))
+            case Locked() if past and not await self._is_locked(self._catalogue[past[0]].table):
+                self._close_day(self._catalogue[past[0]].table, past[1], str(failure))
             case Locked() if any(part.past for part in apart):
                 parts[-1:] = apart
             case _:
@@ -485,6 +486,22 @@ class Writer:
                 self._drop()
                 self._away(str(failure))
                 await asyncio.sleep(self._backoff.delay_s())
+
+    async def _is_locked(self, table: str) -> bool:
+        """Whether a whole table is locked, or nobody can tell; then its days are not to blame."""
+        try:
+            async with self._lock, self._deadline():
+                connection, _ = await self._connected()
+                async with connection.transaction():
+                    await connection.execute(
+                        f"LOCK TABLE ONLY iov.{quoted(table)} IN ROW EXCLUSIVE MODE NOWAIT"
+                    )
+        except Exception as exc:
+            unless_cancelled(exc)
+            if meaning(exc) is None:
+                raise
+            return True
+        return False
 
     async def _make_partitions(self, part: Part) -> None:
         """Make what a part needs; a day that cannot be had is closed for a while."""

@@ -162,6 +162,22 @@ async def test_today_that_is_locked_waits_and_becomes_no_dead_letter(
     assert await database.reasons() == []
 
 
+async def test_a_table_that_is_locked_waits_with_its_late_samples_too(
+    database: Database, catalogue: Catalogue
+) -> None:
+    past = datetime.now(UTC) - timedelta(days=10)
+    async with writing(database, catalogue) as writer:
+        await writer.write(batch_of(catalogue, [delivery(sample(1, past))]))
+        other = await asyncpg.connect(database.url)
+        await other.execute("BEGIN; LOCK TABLE iov.nev IN SHARE MODE")
+        batch = batch_of(catalogue, [delivery(sample(2, past))])
+        writes = asyncio.create_task(writer.write(batch))
+        await until(lambda: "55P03" in str(writer.problem), "a lock that was not to be had")
+        await other.close()
+        assert (await writes).stored == {"nev": 1}
+        assert writer.closed is None
+
+
 @pytest.mark.parametrize("which", ["true", "new.soc_pct = 66"])
 async def test_what_takes_longer_than_a_statement_may_is_halved_until_it_is_alone(
     which: str, database: Database, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
