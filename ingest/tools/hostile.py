@@ -26,6 +26,7 @@ _ELEMENTS = (
     "-9", "0.25", "1e15", "null", "true", '""', '"\\u0000"', '"\\\\"', '"abcdefgh"', "{}", "[]",
     '{"a":1}', '{"no":-1}', '{"no":1}', "[[]]", '{"heart_rate":1}', '{"_":{"_":{}}}',
 )  # fmt: skip
+_DEEP = '{"x":' * 200 + "1" + "}" * 200
 _COUNTED = "#"
 """In an element: the number of its place, so that no two are the same."""
 
@@ -80,6 +81,8 @@ def shapes(catalogue: Catalogue) -> Iterator[Shape]:
         for what, element in (
             ("members", f'"k{_COUNTED}":1'), ("members with a dash", f'"k-{_COUNTED}":1'),
             ("the same member", '"x":1'), ("never stored", '"heart_rate":1'),
+            ("long members", f'"{"-A" * 20_000}{_COUNTED}":1'),
+            ("deep members", f'"k{_COUNTED}":{_DEEP}'),
         ):  # fmt: skip
             yield Shape(f"unknown {what}", name, element)
             yield Shape(f"unknown {what}, no seq", name, element, seq=False)
