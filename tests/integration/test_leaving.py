@@ -193,6 +193,30 @@ async def test_nobody_is_judged_while_the_database_was_away(
         task.cancel()
 
 
+async def test_who_comes_back_while_another_session_is_drained_is_left_alone(
+    database: Database, broker: Mosquitto, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_of(broker, database, mqtt_client_id="worker-2", adopt_after_s="60")
+    for name in ("gone-1", "gone-2"):
+        await database.execute(
+            "INSERT INTO iov.worker (client_id, broker, subscription, heartbeat_at) "
+            f"VALUES ('{name}', '127.0.0.1:{broker.port}', '{FILTER}', now() - interval '1 day')"
+        )
+    drained: list[str] = []
+
+    async def drain(_: Settings, __: Catalogue, ___: asyncpg.Connection, gone: Registered) -> int:
+        drained.append(gone.client_id)
+        await database.execute("UPDATE iov.worker SET heartbeat_at = now()")
+        return 1
+
+    monkeypatch.setattr("ingest.handover.drain", drain)
+    async with working(broker.url, database.url, catalogue, mqtt_client_id="worker-2") as worker:
+        adoption = Adoption(settings, catalogue, worker.service.watch)
+        async with registry.reading(settings) as connection:
+            await adoption._adopt_all(connection)
+    assert len(drained) == 1
+
+
 async def somebody_else(database: Database, url: str) -> None:
     """Another worker of that broker in the register, which stays, for as long as a test takes."""
     broker_id = url.removeprefix("mqtt://")
