@@ -23,6 +23,13 @@ async def _worker_sigterm(world: World, chance: Random) -> None:
 
 
 async def _worker_leaves(world: World, chance: Random) -> None:
+    # It leaves only if others are known to stay; the fault before may have kept them silent.
+    heard = (
+        "SELECT count(*) >= $1 FROM iov.worker WHERE broker = $2 "
+        "AND clock_timestamp() - heartbeat_at < interval '10 s'"
+    )
+    broker, number = world.workers[0].settings().broker_id, len(world.workers)
+    await until(lambda: world.ask(heard, number, broker), "every worker's heartbeat")
     await _goes_and_returns(world, chance, signal.SIGUSR1)
 
 
