@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import asyncpg
 
-from ingest.errors import IngestError, Refused, Unforeseen
+from ingest.errors import IngestError, Refused, Unavailable, Unforeseen
 from ingest.schema import Stream
 from ingest.schema.table import quoted
 from ingest.store.copy import copy
@@ -142,7 +142,7 @@ async def _one_by_one(
             continue
         failure = meaning(asyncpg.PostgresError.new({"C": state, "M": why, "W": context}))
         assert failure is not None
-        if not isinstance(failure, Refused | DuplicateKey):
+        if isinstance(failure, Unavailable):
             failure = Unforeseen(str(failure))
         merged.refused[place] = refusal_of(failure)
 
