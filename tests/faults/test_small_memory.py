@@ -28,8 +28,8 @@ from ingest.tools.verify import World, embedded
 from ingest.tools.verify.ledger import Ledger
 from ingest.tools.verify.world import world
 
-SECONDS = float(os.environ.get("HOSTILE_TEST_S", "15"))
-TRIED = 40 if SECONDS < 600 else None
+SECONDS = float(os.environ.get("HOSTILE_TEST_S", "8"))
+TRIED = 24 if SECONDS < 600 else None
 DEAREST = 25
 MEMORY_BYTES = 512 * 1024 * 1024
 """As in the manifests: `resources.limits` of k8s, `mem_limit` of compose."""
