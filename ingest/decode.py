@@ -120,7 +120,7 @@ def too_much(sample: Any, limits: Limits) -> Fault | None:
 
 
 def _has_long_name(sample: Any) -> bool:
-    """Whether a member's name is longer than any pointer to it should be."""
+    """Look for a member's name that is longer than a pointer to it should be."""
     nodes, most = [sample], _LONGEST_NAME_CHARACTERS
     while nodes:
         node = nodes.pop()

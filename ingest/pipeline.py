@@ -166,7 +166,7 @@ class Pipeline:
         return self._checker.set_aside(delivery)
 
     def _internal_error(self, delivery: Delivery, exc: Exception) -> Checked:
-        """What becomes of a message whose check raises `exc`."""
+        """Reject a message whose check raises `exc`."""
         now = time.monotonic()
         if now - self._logged_internal_s >= _LOG_INTERNAL_EVERY_S:
             self._logged_internal_s = now
@@ -243,7 +243,7 @@ class Pipeline:
 
 
 def _stamped_anew(arrival: Arrival) -> Arrival:
-    """The same moment by the clock as it is now."""
+    """Give the same moment by the clock as it is now."""
     since = timedelta(seconds=time.monotonic() - arrival.monotonic_s)
     return Arrival(datetime.now(UTC) - since, arrival.monotonic_s)
 

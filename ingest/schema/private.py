@@ -38,7 +38,7 @@ class NeverStored:
         `elsewhere`: the names of those of other streams.
         """
         self.listed = frozenset(map(_plain, names))
-        """What the schema lists."""
+        """Names the schema lists."""
         self._places: dict[str, Any] = {}
         hashed = list(hashed)
         for path in hashed:
@@ -56,7 +56,7 @@ class NeverStored:
         return self._bans(name) if len(name) <= _LONGEST else self._looked_up(name)
 
     def lists(self, name: str) -> bool:
-        """Whether the schema lists it, however it is written."""
+        """Tell if the schema lists it, however it is written."""
         return _plain(name) in self.listed
 
     def _looked_up(self, name: str) -> bool:
@@ -107,7 +107,7 @@ class NeverStored:
         return banned
 
     def may_be_in(self, text: bytes) -> bool:
-        """Whether one of the names may stand in a JSON text, in whatever way it is written.
+        """Tell if one of the names may stand in a JSON text, in whatever way it is written.
 
         Also one that is not there any more when it is read, for its object stands there twice.
         """
@@ -120,7 +120,7 @@ class NeverStored:
 
 
 def _names(node: Any) -> set[str]:
-    """The names of all members, however deep."""
+    """Collect the names of all members, however deep."""
     found: set[str] = set()
     nodes, nested = [node], _NESTED
     while nodes:
@@ -135,7 +135,7 @@ def _names(node: Any) -> set[str]:
 
 
 def _plain(name: str) -> str:
-    """The letters and digits of a name, of full width and with accents too."""
+    """Reduce a name to its letters and digits, of full width and with accents too."""
     lower = name.lower()
     if lower.isascii() and lower.isalnum():
         return lower

@@ -149,7 +149,7 @@ def names(schema: dict[str, Any]) -> Iterator[str]:
 
 
 def hashed_names(schema: dict[str, Any]) -> Iterator[str]:
-    """Of every field that is stored as a digest."""
+    """Find the names of the fields that are stored as digests."""
     for name, field in schema.get("properties", {}).items():
         if field.get("x-hash"):
             yield name

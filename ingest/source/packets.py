@@ -23,8 +23,8 @@ _MOST_TOPIC_CHARACTERS = 200
 _FIXED = {0x01: 1, 0x02: 4, 0x23: 2}
 _SUBSCRIPTION, _CORRELATION = 0x0B, 0x09
 _TEXTS = {0x03: 1, 0x08: 1, _CORRELATION: 1, 0x26: 2}
-"""Properties of a PUBLISH (MQTT 5, 3.3.2.3): bytes of one that has so many, texts of one that has
-a length each."""
+"""Properties of a PUBLISH (MQTT 5, 3.3.2.3): size in bytes of one that is fixed, number of texts of
+one that has a length before each."""
 _PUBACK = 0x4002_0000
 """Fixed header with Remaining Length 2, which says "success", and room for the identifier."""
 
@@ -168,7 +168,7 @@ def _waits_for_rest(begun: memoryview) -> bool:
 
 
 def _unreadable_texts(begun: memoryview) -> tuple[Unreadable, int] | None:
-    """The same as `_skipped`, but only of a PUBLISH with a text that is not UTF-8."""
+    """Do the same as `_skipped`, but only for a PUBLISH with a text that is not UTF-8."""
     size = packet_size(begun)
     if begun[0] & 0xF0 != _PUBLISH or size is None or size > len(begun):
         return None
@@ -184,7 +184,7 @@ def _unreadable_texts(begun: memoryview) -> tuple[Unreadable, int] | None:
 
 
 def _texts(body: bytes, has_id: bool) -> Iterator[bytes]:  # noqa: FBT001  one call, above
-    """Topic and properties that are text of a PUBLISH (MQTT 5, 3.3.2); raises IndexError."""
+    """Find topic and properties that are text (MQTT 5, 3.3.2); raises IndexError."""
     at = 2 + _size(body, 0)
     yield body[2:at]
     at += 2 if has_id else 0

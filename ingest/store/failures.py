@@ -36,7 +36,7 @@ POLICY = "42501"
 """A right that is missing, or one row that a policy (row-level security) does not let in."""
 _REFUSED_CLASSES = {"22", "23", "54"}
 _TROUBLE = {"08", "53", "57", "58"}
-"""What the server itself may be in while it runs code of the operator's."""
+"""Trouble of the server itself, also while it runs code of the operator's."""
 _OUR_CODE = "(inline_code_block|make_partition|describe_devices|is_news|device_gone)"
 _OURS = re.compile(rf"^PL/.*\b{_OUR_CODE}")
 
@@ -46,7 +46,7 @@ def _listed(items: set[str]) -> str:
 
 
 def of_others(context: str) -> str:
-    """In PL/pgSQL: whether a context has a frame of the operator's code."""
+    """Say in PL/pgSQL if a context has a frame of the operator's code."""
     return rf"({_without_ours(context)} ~ '(^|\n)PL/')"
 
 
@@ -55,7 +55,7 @@ def _without_ours(context: str) -> str:
 
 
 def single(state: str, context: str) -> str:
-    """In PL/pgSQL: whether an error may be about a single row, rather than about the server.
+    """Say in PL/pgSQL if an error may be about a single row, rather than about the server.
 
     `state` and `context` are expressions. What `meaning` says of code of the operator's, in SQL.
     """
@@ -69,7 +69,7 @@ OR left({state}, 2) <> '40' AND {state} NOT IN ({_listed(_TOO_MUCH)}) AND CASE
 
 
 def of_operator(context: str | None, state: str) -> bool:
-    """Whether an error comes from code of the operator's: a trigger, a function of a policy.
+    """Tell if an error comes from code of the operator's: a trigger, a function of a policy.
 
     Such code may raise any SQLSTATE for a row that it does not like, or use a column that is not
     there. Trouble of the server's own while it runs such code is told by who raised it, and what a

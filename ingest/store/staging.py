@@ -105,7 +105,7 @@ async def merge(
 
 
 def refusal_of(failure: IngestError, what: str = "") -> Refusal:
-    """Of `what`, without the server's words, which may quote the row."""
+    """Make a refusal of `what`, without the server's words, which may quote the row."""
     if isinstance(failure, Unforeseen):
         return Refusal(what + str(failure).split(":")[0], str(failure))
     return Refusal(what + str(failure))

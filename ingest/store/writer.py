@@ -57,17 +57,17 @@ CLOSED_S = 60.0
 PARTITIONS_PER_MINUTE = 120
 """Made on demand for one device: as many days of four streams as are accepted by default."""
 _WAITS = 3
-"""How often a day's partition is waited for, 2 s each time, before the day is closed."""
+"""Times a day's partition is waited for, 2 s each, before the day is closed."""
 _DETACHING = "55006"
-"""What our function raises where a detach is pending."""
+"""SQLSTATE that our function raises if a detach is pending."""
 _WAIT_LITTLE = "SET LOCAL lock_timeout = '1s'"
 _IDLE_S, _ANSWER_S = 1.0, 2.0
 """Seconds without use after which a connection is tried first, and seconds it has to answer."""
 _TS = 1
 _key = itemgetter(0, 1, 2)
 _KEY_BACKWARDS = itemgetter(2), itemgetter(1), itemgetter(0)
-"""Three stable sorts, of values nearly in order but for the last: 0.7 µs a row, where one by tuples
-of all three takes 1.0 (measured)."""
+"""Three stable sorts, of values nearly in order but for the last: 0.7 µs a row instead of 1.0 for
+one sort by tuples of all three (measured)."""
 _LOG_EVERY, _SAY_EVERY_S = 30, 10.0
 _END_GHOSTS = """
 SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
@@ -114,7 +114,9 @@ class Part:
     past: tuple[str, date] | None = None
     """The one stream and day of its rows, which somebody has locked."""
     hopeless: Refusal | None = None
-    """Why its one row is refused, though the server has never said so: it takes too long."""
+    """Refusal of its one row, which took too long or too much `_WAITS` times, alone."""
+    failed_alone: int = 0
+    """Times that its one row was too much for a server that stored others."""
 
     @property
     def size(self) -> int:
@@ -282,7 +284,7 @@ class Writer:
         *,
         proven: bool,
     ) -> Written | None:
-        """What is inside of the transaction; None if an id is not to be trusted any more."""
+        """Do what is inside of the transaction; None if an id is not to be trusted any more."""
         if part.past is not None:
             await connection.execute(_WAIT_LITTLE)
         if self._careful:
@@ -366,7 +368,7 @@ class Writer:
         return kept, refused
 
     def _closed_to(self, table: str, row: Row, now_s: float) -> Refusal | None:
-        """Why a row's day cannot be written for now; None if it can."""
+        """Say why a row's day cannot be written for now; None if it can."""
         day = row.values[_TS].date()
         for whose in (None, row.device):
             closed = self._closed.get((table, day, whose))
@@ -478,7 +480,7 @@ class Writer:
                     if parts[-1].size > 1:
                         parts[-1:] = reversed(parts[-1].halves())
                     elif proven and parts[-1].rows:
-                        parts[-1].hopeless = refusal_of(Unforeseen(str(failure)))
+                        self._refuse_if_hopeless(parts[-1], failure)
                     else:
                         # Others may show whose fault it is.
                         parts.insert(0, parts.pop())
@@ -487,8 +489,17 @@ class Writer:
                 self._away(str(failure))
                 await asyncio.sleep(self._backoff.delay_s())
 
+    def _refuse_if_hopeless(self, part: Part, failure: IngestError) -> None:
+        """Refuse the one row of a part if the server has said often enough that it is too much.
+
+        That the server is silent, so that we cut the connection, says nothing about a row.
+        """
+        part.failed_alone += isinstance(failure, TooMuch)
+        if part.failed_alone >= _WAITS:
+            part.hopeless = refusal_of(Unforeseen(str(failure)))
+
     async def _is_locked(self, table: str) -> bool:
-        """Whether a whole table is locked, or nobody can tell; then its days are not to blame."""
+        """Tell if a whole table is locked, or nobody knows; then its days are not to blame."""
         try:
             async with self._lock, self._deadline():
                 connection, _ = await self._connected()
@@ -559,10 +570,11 @@ class Writer:
             self._close_day(table, day, f"{exc.sqlstate}: {exc}")
             return False
         self._partitions.allows(payer, 0, now_s)
+        self._waited.pop((table, day), None)
         return True
 
     def _is_about(self, table: str, day: date, exc: asyncpg.PostgresError) -> bool:
-        """Whether it is that day that cannot be had, rather than the server that is in trouble."""
+        """Tell if it is that day that cannot be had, rather than the server that is in trouble."""
         failure = meaning(exc)
         if isinstance(failure, Locked):
             self._waited[table, day] += 1
@@ -570,7 +582,7 @@ class Writer:
         return exc.sqlstate == _DETACHING or type(failure) not in {Unavailable, TooMuch}
 
     def _seldom(self, what: str) -> bool:
-        """Whether to say something again that may be so for every batch."""
+        """Tell if it is time to say something again that may be so for every batch."""
         now_s = time.monotonic()
         if now_s < self._said_s.get(what, 0.0) + _SAY_EVERY_S:
             return False

@@ -63,7 +63,7 @@ class Live:
 
     def committed(self, batch: Batch, letters: Iterable[DeadLetter]) -> None:
         """Take down what a page shows of a batch that is stored."""
-        # Each payload may have megabytes, and none is shown.
+        # Each payload may have megabytes, and the page shows no payload.
         self._letters.extend(letter._replace(payload=b"") for letter in letters)
         if not self.map_is_open:
             if self._positions:

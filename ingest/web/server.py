@@ -96,7 +96,7 @@ async def _odd_is_400(request: web.Request, handler: Handler) -> web.StreamRespo
 
 
 def _is_ours(record: logging.LogRecord) -> bool:
-    """Whether a line is about an error of ours; what is no HTTP anybody may send, any number."""
+    """Keep a line only if it is about an error of ours: anybody may send any amount of garbage."""
     exc = record.exc_info[1] if record.exc_info else None
     return not isinstance(exc, HttpProcessingError)
 

@@ -54,7 +54,7 @@ class Group:
 
     @property
     def kills(self) -> int:
-        """How many processes of it were killed for want of memory."""
+        """Count the processes of it that were killed for want of memory."""
         lines = [
             line.split()
             for name in ("memory.events", "memory.oom_control")
@@ -71,7 +71,7 @@ class Group:
 
 @contextmanager
 def group() -> Iterator[Group]:
-    """Of version 2 or 1 (cgroups(7)); skips the test where none may be made."""
+    """Make one of version 2 or 1 (cgroups(7)); skip the test if that is not allowed."""
     name = f"iov-test-{os.getpid()}"
     root = Path("/sys/fs/cgroup")
     made: list[Path] = []
@@ -89,6 +89,7 @@ def group() -> Iterator[Group]:
     else:
         for path in made:
             path.rmdir()
+        # A container or a user without rights may make none.
         pytest.skip("no memory control group may be made here")
     yield found
     for path in made:
@@ -133,7 +134,7 @@ async def test_a_worker_in_a_small_container_outlives_the_dearest_messages_and_s
             # Acknowledged is what was committed.
             await whole.visit([("neighbour", "nev", orjson.dumps(sample), None)], NEIGHBOUR_S)
             longest_s, said = max(longest_s, time.monotonic() - began_s), said + 1
-            await asyncio.sleep(EVERY_S)
+            await asyncio.sleep(EVERY_S)  # how often it says something
 
     async def attacker(whole: World) -> None:
         nonlocal hurt

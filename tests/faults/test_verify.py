@@ -32,7 +32,7 @@ async def verified(plan: Plan, logs: Path, *command: str) -> Result:
 
 
 async def test_nothing_is_lost_whatever_breaks(tmp_path: Path) -> None:
-    """Those that take a minute of waiting have servers of their own, beside the others."""
+    """Faults that take a minute of waiting have servers of their own, beside the others."""
     waiting = [FAULTS[name] for name in _WAITING]
     others = [fault for fault in FAULTS.values() if fault not in waiting]
     logs = [tmp_path / "others", tmp_path / "waiting"]

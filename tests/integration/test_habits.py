@@ -35,7 +35,7 @@ def test_hosted_ci_runs_the_same_on_every_python_the_project_says() -> None:
 
 
 def test_every_dependency_says_the_lowest_version_that_works() -> None:
-    """What `make lowest` reads to install exactly these."""
+    """`make lowest` reads them to install exactly these."""
     for wanted in PROJECT["dependencies"]:
         assert re.fullmatch(r"[\w.-]+>=[\d.]+(,<[\d.]+)?", wanted), wanted
 

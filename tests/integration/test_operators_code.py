@@ -1,4 +1,4 @@
-"""What an operator's own triggers, rules and locks do: they hold up what they are about only."""
+"""An operator's own triggers, rules and locks hold up what they are about, and nothing else."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ import orjson
 import pytest
 
 from ingest.config import load
+from ingest.errors import TooMuch, Unavailable
 from ingest.schema import Catalogue, load_catalogue
 from ingest.schema.catalogue import default_directory
 from ingest.store import migrate
 from ingest.store.devices import DeviceIds
+from ingest.store.writer import Part
 from ingest.tools.embedded import Mosquitto
 from tests.integration.test_nothing_stops_it import raising
 from tests.integration.test_store import batch_of, writing
@@ -126,6 +128,13 @@ async def test_a_device_that_cannot_be_registered_holds_up_no_other(
     assert [row["device"] for row in letters] == ["BAD", "BAD"]
 
 
+async def locking(database: Database, table: str) -> asyncpg.Connection:
+    """Hold the lock that CREATE INDEX holds, until the connection is closed."""
+    connection = await asyncpg.connect(database.url)
+    await connection.execute(f"BEGIN; LOCK TABLE iov.{table} IN SHARE MODE")
+    return connection
+
+
 async def test_a_lock_on_a_day_that_is_past_holds_up_that_day_only(
     database: Database, catalogue: Catalogue
 ) -> None:
@@ -133,8 +142,7 @@ async def test_a_lock_on_a_day_that_is_past_holds_up_that_day_only(
     past = datetime.now(UTC) - timedelta(days=10)
     async with writing(database, catalogue) as writer:
         await writer.write(batch_of(catalogue, [delivery(sample(1, past))]))
-        other = await asyncpg.connect(database.url)
-        await other.execute(f"BEGIN; LOCK TABLE iov.nev_{past:%Y%m%d} IN SHARE MODE")
+        other = await locking(database, f"nev_{past:%Y%m%d}")
         today = [sample(n) for n in range(50)]
         batch = batch_of(catalogue, [delivery(today), delivery(sample(2, past)), delivery(b"junk")])
         async with asyncio.timeout(ANSWERING_S * 3):
@@ -151,8 +159,7 @@ async def test_today_that_is_locked_waits_and_becomes_no_dead_letter(
     now, past = datetime.now(UTC), datetime.now(UTC) - timedelta(days=10)
     async with writing(database, catalogue) as writer:
         await writer.write(batch_of(catalogue, [delivery([sample(1, now), sample(1, past)])]))
-        other = await asyncpg.connect(database.url)
-        await other.execute(f"BEGIN; LOCK TABLE iov.nev_{now:%Y%m%d} IN SHARE MODE")
+        other = await locking(database, f"nev_{now:%Y%m%d}")
         batch = batch_of(catalogue, [delivery([sample(2, now), sample(2, past)])])
         writes = asyncio.create_task(writer.write(batch))
         await until(lambda: "55P03" in str(writer.problem), "a lock that was not to be had")
@@ -168,8 +175,7 @@ async def test_a_table_that_is_locked_waits_with_its_late_samples_too(
     past = datetime.now(UTC) - timedelta(days=10)
     async with writing(database, catalogue) as writer:
         await writer.write(batch_of(catalogue, [delivery(sample(1, past))]))
-        other = await asyncpg.connect(database.url)
-        await other.execute("BEGIN; LOCK TABLE iov.nev IN SHARE MODE")
+        other = await locking(database, "nev")
         batch = batch_of(catalogue, [delivery(sample(2, past))])
         writes = asyncio.create_task(writer.write(batch))
         await until(lambda: "55P03" in str(writer.problem), "a lock that was not to be had")
@@ -191,6 +197,26 @@ async def test_what_takes_longer_than_a_statement_may_is_halved_until_it_is_alon
         written = await writer.write(batch_of(catalogue, [delivery(samples)]))
     slow = 0 if which == "true" else 1
     assert (written.stored["nev"], written.refused["nev"]) == (len(samples) - slow, slow)
+
+
+async def test_a_silent_server_says_nothing_about_a_row(
+    database: Database, catalogue: Catalogue
+) -> None:
+    """A connection that we cut is no word of the server's, however often and beside whatever."""
+    (row,) = batch_of(catalogue, [delivery(sample(1))]).rows["nev"]
+    part = Part({"nev": [row]}, [], [])
+    async with writing(database, catalogue) as writer:
+        for failure in (
+            Unavailable("silent"),
+            TooMuch("57014"),
+            Unavailable("silent"),
+            TooMuch("57014"),
+        ):
+            writer._refuse_if_hopeless(part, failure)
+            writer._refuse_if_hopeless(part, Unavailable("silent"))
+            assert part.hopeless is None
+        writer._refuse_if_hopeless(part, TooMuch("57014"))
+    assert part.hopeless is not None
 
 
 @pytest.mark.parametrize("state", ["40P01", "53100", "25006", "57014"])
@@ -286,7 +312,7 @@ async def test_a_device_may_be_deleted_while_it_describes_itself(
 
 @pytest.mark.parametrize("name", ["number", "first", "one", "broken", "the_row", "iov_place"])
 async def test_a_field_may_have_any_name(name: str, database: Database, tmp_path: Path) -> None:
-    """In the program that the server runs, names of ours are none that a column can have."""
+    """The program that the server runs has names that no column can have."""
     shutil.copytree(default_directory(), tmp_path, dirs_exist_ok=True)
     schema = orjson.loads((tmp_path / "alarm.schema.json").read_bytes())
     whole = {"type": "integer", "minimum": 0, "maximum": 1_000, "description": "x"}

@@ -25,7 +25,7 @@ _SAMPLES = 5
 _PERIOD = timedelta(milliseconds=1)
 """Between two samples of a device and stream, by their `ts`: never ahead of the clock."""
 VISITOR = "visitor-"
-"""What the names of visiting devices begin with."""
+"""Beginning of the names of visiting devices."""
 
 
 class Issued(NamedTuple):
@@ -62,9 +62,9 @@ class Ledger:
         self.settled = 0
         """Messages we were seen to acknowledge, counted once each."""
         self.repeated = 0
-        """How often we were seen to acknowledge one once more."""
+        """Acknowledgements of ours beyond the first of a message."""
         self.visitors = 0
-        """How many there were."""
+        """Messages that are no debt."""
         self.visiting: set[str] = set()
         """Their devices, of each of which there must be a row or a dead letter."""
         self.visitors_settled: set[int] = set()
@@ -125,7 +125,7 @@ class Ledger:
         self._closed_days.add((stream, day))
 
     def may_be_letter(self, stream: str, sample: dict[str, Any]) -> bool:
-        """Whether a good sample may be a dead letter that the store refused."""
+        """Tell if a good sample may be a dead letter that the store refused."""
         return (stream, datetime.fromisoformat(sample["ts"]).date()) in self._closed_days
 
     def is_published(self, number: int) -> bool:

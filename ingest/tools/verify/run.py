@@ -180,8 +180,8 @@ class Course:
         """Wait until everything owed was acknowledged by us, or nothing moves any more."""
         ledger = self._world.ledger
         try:
-            # Adopted is what was silent so long while the database was there so long, and that is
-            # looked at four times in it.
+            # A session is adopted after these seconds of silence, during all of which the database
+            # has to be there; workers look four times in them.
             await until(self._world.adopted, "the adoption of a session", 2 * ADOPT_AFTER_S)
         except ServerError as exc:
             self._world.unwell.append(str(exc))
@@ -236,9 +236,9 @@ async def account_of(whole: World) -> Account:
             )
             async for record in owner.cursor(query, prefetch=_ROWS_AT_ONCE):
                 accounting.row(_found_row(record, stream, offset_s))
-        for stream_of in load_catalogue().values():
+        for any_stream in load_catalogue().values():
             query = (
-                f"SELECT DISTINCT device FROM iov.{stream_of.table} "  # noqa: S608  likewise
+                f"SELECT DISTINCT device FROM iov.{any_stream.table} "  # noqa: S608  likewise
                 "JOIN iov.device USING (device_id) WHERE starts_with(device, $1)"
             )
             for record in await owner.fetch(query, VISITOR):

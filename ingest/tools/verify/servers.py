@@ -31,7 +31,7 @@ _FILE_SYSTEM_BYTES = 6 * 1024**3
 _ROLE = "iov_verify"
 _FAKETIME = "faketime/libfaketimeMT.so.1"
 _LIBRARIES = ("usr/lib/*", "usr/local/lib")
-"""Where Debian puts libraries, and an installation by hand."""
+"""Directories of libraries: Debian's, and those of an installation by hand."""
 _NOT_OURS = {
     "database": "the database is not ours to stop",
     "broker": "the broker is not ours to stop",
@@ -73,7 +73,7 @@ class Servers:
 
     @property
     def faketime(self) -> Path | None:
-        """The library that gives a process a clock of its own; None where it is not installed."""
+        """Path of the library that gives a process its own clock; None if it is not installed."""
         found = [path for place in _LIBRARIES for path in Path("/").glob(f"{place}/{_FAKETIME}")]
         return found[0] if found else None
 

@@ -31,7 +31,7 @@ COMMAND = (sys.executable, "-m", "ingest", "run")
 COMMIT_TIMEOUT_S = 5.0
 """What workers are told: a silent database is left after so long."""
 ADOPT_AFTER_S = 60
-"""The same: the session of a worker that was silent so long is adopted."""
+"""Seconds of silence after which workers are told to adopt a session: the least there may be."""
 _PUBLISH_TIMEOUT_S = 2.0
 _WAIT_S = 60.0
 _LOOK_EVERY_S = 0.02
@@ -246,7 +246,7 @@ class World:
         await until(lambda: settled.issuperset(numbers), "the visitors' acknowledgements", limit_s)
 
     async def adopted(self) -> bool:
-        """Whether no session is left behind any more."""
+        """Tell if no session is left behind any more."""
         query = "SELECT count(*) FROM iov.worker WHERE client_id = ANY($1::text[])"
         return not self.left_behind or await self.ask(query, self.left_behind) == 0
 

@@ -1,7 +1,7 @@
-"""What can break, each as one coroutine that breaks it, waits, and has mended it when it returns.
+"""Faults, each a coroutine that breaks something, waits, and has mended it when it returns.
 
-Where a fault needs a moment to be worth anything (a COPY that has begun, a PUBACK that is held)
-it waits for that moment, and raises ServerError where it does not come.
+If a fault needs a moment to be worth anything (a COPY that has begun, a PUBACK that is held), it
+waits for that moment, and raises ServerError if the moment does not come.
 """
 
 from ingest.tools.verify.faults import broker, database, messages, workers

@@ -146,7 +146,7 @@ async def _holds_and_waits(owner: asyncpg.Connection) -> bool:
 
 
 async def deadlocks(world: World) -> int:
-    """How many the scratch database has seen."""
+    """Count those that the scratch database has seen."""
     query = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
     return int(await world.ask(query))
 

@@ -1,4 +1,4 @@
-"""What a fault is."""
+"""One way to break something, and what it needs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ingest.tools.verify.world import World
 LOAD = 100
 """Messages that have to be under way for a fault to be worth its name."""
 MOMENT_S = 10.0
-"""How long what should happen at once may take."""
+"""Seconds that something may take which should happen at once."""
 
 Break = Callable[[World, Random], Awaitable[None]]
 
@@ -25,5 +25,5 @@ class Fault:
     """For people, one line."""
     break_: Break
     needs: str = ""
-    """What of `Servers` must be there: `database`, `broker`, `small_disk`, `plain_user` or
+    """Part of `Servers` that must be there: `database`, `broker`, `small_disk`, `plain_user` or
     `faketime`."""

@@ -1,4 +1,4 @@
-"""What is published is itself the fault: messages made to hurt, messages again and again."""
+"""Messages that are the fault themselves: made to hurt, or sent again and again."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def _hostile_message(world: World, chance: Random) -> None:
 
 
 async def _duplicate_storm(world: World, chance: Random) -> None:
-    """What was stored a moment ago comes three times more, out of order and to any worker.
+    """Messages stored a moment ago come three times more, out of order and to any worker.
 
     All of it is acknowledged, nothing is stored, and no two workers wait for each other.
     """
