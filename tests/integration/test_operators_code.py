@@ -12,6 +12,7 @@ from typing import Any
 import asyncpg
 import orjson
 import pytest
+import structlog
 
 from ingest.config import load
 from ingest.errors import TooMuch, Unavailable
@@ -288,24 +289,27 @@ async def test_a_device_may_be_deleted_while_it_describes_itself(
         said = {"ts": datetime.now(UTC).isoformat(), "seq": seq, "event": "login"}
         return said | {"vin": f"LSVAA4182E218484{seq}"}
 
-    async with writing(database, catalogue) as writer:
-        await writer.write(batch_of(catalogue, [delivery(says(1), "iov/v1/V1/session")]))
-        deleter = await asyncpg.connect(database.url)
-        transaction = deleter.transaction()
-        await transaction.start()
-        await deleter.execute("DELETE FROM iov.device WHERE device = 'V1'")
-        batch = batch_of(catalogue, [delivery(says(2), "iov/v1/V1/session")])
-        writes = asyncio.create_task(writer.write(batch))
-        waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    with structlog.testing.capture_logs() as logs:
+        async with writing(database, catalogue) as writer:
+            await writer.write(batch_of(catalogue, [delivery(says(1), "iov/v1/V1/session")]))
+            deleter = await asyncpg.connect(database.url)
+            transaction = deleter.transaction()
+            await transaction.start()
+            await deleter.execute("DELETE FROM iov.device WHERE device = 'V1'")
+            batch = batch_of(catalogue, [delivery(says(2), "iov/v1/V1/session")])
+            writes = asyncio.create_task(writer.write(batch))
+            waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
 
-        async def waiting() -> bool:
-            return bool(await database.one(waits))
+            async def waiting() -> bool:
+                return bool(await database.one(waits))
 
-        async with asyncio.timeout(ANSWERING_S):
-            await until(waiting, "a worker that waits for the row")
-            await transaction.commit()
-            assert (await writes).stored == {"session": 1}
-        await deleter.close()
+            async with asyncio.timeout(ANSWERING_S):
+                await until(waiting, "a worker that waits for the row")
+                await transaction.commit()
+                assert (await writes).stored == {"session": 1}
+            await deleter.close()
+    # Neither was the victim of a deadlock.
+    assert not [line for line in logs if "40P01" in str(line)]
     ids = "SELECT count(*) FROM iov.session JOIN iov.device USING (device_id) WHERE vin IS NOT NULL"
     assert await database.one(ids) == 1
 
