@@ -16,9 +16,10 @@ import orjson
 from ingest.errors import SchemaError
 from ingest.schema.catalogue import load_rules, load_schema, schema_files
 from ingest.schema.columns import ENVELOPE, UNITY, json_types
+from ingest.schema.fault import pointer
 from ingest.schema.plausible import DEVICE, EVERY_STREAM
 from ingest.schema.siblings import EACH
-from ingest.schema.stream import Stream, pointer, stream
+from ingest.schema.stream import Stream, stream
 from ingest.schema.variants import variants
 
 LEAST_VALID, LEAST_INVALID = 3, 5
