@@ -127,7 +127,7 @@ def _has_long_name(sample: Any) -> bool:
         if type(node) is dict:
             if node and max(map(len, node)) > most:
                 return True
-            nodes += node.values()
+            nodes += [value for value in node.values() if type(value) in _NESTED]
         elif type(node) is list and not _NESTED.isdisjoint(map(type, node)):
             nodes += node
     return False

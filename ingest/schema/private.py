@@ -101,9 +101,13 @@ class NeverStored:
         banned: list[str] = []
         rest = iter(names)
         while some := list(islice(rest, _AT_ONCE)):
-            text = "\n".join(name.replace("\n", "") for name in some).lower().encode()
-            plain = text.translate(None, delete=_NOT_PLAIN_BYTES_OF_LINES).decode().split("\n")
-            banned += [n for n, found in zip(some, plain, strict=True) if found in self.names]
+            text = "\n".join(some)
+            if text.count("\n") >= len(some):
+                text = "\n".join(name.replace("\n", "") for name in some)
+            kept = text.lower().encode().translate(None, delete=_NOT_PLAIN_BYTES_OF_LINES)
+            plain = kept.decode().split("\n")
+            if not self.names.isdisjoint(plain):
+                banned += [n for n, found in zip(some, plain, strict=True) if found in self.names]
         return banned
 
     def may_be_in(self, text: bytes) -> bool:
