@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import re
 import signal
@@ -22,6 +21,7 @@ import structlog
 
 from ingest import web
 from ingest.backoff import Backoff
+from ingest.child import child
 from ingest.config import Settings
 from ingest.errors import ConfigError, Unavailable
 from ingest.store import registry
@@ -32,8 +32,6 @@ _LASTING_S = 30.0
 _ASK_TIMEOUT_S = 2.0
 _SURPLUS_EVERY_S = 5.0
 _ANY, _LOOPBACK = {"", "0.0.0.0", "::"}, "127.0.0.1"  # noqa: S104  compared with, not bound to
-_PR_SET_PDEATHSIG = 1
-_prctl = getattr(ctypes.CDLL(None), "prctl", None)
 
 log = structlog.get_logger("supervisor")
 
@@ -134,13 +132,7 @@ class Supervisor:
             return status
 
     async def _one(self, number: int, environment: Mapping[str, str]) -> int:
-        process = await asyncio.create_subprocess_exec(
-            *self._command,
-            env={**os.environ, **environment},
-            # Ctrl-C in a terminal is for every process of the group: they would have it twice.
-            start_new_session=True,
-            preexec_fn=_die_with_parent,
-        )
+        process = await child(*self._command, env={**os.environ, **environment})
         self._processes[number] = process
         try:
             if self._stop.is_set():
@@ -170,10 +162,7 @@ class Supervisor:
                     await self._run_drain(client_id)
 
     async def _run_drain(self, client_id: str) -> None:
-        process = await asyncio.create_subprocess_exec(
-            *self._drain, "--client-id", client_id,
-            start_new_session=True, preexec_fn=_die_with_parent,
-        )  # fmt: skip
+        process = await child(*self._drain, "--client-id", client_id)
         try:
             status = await process.wait()
         finally:
@@ -200,12 +189,3 @@ async def _ask(
             return problems
     except (aiohttp.ClientError, TimeoutError):
         return ["does not answer"]
-
-
-def _die_with_parent() -> None:
-    """Have the kernel tell this process to stop when the supervisor is gone (Linux, prctl(2)).
-
-    Orphans would go on, and fight the workers of the next supervisor for their client ids.
-    """
-    if _prctl is not None:
-        _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -66,20 +66,30 @@ def _leaves(group: BaseExceptionGroup[Any], kind: type[Any]) -> list[Any]:
 def run_async(main_: Coroutine[Any, Any, Any]) -> Any:
     """Run a command's coroutine on uvloop; its result.
 
-    SIGTERM cancels it where it does not see to that itself, so that servers of its own end with it;
-    the exit status is then the shell's for that signal.
+    SIGTERM, Ctrl-C and a closed terminal cancel it where it does not see to them itself, so that
+    servers of its own end with it; the exit status is then the shell's for that signal.
     """
+    received: list[int] = []
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
-            return runner.run(_until_terminated(main_))
+            return runner.run(_until_told(main_, received))
         except asyncio.CancelledError:
-            raise typer.Exit(128 + signal.SIGTERM) from None
+            people.print("interrupted: what was started is stopped")
+            raise typer.Exit(128 + received[0]) from None
 
 
-async def _until_terminated(main_: Coroutine[Any, Any, Any]) -> Any:
+async def _until_told(main_: Coroutine[Any, Any, Any], received: list[int]) -> Any:
     task = asyncio.current_task()
     assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+
+    def stop(number: int) -> None:
+        received.append(number)
+        task.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        # nohup(1) has SIGHUP ignored.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            asyncio.get_running_loop().add_signal_handler(number, stop, number)
     return await main_
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import tempfile
 from contextlib import AbstractAsyncContextManager
@@ -16,7 +15,6 @@ from rich.markdown import Markdown
 from ingest import log
 from ingest.cli.common import ConfigOption, JsonOption, ending, people, run_async, say, settings_of
 from ingest.errors import ConfigError
-from ingest.service import signals
 from ingest.tools.verify import (
     FAULTS,
     Fault,
@@ -81,11 +79,8 @@ def verify(
             logs = (output or Path(temporary)) / "logs"
             logs.mkdir(parents=True, exist_ok=True)
             _log_to(logs / "publisher.log")
-            try:
-                result, left_out = run_async(_verify(_servers(target, config), plan, logs))
-            except asyncio.CancelledError:
-                people.print("interrupted: everything that was started is stopped, nothing is said")
-                raise typer.Exit(1) from None
+            # Interrupted it stops its servers and unmounts its disk like at the end.
+            result, left_out = run_async(_verify(_servers(target, config), plan, logs))
         if output is not None:
             for file in report.write(result, left_out, output):
                 people.print(f"wrote {file}")
@@ -123,15 +118,7 @@ def _log_to(file: Path) -> None:
 async def _verify(
     opening: AbstractAsyncContextManager[Servers], plan: Plan, logs: Path
 ) -> tuple[Result, dict[str, str]]:
-    task = asyncio.current_task()
-    assert task is not None
-
-    def stop() -> None:
-        task.cancel()
-
-    status = people.status("starting PostgreSQL, mosquitto and the workers …")
-    # Interrupted it stops its servers and unmounts its disk like at the end.
-    with status, signals(stop):
+    with people.status("starting PostgreSQL, mosquitto and the workers …") as status:
         async with opening as servers:
             left_out = {f.name: why for f in plan.faults if (why := servers.cannot(f.needs))}
             possible = [fault for fault in plan.faults if fault.name not in left_out]

@@ -18,6 +18,7 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ingest.child import child
 from ingest.errors import ServerError
 
 if TYPE_CHECKING:
@@ -115,7 +116,11 @@ def postgres(
         prefix="iov-pg-", dir=directory, ignore_cleanup_errors=True
     ) as own:
         Path(own).chmod(0o755)
-        with get_server(Path(own) / "data") as server:
+        try:
+            opened = get_server(Path(own) / "data")
+        except RuntimeError as exc:  # no path that is short enough for a socket
+            raise ServerError(f"an embedded PostgreSQL: {exc}; is TMPDIR too deep?") from exc
+        with opened as server:
             running = Postgres(server)
             for name, value in (settings or {}).items():
                 server.psql(f"ALTER SYSTEM SET {name} = '{value}'")
@@ -153,9 +158,7 @@ class Mosquitto:
         path = mosquitto_path()
         if path is None:
             raise ServerError("mosquitto is not installed: apt-get install mosquitto")
-        self._process = await asyncio.create_subprocess_exec(
-            path, "-c", str(self._config), stderr=subprocess.DEVNULL
-        )
+        self._process = await child(path, "-c", str(self._config), stderr=subprocess.DEVNULL)
         await reachable("127.0.0.1", self.port)
 
     async def stop(self, number: signal.Signals = signal.SIGTERM) -> None:

@@ -10,6 +10,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+from ingest.child import child
 from ingest.errors import ServerError
 from ingest.tools.bench.drive import drive
 from ingest.tools.bench.figures import Figures
@@ -34,7 +35,7 @@ async def profile(stand: Stand, plan: Plan) -> Figures:
         async with stand.database(devices=1_000) as url, stand.service(url, Load()) as service:
             publisher = await connected(stand.broker.port)
             seconds = max(1, round(plan.seconds * plan.runs))
-            process = await asyncio.create_subprocess_exec(
+            process = await child(
                 program, "record", "--native", "--format", "raw",
                 "--duration", str(seconds), "--rate", str(_SAMPLES_PER_S),
                 "--output", str(file), "--pid", str(service.pids[0]),

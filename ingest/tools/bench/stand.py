@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import asyncpg
 
+from ingest.child import child
 from ingest.config import load
 from ingest.errors import ServerError
 from ingest.schema import load_catalogue
@@ -183,7 +184,7 @@ class Stand:
             "IOV_LOG_LEVEL": "warning",
             **load_.settings,
         }
-        process = await asyncio.create_subprocess_exec(
+        process = await child(
             sys.executable, "-m", "ingest", "run", "--workers", str(load_.workers),
             env={**surroundings(), **environ},
         )  # fmt: skip

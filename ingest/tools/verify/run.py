@@ -152,8 +152,13 @@ class Course:
         async with self._world.publisher, asyncio.TaskGroup() as tasks:
             for number in range(_AT_ONCE):
                 tasks.create_task(self._publish(), name=f"publish {number}")
-            yield
-            self._over = True
+            try:
+                yield
+            finally:
+                # Also for those that miss being cancelled: wait_for of Python 3.11 swallows that
+                # where an answer comes at the same time.
+                self._over = True
+                self._world.publishing.set()
 
     async def _publish(self) -> None:
         whole, ledger = self._world, self._world.ledger

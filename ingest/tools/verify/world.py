@@ -17,6 +17,7 @@ from typing import IO, Any, Protocol
 import aiohttp
 import asyncpg
 
+from ingest.child import child
 from ingest.config import Settings, load
 from ingest.errors import ServerError
 from ingest.store import connect
@@ -93,7 +94,7 @@ class Worker:
     async def start(self, **environ: str) -> None:
         """Start the process, with some more environment; it is ready when `ready` says so."""
         with self._open_log() as log:
-            self.process = await asyncio.create_subprocess_exec(
+            self.process = await child(
                 *self._command,
                 stdout=log,
                 stderr=subprocess.STDOUT,
