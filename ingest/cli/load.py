@@ -40,21 +40,30 @@ def demo(
         float | None, typer.Option(help="Seconds; without it until Ctrl-C.", min=0.1)
     ] = None,
     devices: Annotated[int, typer.Option(help="Vehicles.", min=1)] = 200,
-    rate: Annotated[float, typer.Option(help="Messages per second.", min=0.1)] = 1000,
+    rate: Annotated[
+        float | None,
+        typer.Option(help="Messages per second; 1,000, and 100 without mosquitto.", min=0.1),
+    ] = None,
     seed: Annotated[int, typer.Option(help="The same seed, the same fleet.", min=0)] = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Everything embedded: a database, a broker, a fleet and the service, in one command."""
+    """Everything embedded: a database, a broker, a fleet and the service, in one command.
+
+    Says first where its live page is; Ctrl-C ends it with its account. It keeps nothing.
+    """
     with ending():
         log.configure("logfmt", "warning")
         account = run_async(_demo(duration, devices, rate, seed))
         people.print("\nstored is counted in the database; lost = published - stored - rejected")
+        people.print("next: docs/start.md sets up a database, a broker and two workers that stay\n")
         say(account, as_json=as_json)
         if account["lost"]:
             raise typer.Exit(1)
 
 
-async def _demo(duration: float | None, devices: int, rate: float, seed: int) -> dict[str, Any]:
+async def _demo(
+    duration: float | None, devices: int, rate: float | None, seed: int
+) -> dict[str, Any]:
     stop = asyncio.Event()
     people.print("Starting PostgreSQL, a broker and the service …")
     with service.signals(stop.set), Live(console=people, refresh_per_second=4) as live:
@@ -66,9 +75,10 @@ async def _demo(duration: float | None, devices: int, rate: float, seed: int) ->
                 "SELECT device, ts, speed_kmh, soc_pct FROM iov.nev JOIN iov.device "
                 "USING (device_id) ORDER BY ts DESC LIMIT 5"
             )
-            live.console.print(f"broker    {show.broker} at {show.settings.mqtt_url}")
+            live.console.print(f"page      http://127.0.0.1:{show.service.http_port}/")
+            slow = "" if show.broker == "mosquitto" else ", for mosquitto is not here: it is slow"
+            live.console.print(f"broker    {show.broker} at {show.settings.mqtt_url}{slow}")
             live.console.print(f"database  {url}", soft_wrap=True)
-            live.console.print(f"metrics   http://127.0.0.1:{show.service.http_port}/metrics")
             live.console.print(
                 f'try       {show.postgres.psql} "{url}" -c "{query}"\n',
                 soft_wrap=True,

@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import warnings
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -131,8 +132,10 @@ def postgres(
 
 
 def mosquitto_path() -> str | None:
-    """Where mosquitto is, or None."""
-    return shutil.which("mosquitto", path=os.pathsep.join([os.environ.get("PATH", ""), _SBIN]))
+    """Where mosquitto is, or None: installed, or unpacked beside this Python."""
+    beside = str(Path(sys.executable).parent)
+    path = os.pathsep.join([os.environ.get("PATH", ""), _SBIN, beside])
+    return shutil.which("mosquitto", path=path)
 
 
 class Mosquitto:

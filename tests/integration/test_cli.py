@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -267,38 +268,28 @@ async def test_the_demo_loses_nothing() -> None:
     assert account["streams"].keys() == load_catalogue().keys()
     assert all(account["streams"].values()), account["streams"]
     assert account["frames"] > 0
-    for words in ("mosquitto at mqtt://127.0.0.1:", "/metrics", "psql", "SELECT device"):
+    for words in ("mosquitto at mqtt://127.0.0.1:", "psql", "SELECT device", "docs/start.md"):
         assert words in ended.err
+    where = re.search("page +http://127.0.0.1:[0-9]+/\n", ended.err)
+    assert where is not None
+    assert where.start() < ended.err.index("\nbroker ")
 
 
 async def test_the_demo_without_mosquitto_runs_on_amqtt() -> None:
-    nothing = {"PATH": str(Path(sys.executable).parent)}
-    code = "import ingest.tools.embedded as e; e._SBIN = ''; from ingest.cli import main; main()"
+    code = (
+        "import ingest.tools.demo as demo; demo.mosquitto_path = lambda: None; "
+        "from ingest.cli import main; main()"
+    )
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", code, "demo", "--duration", "3", "--rate", "100", "--json",
-        env=os.environ | nothing,
+        sys.executable, "-c", code, "demo", "--duration", "3", "--json",
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     out, err = await process.communicate()
     account = json.loads(out.splitlines()[-1])
     assert "amqtt at mqtt://" in err.decode()
     assert (account["lost"], account["stored"]) == (0, account["published"])
-
-
-async def test_ctrl_c_ends_the_demo_with_its_account() -> None:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "ingest", "demo", "--rate", "300", "--json",
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    assert process.stderr is not None
-    assert process.stdout is not None
-    seen = b""
-    while b"SELECT device" not in seen:
-        seen += await process.stderr.read(4_096)
-    process.send_signal(signal.SIGINT)
-    out, _ = await process.communicate()
-    assert process.returncode == 0
-    assert json.loads(out.splitlines()[-1])["lost"] == 0
+    # At a rate that it bears: 2,000 samples came of 3 s at the usual one.
+    assert account["published"] < 1_000
 
 
 @pytest.mark.parametrize("source", ["mqtt5", "aiomqtt"])
