@@ -28,6 +28,7 @@ from pydantic import (
     model_validator,
 )
 
+from ingest import database_url
 from ingest.errors import ConfigError, Unavailable
 
 PREFIX = "IOV_"
@@ -160,9 +161,12 @@ class Settings(BaseModel):
     @field_validator("database_url")
     @classmethod
     def _database_url(cls, url: SecretStr | None) -> SecretStr | None:
-        schemes = ("postgresql://", "postgres://")
-        if url is not None and not url.get_secret_value().startswith(schemes):
+        if url is None:
+            return None
+        if not url.get_secret_value().startswith(("postgresql://", "postgres://")):
             raise ValueError("must begin with postgresql:// or postgres://")
+        if problems := database_url.problems(url.get_secret_value()):
+            raise ValueError("; ".join(problems))
         return url
 
     @field_validator("mqtt_group")
@@ -228,7 +232,17 @@ class Settings(BaseModel):
     @property
     def broker_id(self) -> str:
         """Which broker it is: a worker is its client id there, and another one elsewhere."""
-        return self.mqtt_broker_id or f"{self.broker.hostname}:{self.broker_port}"
+        return self.mqtt_broker_id or self.broker_address
+
+    @property
+    def broker_address(self) -> str:
+        """`host:port` of the broker."""
+        return f"{self.broker.hostname}:{self.broker_port}"
+
+    @property
+    def database_address(self) -> str:
+        """`host:port/database`, without user and password."""
+        return database_url.address(self.dsn())
 
     @property
     def subscription(self) -> str:

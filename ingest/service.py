@@ -118,10 +118,11 @@ class Service:
 
     def problems(self) -> list[str]:
         """What keeps this worker from being ready; empty while nothing does."""
+        troubles = (self.source.trouble, self.watch.trouble, self.writer.trouble)
+        # The watch and the writer often say the same.
+        servers = {trouble.text: trouble.told for trouble in reversed(troubles)}
         parts = (
-            self.source.problem,
-            self.watch.problem,
-            self.writer.problem,
+            *reversed(servers.values()),
             self.writer.closed,
             self.clock.problem,
             self._stuck(),

@@ -10,7 +10,7 @@ import typer
 from ingest.cli.common import ConfigOption, JsonOption, ending, run_async, say, settings_of
 from ingest.config import Settings
 from ingest.schema import Catalogue, load_catalogue
-from ingest.store import meaning
+from ingest.store import naming
 from ingest.tools import devices as devices_tool
 
 app = typer.Typer(name="devices", no_args_is_help=True, help="The register of devices.")
@@ -42,10 +42,5 @@ def import_(
 async def _import(
     settings: Settings, catalogue: Catalogue, found: list[devices_tool.Described]
 ) -> dict[str, Any]:
-    try:
+    with naming(settings):
         return await devices_tool.import_devices(settings, catalogue, found)
-    except Exception as exc:
-        failure = meaning(exc)
-        if failure is None:
-            raise
-        raise failure from exc

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -195,5 +196,9 @@ async def _publish(
     )
     with service.signals(stop), Progress(*columns, console=people, transient=True) as bar:
         task = bar.add_task("messages acknowledged", total=total)
-        async with Publisher(settings, qos) as publisher:
+
+        def waiting(whom: str) -> None:
+            bar.console.print(f"waiting for {escape(whom)}", soft_wrap=True)
+
+        async with Publisher(settings, qos, waiting=waiting) as publisher:
             await work.run(publisher, lambda: bar.advance(task))

@@ -22,7 +22,7 @@ from ingest.cli.common import (
 from ingest.config import Settings
 from ingest.errors import ConfigError
 from ingest.schema import Catalogue, load_catalogue
-from ingest.store import meaning, migrate
+from ingest.store import migrate, naming
 from ingest.tools import check as check_tool
 from ingest.tools import drain as drain_tool
 from ingest.tools import statefulset
@@ -58,18 +58,13 @@ def migrate_(
 
 
 async def _migrate(settings: Settings, catalogue: Catalogue, *, dry_run: bool) -> Any:
-    try:
+    with naming(settings):
         return await migrate(
             settings,
             catalogue,
             dry_run=dry_run,
             waiting=lambda whom: people.print(f"waiting for {escape(whom)}"),
         )
-    except Exception as exc:
-        failure = meaning(exc)
-        if failure is None:
-            raise
-        raise failure from exc
 
 
 @app.command()

@@ -10,6 +10,7 @@ import mqtt5
 
 from ingest.config import Settings
 from ingest.errors import Unavailable
+from ingest.reach import why
 from ingest.source.client import (
     ANSWER_TIMEOUT_S,
     CONNECT_TIMEOUT_S,
@@ -25,6 +26,10 @@ from ingest.source.connection import Connection, words
 from ingest.source.inbox import Inbox
 from ingest.source.version import refuses_mqtt5
 
+_WHO = (
+    mqtt5.ConnAckReasonCode.BAD_USER_NAME_OR_PASSWORD,
+    mqtt5.ConnAckReasonCode.NOT_AUTHORIZED,
+)
 _SUBSCRIBE_ID, _UNSUBSCRIBE_ID = 1, 2
 _UNSUBSCRIBED = (
     mqtt5.UnsubAckReasonCode.SUCCESS,
@@ -86,10 +91,8 @@ class Mqtt5Client:
                     settings.broker_port,
                     ssl=tls,
                 )
-        except TimeoutError as exc:
-            raise Unavailable("no connection within the time limit") from exc
-        except OSError as exc:
-            raise Unavailable(f"cannot connect: {str(exc) or type(exc).__name__}") from exc
+        except OSError as exc:  # TimeoutError is one
+            raise Unavailable(f"cannot connect: {why(exc, 'IOV_MQTT_CA_FILE')}") from exc
         return connection
 
     async def _handshake(self, connection: Connection) -> mqtt5.ConnAckPacket:
@@ -107,11 +110,19 @@ class Mqtt5Client:
                 max_packet_size=self._packet_bytes,
             )
         )
-        connack = await _first_of(connection.connack, connection.ended)
+        try:
+            connack = await _first_of(connection.connack, connection.ended)
+        except UnsupportedVersion:
+            raise
+        except Unavailable as exc:
+            tls = "" if settings.tls() else ", and wants it mqtts://?"
+            raise Unavailable(f"{exc} before CONNACK: is it a broker of MQTT{tls or '?'}") from exc
         if connack.reason_code != mqtt5.ConnAckReasonCode.SUCCESS:
             refused = f"the broker refused us: {words(connack.reason_code)}"
             if connack.reason_code == mqtt5.ConnAckReasonCode.UNSUPPORTED_PROTOCOL_VERSION:
                 raise UnsupportedVersion(refused)
+            if connack.reason_code in _WHO:
+                refused += ": mend IOV_MQTT_USERNAME and IOV_MQTT_PASSWORD"
             raise Unavailable(refused)
         if settings.mqtt_group and not connack.shared_subscription_available:
             raise Unavailable("the broker has no shared subscriptions: set IOV_MQTT_GROUP empty")

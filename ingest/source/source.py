@@ -21,6 +21,7 @@ from ingest.source.aiomqtt import AiomqttClient
 from ingest.source.client import Client, Leaving, NoSession, TakenOver, UnsupportedVersion
 from ingest.source.inbox import Inbox
 from ingest.source.mqtt5 import Mqtt5Client
+from ingest.trouble import Trouble
 
 _FIRST_DELAY_S, _MOST_DELAY_S = 0.2, 30.0
 _TAKEN_OVER_DELAY_S = 60.0
@@ -41,8 +42,7 @@ class Source:
 
     def __init__(self, settings: Settings, metrics: Metrics, random: Random) -> None:
         self.inbox = Inbox(settings.mqtt_receive_maximum)
-        self.problem: str | None = "not connected to the broker yet"
-        """Why nothing is being received; None while subscribed."""
+        self.trouble = Trouble(f"broker {settings.broker_address}", "not connected yet")
         self.found_session: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         """Whether the broker had a session of ours when we first subscribed."""
         self.nothing_left = False
@@ -59,6 +59,11 @@ class Source:
         metrics.window.set(settings.mqtt_receive_maximum)
         metrics.broker_window.set_function(lambda: self.inbox.broker_window.limit or 0)
 
+    @property
+    def problem(self) -> str | None:
+        """Why nothing is being received; None while subscribed."""
+        return self.trouble.text
+
     async def run(self) -> None:
         """Connect again and again until cancelled; cancelling ends the connection in order."""
         try:
@@ -71,7 +76,7 @@ class Source:
                 await asyncio.sleep(delay_s)
         finally:
             self._metrics.mqtt_connected.set(0)
-            self.problem = "disconnected from the broker"
+            self.trouble.text = "disconnected from the broker"
 
     async def leave(self) -> bool:
         """Take nothing new any more; what the broker has queued for this worker still comes.
@@ -125,7 +130,7 @@ class Source:
         except UnsupportedVersion as exc:
             return self._without_version_5(str(exc))
         except TakenOver as exc:
-            self.problem = str(exc)
+            self.trouble.text = str(exc)
             log.error(  # noqa: TRY400  who took it is not in our stack
                 "session taken over",
                 why=str(exc),
@@ -136,7 +141,7 @@ class Source:
             return _TAKEN_OVER_DELAY_S
         except NoSession as exc:
             self.nothing_left = True
-            self.problem = str(exc)
+            self.trouble.text = str(exc)
         except Unavailable as exc:
             self._lost(str(exc))
         if monotonic() - self._subscribed_s >= _LASTING_S:
@@ -145,13 +150,14 @@ class Source:
 
     def _lost(self, why: str) -> None:
         repeated = why == self.problem
-        self.problem = why
+        self.trouble.text = why
         self._failures = self._failures + 1 if repeated else 1
         if self._failures % _LOG_EVERY == 1:
-            log.warning("not connected", why=why, broker=self._broker, attempts=self._failures)
+            broker = self._settings.broker_address
+            log.warning("not connected", why=why, broker=broker, attempts=self._failures)
 
     def _without_version_5(self, why: str) -> float:
-        self.problem = why
+        self.trouble.text = why
         if self._settings.mqtt_client == "auto" and self._client.name == "mqtt5":
             log.warning("falling back to MQTT 3.1.1", why=why)
             self._client = AiomqttClient(self._settings, self.inbox, self._leaving, version_5=False)
@@ -161,7 +167,7 @@ class Source:
 
     def _subscribed(self, session_present: bool) -> None:  # noqa: FBT001  a callback
         self._subscribed_s = monotonic()
-        self.problem = None
+        self.trouble.text = None
         self._failures = 0
         self._metrics.mqtt_connected.set(1)
         if self._connections:
@@ -173,7 +179,7 @@ class Source:
         self._connections += 1
         log.info(
             "unsubscribed" if self._leaving.unsubscribe else "subscribed",
-            broker=self._broker,
+            broker=self._settings.broker_address,
             filter=self._leaving.filter,
             client=self._client.name,
             client_id=self._settings.mqtt_client_id,
@@ -188,10 +194,6 @@ class Source:
             hint="the broker had forgotten our session; what it had "
             "queued for us is gone: check its persistence and session expiry",
         )
-
-    @property
-    def _broker(self) -> str:
-        return f"{self._settings.broker.hostname}:{self._settings.broker_port}"
 
     def _first_client(self) -> Client:
         settings = self._settings

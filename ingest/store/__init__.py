@@ -2,7 +2,7 @@
 
 from ingest.store.connect import connect, durability_problem, expect_migrated, may_be_accepted
 from ingest.store.copy import copy
-from ingest.store.failures import away, meaning
+from ingest.store.failures import away, naming
 from ingest.store.guard import Guard
 from ingest.store.heartbeat import Heartbeat
 from ingest.store.migrate import migrate
@@ -24,6 +24,6 @@ __all__ = [
     "expect_migrated",
     "make_ahead",
     "may_be_accepted",
-    "meaning",
     "migrate",
+    "naming",
 ]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ssl
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
 import asyncpg
 import orjson
+from asyncpg.exceptions import InternalClientError, TargetServerAttributeNotMatched
 
 from ingest.config import Settings
-from ingest.errors import NotReady
+from ingest.errors import NotReady, Unavailable
+from ingest.reach import why
 from ingest.schema import Catalogue
 
 CONNECT_TIMEOUT_S = 10.0
@@ -21,6 +24,14 @@ _ZERO = datetime(2000, 1, 1, tzinfo=UTC)
 _JSONB_VERSION = b"\x01"
 
 _MIGRATE = "run iov-ingest migrate"
+_HINTS = {
+    "28P01": "mend user or password in IOV_DATABASE_URL",
+    "28000": "pg_hba.conf of the server does not let this user in from here like this",
+    "3D000": "create it, or mend its name in IOV_DATABASE_URL",
+    "42704": "leave it out of IOV_DATABASE_URL",
+    "22023": "mend it in IOV_DATABASE_URL",
+}
+"""What to do about an SQLSTATE that the server answers a connection with."""
 _COLUMNS = """
 SELECT c.relname AS table, array_agg(a.attname::text) AS columns
 FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
@@ -50,27 +61,24 @@ async def connect(
     command_timeout_s: float | None = STATEMENT_TIMEOUT_S,
     **server_settings: str,
 ) -> asyncpg.Connection:
-    """A connection under `name`; raises what asyncpg raises, see `failures.meaning`."""
+    """A connection under `name`.
+
+    Where it is not reached Unavailable says why, or NotReady if a person has to mend something;
+    raises what asyncpg raises for the rest, see `failures.meaning`.
+    """
     limit_ms = str(int(STATEMENT_TIMEOUT_S * 1000))
-    try:
-        connection = await asyncpg.connect(
-            settings.dsn(),
-            timeout=CONNECT_TIMEOUT_S,
-            command_timeout=command_timeout_s,
-            server_settings={
-                "application_name": name,
-                "timezone": "UTC",
-                "statement_timeout": limit_ms,
-                "idle_in_transaction_session_timeout": limit_ms,
-                "lock_timeout": "5000",
-                **server_settings,
-            },
-        )
-    except (ValueError, OverflowError):
-        # The text would quote parts of the URL, the password perhaps.
-        raise NotReady(
-            "IOV_DATABASE_URL cannot be read: percent-encode / # ? @ and : in the password"
-        ) from None
+    connection = await _opened(
+        settings,
+        command_timeout=command_timeout_s,
+        server_settings={
+            "application_name": name,
+            "timezone": "UTC",
+            "statement_timeout": limit_ms,
+            "idle_in_transaction_session_timeout": limit_ms,
+            "lock_timeout": "5000",
+            **server_settings,
+        },
+    )
     try:
         await connection.set_type_codec(
             "timestamptz",
@@ -91,6 +99,32 @@ async def connect(
         connection.terminate()
         raise
     return connection
+
+
+async def _opened(settings: Settings, **how: Any) -> asyncpg.Connection:
+    try:
+        return await asyncpg.connect(settings.dsn(), timeout=CONNECT_TIMEOUT_S, **how)
+    except asyncpg.ConnectionDoesNotExistError as exc:
+        raise Unavailable(why(ConnectionResetError(), "")) from exc
+    except asyncpg.PostgresError as exc:
+        if hint := _HINTS.get(exc.sqlstate or ""):
+            raise NotReady(f"{exc.sqlstate} {exc}: {hint}") from exc
+        raise
+    except ssl.SSLError as exc:  # of certificates it is a ValueError too
+        raise NotReady(why(exc, "sslrootcert in IOV_DATABASE_URL")) from exc
+    except (ValueError, OverflowError):
+        # The text would quote parts of the URL, the password perhaps.
+        raise NotReady("IOV_DATABASE_URL cannot be read: what it says is unknown here") from None
+    except OSError as exc:
+        if type(exc) is ConnectionError:  # what asyncpg raises where SSLRequest is answered by N
+            raise NotReady(
+                "it speaks no TLS, or is no PostgreSQL: sslmode=disable if the way there is safe"
+            ) from exc
+        raise Unavailable(why(exc, "")) from exc
+    except TargetServerAttributeNotMatched as exc:
+        raise Unavailable("none of the hosts is what target_session_attrs asks for") from exc
+    except InternalClientError as exc:
+        raise Unavailable("what it answers is not PostgreSQL's: is the port right?") from exc
 
 
 @lru_cache(4_096)

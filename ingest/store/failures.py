@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import asyncpg
 from asyncpg.exceptions import InternalClientError
 
+from ingest.config import Settings
 from ingest.errors import IngestError, NotReady, Refused, TooMuch, Unavailable, Unforeseen
 
 
@@ -100,6 +103,24 @@ def away(exc: Exception) -> Unavailable | None:
     if failure is None or isinstance(failure, Unavailable):
         return failure
     return Unforeseen(f"{failure}: {exc}")
+
+
+@contextmanager
+def naming(settings: Settings) -> Iterator[None]:
+    """Raise what a database error means, with the name of the database."""
+    try:
+        yield
+    except Exception as exc:
+        unless_cancelled(exc)
+        failure = meaning(exc)
+        if failure is None:
+            raise
+        raise named(failure, settings) from exc
+
+
+def named(failure: IngestError, settings: Settings) -> IngestError:
+    """Put the name of the database before what is told of it."""
+    return type(failure)(f"database {settings.database_address}: {failure}")
 
 
 def unless_cancelled(exc: Exception) -> None:

@@ -13,7 +13,7 @@ import asyncpg
 
 from ingest.config import Settings
 from ingest.store.connect import connect
-from ingest.store.failures import away, unless_cancelled
+from ingest.store.failures import away, named, naming, unless_cancelled
 
 ALIVE_S = 30.0
 """A worker heard of within so long is at work: six heartbeats."""
@@ -83,7 +83,8 @@ class Registered(NamedTuple):
 async def reading(settings: Settings) -> AsyncIterator[asyncpg.Connection]:
     """A connection for the register; Unavailable is raised for whatever the database fails in."""
     try:
-        connection = await connect(settings, "iov-ingest register")
+        with naming(settings):
+            connection = await connect(settings, "iov-ingest register")
         try:
             yield connection
         finally:
@@ -93,7 +94,7 @@ async def reading(settings: Settings) -> AsyncIterator[asyncpg.Connection]:
         failure = away(exc)
         if failure is None or failure is exc:
             raise
-        raise failure from exc
+        raise named(failure, settings) from exc
 
 
 def broker_of(settings: Settings) -> str:

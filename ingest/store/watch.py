@@ -26,6 +26,7 @@ from ingest.store.connect import (
 from ingest.store.failures import away, unless_cancelled
 from ingest.store.partitions import DAYS_AHEAD, make_ahead
 from ingest.store.writer import Writer
+from ingest.trouble import Trouble
 
 INTERVAL_S, INTERVAL_IN_TROUBLE_S = 5.0, 1.0
 _TIMEOUT_S = 30.0
@@ -46,8 +47,7 @@ class Watch:
         writer: Writer,
         clock: Clock,
     ) -> None:
-        self.problem: str | None = "the database was not looked at yet"
-        """What keeps the database from being ready; None while nothing does."""
+        self.trouble = Trouble(f"database {settings.database_address}", "not looked at yet")
         self._settings = settings
         self._catalogue = catalogue
         self._metrics = metrics
@@ -59,6 +59,11 @@ class Watch:
         self._writer_saw_problem = False
         self.up_since_s: float | None = None
         """Monotonic time since when every look found the database well; None while one did not."""
+
+    @property
+    def problem(self) -> str | None:
+        """What keeps the database from being ready; None while nothing does."""
+        return self.trouble.text
 
     async def run(self) -> None:
         """Look again and again until cancelled."""
@@ -127,10 +132,12 @@ class Watch:
     def _say(self, problem: str | None) -> None:
         if problem != self.problem:
             if problem is not None:
-                log.warning("database not ready", why=problem)
+                log.warning(
+                    "database not ready", why=problem, database=self._settings.database_address
+                )
             elif self.problem is not None:
-                log.info("database looks well")
-        self.problem = problem
+                log.info("database looks well", database=self._settings.database_address)
+        self.trouble.text = problem
         if problem is not None:
             self.up_since_s = None
         elif self.up_since_s is None:

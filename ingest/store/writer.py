@@ -50,6 +50,7 @@ from ingest.store.failures import (
 from ingest.store.halves import halves, write_what_can_be
 from ingest.store.partitions import make_partitions, missing
 from ingest.store.staging import Refusal, merge, refusal_of
+from ingest.trouble import Trouble
 
 _FIRST_DELAY_S, _MOST_DELAY_S = 0.1, 10.0
 CLOSED_S = 60.0
@@ -182,8 +183,7 @@ class Writer:
         name: str | None = None,
     ) -> None:
         """`name` is the connection's at the database: the worker's own, but for who stands in."""
-        self.problem: str | None = "not connected to the database yet"
-        """Why no batch can be committed right now; None while it can."""
+        self.trouble = Trouble(f"database {settings.database_address}", "not connected yet")
         self._settings = settings
         self._name = name or settings.application_name
         self._catalogue = catalogue
@@ -597,6 +597,11 @@ class Writer:
         self._closed[table, day, None] = Closed(time.monotonic() + CLOSED_S, told)
 
     @property
+    def problem(self) -> str | None:
+        """Why no batch can be committed right now; None while it can."""
+        return self.trouble.text
+
+    @property
     def closed(self) -> str | None:
         """Which day cannot be written for now, and why; None if all can."""
         now_s = time.monotonic()
@@ -681,21 +686,26 @@ class Writer:
 
     def _terminated(self, connection: asyncpg.Connection) -> None:
         if connection is self._connection:
-            self.problem = "the database closed the connection"
+            self.trouble.text = "the database closed the connection"
             self._interrupt()
 
     def _works(self) -> None:
         if self.problem is not None:
-            log.info("database ready")
-        self.problem = None
+            log.info("database ready", database=self._settings.database_address)
+        self.trouble.text = None
         self._failures = 0
         self._backoff.reset()
 
     def _away(self, why: str) -> None:
         self._failures = self._failures + 1 if why == self.problem else 1
-        self.problem = why
+        self.trouble.text = why
         if self._failures % _LOG_EVERY == 1:
-            log.warning("cannot commit", why=why, attempts=self._failures)
+            log.warning(
+                "cannot commit",
+                why=why,
+                database=self._settings.database_address,
+                attempts=self._failures,
+            )
 
     @contextlib.asynccontextmanager
     async def _deadline(self) -> AsyncIterator[None]:
@@ -717,7 +727,7 @@ class Writer:
     def cut(self) -> None:
         """Give up the connection and whatever waits for it."""
         if self._connection is not None:
-            self.problem = "the database does not answer"
+            self.trouble.text = "the database does not answer"
             self._slow = True
         self._drop()
         self._interrupt()
@@ -739,7 +749,7 @@ class Writer:
         if connection is not None:
             with contextlib.suppress(OSError, TimeoutError, asyncpg.PostgresError):
                 await connection.close(timeout=1.0)
-        self.problem = "closed"
+        self.trouble.text = "closed"
 
 
 def _columns(stream: Stream, rows: Sequence[Row]) -> list[str]:

@@ -19,7 +19,7 @@ import aiomqtt
 from aiomqtt.exceptions import MqttConnectError
 
 from ingest.config import Settings
-from ingest.errors import NotReady, SchemaError, Unavailable
+from ingest.errors import SchemaError, Unavailable
 from ingest.schema import Catalogue, load_catalogue
 from ingest.source import Inbox
 from ingest.source.client import Leaving, UnsupportedVersion
@@ -78,6 +78,7 @@ async def check(settings: Settings) -> Findings:
 
 
 async def _database(settings: Settings, catalogue: Catalogue, found: Findings) -> None:
+    where, state = f"database {settings.database_address}", dict[str, Any]()
     try:
         async with asyncio.timeout(_TIMEOUT_S):
             connection = await connect(settings, "iov-ingest check")
@@ -85,7 +86,7 @@ async def _database(settings: Settings, catalogue: Catalogue, found: Findings) -
                 state = dict(await connection.fetchrow(_DATABASE))
                 if problem := await durability_problem(connection):
                     accepted = may_be_accepted(problem, settings)
-                    (found.warnings if accepted else found.problems).append(f"database: {problem}")
+                    (found.warnings if accepted else found.problems).append(f"{where}: {problem}")
                 await expect_migrated(connection, catalogue)
                 for gone in await registry.silent(connection, settings, registry.SILENT_S):
                     found.problems.append(
@@ -95,26 +96,21 @@ async def _database(settings: Settings, catalogue: Catalogue, found: Findings) -
                 connection.terminate()
     except Exception as exc:
         match away(exc):
-            case NotReady() as failure:
-                found.problems.append(f"database: {failure}")
             case Unavailable() as failure:
-                found.problems.append(
-                    f"database: not reached ({failure}): is it up, and IOV_DATABASE_URL right?"
-                )
-                return
+                found.problems.append(f"{where}: {failure}")
             case _:
                 raise
-    if state.pop("is_superuser"):
+    if state.pop("is_superuser", False):
         found.warnings.append(
-            "database: IOV_DATABASE_URL names a superuser: a worker needs the role iov_worker only"
+            f"{where}: IOV_DATABASE_URL names a superuser: a worker needs the role iov_worker only"
         )
-    if state["full_page_writes"] == "off":
-        found.problems.append("database: full_page_writes is off: a power cut may damage it")
+    if state.get("full_page_writes") == "off":
+        found.problems.append(f"{where}: full_page_writes is off: a power cut may damage it")
     found.measured |= {name: value for name, value in state.items() if value is not None}
 
 
 async def _broker(settings: Settings, found: Findings) -> None:
-    where = f"{settings.broker.hostname}:{settings.broker_port}"
+    where = f"broker {settings.broker_address}"
     try:
         async with asyncio.timeout(_TIMEOUT_S * 2):
             if settings.broker.scheme in {"ws", "wss"} or settings.mqtt_client == "aiomqtt":
@@ -124,11 +120,9 @@ async def _broker(settings: Settings, found: Findings) -> None:
     except (UnsupportedVersion, MqttConnectError):
         await _version_3(settings, found, where)
     except TimeoutError:
-        found.problems.append(f"broker: {where} does not answer: is it up, and IOV_MQTT_URL right?")
+        found.problems.append(f"{where}: no answer: is IOV_MQTT_URL right?")
     except (Unavailable, aiomqtt.MqttError) as exc:
-        found.problems.append(
-            f"broker: {where}: {exc}: check IOV_MQTT_URL, user, password and TLS files"
-        )
+        found.problems.append(f"{where}: {exc}")
 
 
 async def _version_3(settings: Settings, found: Findings, where: str) -> None:
@@ -136,13 +130,13 @@ async def _version_3(settings: Settings, found: Findings, where: str) -> None:
         async with asyncio.timeout(_TIMEOUT_S):
             await _round_trip(settings, aiomqtt.ProtocolVersion.V311)
     except TimeoutError:
-        found.problems.append(f"broker: {where} passes no message on within {_TIMEOUT_S:.0f} s")
+        found.problems.append(f"{where}: passes no message on within {_TIMEOUT_S:.0f} s")
     except aiomqtt.MqttError as exc:
-        found.problems.append(
-            f"broker: {where}: {exc}: check IOV_MQTT_URL, user, password and TLS files"
-        )
+        found.problems.append(f"{where}: {exc}")
     else:
-        found.warnings.append("broker: speaks MQTT 3.1.1 only: slower, and its limits are not seen")
+        found.warnings.append(
+            f"{where}: speaks MQTT 3.1.1 only: slower, and its limits are not seen"
+        )
 
 
 async def _round_trip(settings: Settings, version: aiomqtt.ProtocolVersion) -> None:
@@ -171,14 +165,14 @@ def _own(settings: Settings) -> Settings:
 
 async def _measure(settings: Settings, found: Findings) -> None:
     """See what the broker delivers to a client that acknowledges nothing, and then the rest."""
-    own = _own(settings)
+    own, where = _own(settings), f"broker {settings.broker_address}"
     inbox = Inbox(PROBES + 1)
     async with _subscribed(own, inbox) as session:
         if settings.mqtt_group:
             found.measured["shared_subscriptions"] = True
         if not await _may_publish(settings, own.mqtt_topic, inbox):
             found.warnings.append(
-                "broker: its limits were not measured: this user may not publish to iov-check/#"
+                f"{where}: its limits were not measured: this user may not publish to iov-check/#"
             )
             return
         async with Publisher(settings) as publisher:
@@ -193,7 +187,7 @@ async def _measure(settings: Settings, found: Findings) -> None:
     found.measured["broker_window"] = window if window < PROBES else f"at least {PROBES}"
     if window < _FEW:
         found.warnings.append(
-            f"broker: lets a client have {window} messages unacknowledged, so the rate is at most "
+            f"{where}: lets a client have {window} messages unacknowledged, so the rate is at most "
             f"{window} in the time of a commit: raise max_inflight_messages (mosquitto) or "
             "mqtt.max_inflight (EMQX)"
         )
@@ -201,7 +195,7 @@ async def _measure(settings: Settings, found: Findings) -> None:
         kept = arrived - window
         found.measured["broker_queue"] = kept
         found.problems.append(
-            f"broker: keeps {kept} messages for a client that is behind and drops the rest: set "
+            f"{where}: keeps {kept} messages for a client that is behind and drops the rest: set "
             "max_queued_messages 0 (mosquitto) or mqtt.max_mqueue_len (EMQX)"
         )
     else:

@@ -20,7 +20,8 @@ from ingest.tools.fleet import Message
 
 _AT_ONCE = 100
 _RETRY_S = 0.5
-_ATTEMPTS = 60
+_ATTEMPTS, _FIRST_ATTEMPTS = 60, 10
+"""Half a minute for a broker that was there; five seconds for one that was never seen."""
 _TIMEOUT_S = 10.0
 _QUIET = 1_000_000
 """aiomqtt warns above ten calls at a time, which is what a publisher is for."""
@@ -29,8 +30,20 @@ _QUIET = 1_000_000
 class Publisher:
     """One connection that comes back by itself."""
 
-    def __init__(self, settings: Settings, qos: int = 1, *, timeout_s: float = _TIMEOUT_S) -> None:
-        """`timeout_s`: after so long without its acknowledgement a message is published again."""
+    def __init__(
+        self,
+        settings: Settings,
+        qos: int = 1,
+        *,
+        timeout_s: float = _TIMEOUT_S,
+        waiting: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """`timeout_s`: after so long without its acknowledgement a message is published again.
+
+        `waiting` is told what it waits for, once for each reason.
+        """
+        self._waiting, self._told = waiting, ""
+        self._was_there = False
         self._settings = settings
         self._qos = qos
         self._timeout_s = timeout_s
@@ -67,7 +80,7 @@ class Publisher:
                 await self._broken(client)
             else:
                 return
-        raise Unavailable("the broker accepts no messages")
+        raise Unavailable(f"{self._broker}: it accepts no messages")
 
     async def publish_all(
         self, messages: AsyncIterator[Message], done: Callable[[Message], None]
@@ -89,8 +102,9 @@ class Publisher:
                 await waiting.put(None)
 
     async def _connected(self) -> aiomqtt.Client:
+        why = ""
         async with self._lock:
-            for _ in range(_ATTEMPTS):
+            for _ in range(_ATTEMPTS if self._was_there else _FIRST_ATTEMPTS):
                 if self._client is not None:
                     return self._client
                 client = client_for(
@@ -103,15 +117,22 @@ class Publisher:
                     await client.__aenter__()
                 except MqttConnectError as exc:
                     if len(self._versions) == 1:
-                        raise Unavailable(f"the broker refused us: {exc}") from exc
+                        raise Unavailable(f"{self._broker}: it refused us: {exc}") from exc
                     del self._versions[0]
-                except aiomqtt.MqttError:
+                except aiomqtt.MqttError as exc:
+                    why = str(exc)
+                    if why != self._told:
+                        self._told = why
+                        self._waiting(f"{self._broker}: {why}")
                     await asyncio.sleep(_RETRY_S)
                 else:
                     client.pending_calls_threshold = _QUIET
-                    self._client = client
-            broker = self._settings.broker
-            raise Unavailable(f"no connection to {broker.hostname}:{self._settings.broker_port}")
+                    self._client, self._was_there = client, True
+            raise Unavailable(f"{self._broker}: {why}")
+
+    @property
+    def _broker(self) -> str:
+        return f"broker {self._settings.broker_address}"
 
     async def _broken(self, client: aiomqtt.Client) -> None:
         async with self._lock:

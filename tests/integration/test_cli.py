@@ -183,7 +183,10 @@ async def test_migrate_check_simulate_and_replay_as_an_operator_would(
     assert ended.status == 1
     unsafe, unmigrated = ended.json["problems"]
     assert "run iov-ingest migrate" in unmigrated
-    assert unsafe == "database: fsync is off: a power cut loses what was committed and acknowledged"
+    assert unsafe == (
+        f"database {pg.socket_directory}/{name}: "
+        "fsync is off: a power cut loses what was committed and acknowledged"
+    )
 
     dry = await iov_ingest("migrate", "--dry-run", "--json", database_url=database.url)
     assert "CREATE TABLE iov.device" in dry.out
@@ -244,8 +247,8 @@ async def test_check_says_what_it_cannot_reach() -> None:
     )  # fmt: skip
     assert ended.status == 1
     broker, database = ended.json["problems"]
-    assert broker.startswith("broker: 127.0.0.1:1")
-    assert database.startswith("database: not reached")
+    assert broker.startswith("broker 127.0.0.1:1: cannot connect: connection refused")
+    assert database.startswith("database 127.0.0.1:1/d: connection refused")
     assert "s3cr3t" not in ended.out + ended.err
 
 

@@ -222,7 +222,7 @@ async def test_a_broker_that_cannot_be_trusted_is_refused(
         f"mqtts://localhost:{port}", "postgresql:///unused", catalogue, wait=False,
         mqtt_client=client, mqtt_ca_file=str(tmp_path / "ca.pem"),
     ) as worker:  # fmt: skip
-        expected = r"version|protocol|alert|Connection" if most else r"certificate|hostname"
+        expected = r"version|protocol|alert|Connection|hung up" if most else r"certificate|hostname"
         await until(
             lambda: re.search(expected, str(worker.service.source.problem), re.IGNORECASE),
             "the refusal",
@@ -303,7 +303,7 @@ async def test_the_workers_user_may_work(
 
 
 async def test_migrate_is_for_another_role(worker_user: str, catalogue: Catalogue) -> None:
-    from ingest.store import meaning
+    from ingest.store.failures import meaning
 
     changed = load(environ={"IOV_DATABASE_URL": worker_user})
     await may_not(worker_user, "INSERT INTO iov.migration (version) VALUES (99)")
@@ -367,11 +367,12 @@ async def test_no_secret_is_ever_said(
     good = database.url.replace("postgres:@", f"postgres:{database_secret}@")
     assert database_secret in good
     said = b""
+    unreadable = f"postgresql://nobody:{database_secret}/@127.0.0.1/x"
     for mqtt_url, database_url in (
         (broker.url, good),
         (f"mqtt://127.0.0.1:{free_port()}", good),
         (broker.url, f"postgresql://nobody:{database_secret}@127.0.0.1:{free_port()}/x"),
-        (broker.url, f"postgresql://nobody:{database_secret}/@127.0.0.1/x"),
+        (broker.url, unreadable),
     ):
         environ = environment(
             mqtt_url, database_url, http_port=str(port), log_level="debug",
@@ -383,7 +384,7 @@ async def test_no_secret_is_ever_said(
                 sys.executable, "-m", "ingest", command, env=os.environ | environ,
                 stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
             )  # fmt: skip
-            if command == "run":
+            if command == "run" and database_url != unreadable:
                 said += await asked(port)
                 process.terminate()
             out, _ = await process.communicate()
