@@ -22,6 +22,7 @@ from ingest.decode import (
     parse_topic,
     too_deep,
     too_much,
+    topic_fault,
     unpack,
     values,
 )
@@ -74,9 +75,7 @@ class Checker:
             return self._whole(delivery, None, None, delivery.fault)
         address = parse_topic(delivery.topic)
         if address is None:
-            fault = self._too_large(delivery) or Fault(
-                Reason.BAD_TOPIC, "not iov/v1/{device}/{stream}"
-            )
+            fault = self._too_large(delivery) or topic_fault(delivery.topic)
             return self._whole(delivery, None, None, fault)
         device, name = address
         stream = self._catalogue.get(name)

@@ -34,6 +34,12 @@ from ingest.errors import ConfigError, Unavailable
 PREFIX = "IOV_"
 _DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
 _LEAST_SILENCE_S = 60
+_BY_ANOTHER_NAME = {
+    "BROKER": "MQTT", "DB": "DATABASE", "PG": "DATABASE", "PGSQL": "DATABASE",
+    "POSTGRES": "DATABASE", "POSTGRESQL": "DATABASE", "TIMESCALEDB": "DATABASE",
+}  # fmt: skip
+"""What others call the two servers."""
+_IN_THE_URL = {"HOST", "HOSTNAME", "PORT", "SERVER", "ADDRESS", "DSN", "URI", "NAME", "SSLMODE"}
 _APPLICATION_NAME_BYTES = 63
 """PostgreSQL cuts `application_name` at NAMEDATALEN - 1."""
 
@@ -310,9 +316,17 @@ def load(
     environ = os.environ if environ is None else environ
     problems: list[str] = []
     from_file = _read(file, problems) if file else {}
+    if problems:
+        # What is not set there may be set in the file.
+        raise ConfigError(problems)
     given = from_file | {n: v for n, v in environ.items() if n.startswith(PREFIX)}
     unknown = sorted(given.keys() - names.keys())
-    problems += [f"{name} is not a setting{_nearest(name, names)}" for name in unknown]
+    problems += [
+        f"[{name}] is a section: settings stand above all sections, by their whole names"
+        if isinstance(given[name], dict)
+        else f"{name} is not a setting{_nearest(name, names)}"
+        for name in unknown
+    ]
     values = {names[n]: v for n, v in given.items() if n in names}
     try:
         settings = Settings(**values)
@@ -333,15 +347,27 @@ def _read(file: Path, problems: list[str]) -> dict[str, Any]:
         return tomllib.loads(file.read_text())
     except OSError as exc:
         problems.append(f"{file} cannot be read: {exc.strerror}")
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
-        problems.append(f"{file} is not TOML")
+    except tomllib.TOMLDecodeError as exc:
+        problems.append(f'{file} is not TOML: {exc}; a line is NAME = "text" or NAME = 5')
+    except UnicodeDecodeError as exc:
+        problems.append(f"{file} is not TOML: byte {exc.start} is not UTF-8")
     return {}
 
 
 def _nearest(name: str, names: Collection[str]) -> str:
     from difflib import get_close_matches  # noqa: PLC0415  only on the way to an error
 
-    near = get_close_matches(name, names, n=1)
+    _, about, *words = name.split("_") if name.startswith(PREFIX) else ("", "", name)
+    about = _BY_ANOTHER_NAME.get(about, about)
+    meant = "_".join(("IOV", about, *words))
+    # IOV_MQTT_HOST is not IOV_HTTP_HOST: what is about the same server comes first.
+    same = [other for other in names if other.startswith(f"IOV_{about}_")]
+    url = f"IOV_{about}_URL"
+    if url in same and words and words[-1] in _IN_THE_URL:
+        near = [url]
+    else:
+        near = [other for other in same if other.startswith(meant)]
+        near += get_close_matches(meant, same, n=1) or get_close_matches(name, names, n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 

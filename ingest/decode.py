@@ -15,7 +15,9 @@ from msgspec import Struct
 
 from ingest.model import Fault, Reason
 
-_TOPIC = re.compile(r"iov/v1/([A-Za-z0-9_-]{1,64})/([^/]+)", re.ASCII)
+_DEVICE = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
+_LEVELS = 2
+_TOPIC = re.compile(rf"iov/v1/({_DEVICE.pattern})/([^/]+)", re.ASCII)
 _BRIDGED = re.compile(r".+/" + _TOPIC.pattern, re.ASCII | re.DOTALL)
 """What a bridge or a mount point of the broker puts before it is not ours to judge; a worker hears
 of it only where `IOV_MQTT_TOPIC` names it."""
@@ -66,6 +68,21 @@ def parse_topic(topic: str) -> tuple[str, str] | None:
     """(device, stream) of a topic `[prefix/]iov/v1/{device}/{stream}`, or None."""
     match = _TOPIC.fullmatch(topic) or _BRIDGED.fullmatch(topic)
     return (match[1], match[2]) if match else None
+
+
+def topic_fault(topic: str) -> Fault:
+    """Which part of a topic is not that of `iov/v1/{device}/{stream}`."""
+    before, found, after = topic.rpartition("iov/v1/")
+    levels = after.split("/")
+    if not found or (before and not before.endswith("/")):
+        part = "no levels iov/v1 in it"
+    elif len(levels) != _LEVELS:
+        part = f"{len(levels)} levels after iov/v1, not device and stream"
+    elif not _DEVICE.fullmatch(levels[0]):
+        part = "the device is not [A-Za-z0-9_-]{1,64}"
+    else:
+        part = "the stream is empty" if not levels[1] else "it begins with a /"
+    return Fault(Reason.BAD_TOPIC, f"not iov/v1/{{device}}/{{stream}}: {part}")
 
 
 def unpack(payload: bytes, encoding: str | None, limits: Limits) -> bytes | Fault:

@@ -6,6 +6,7 @@ standard output is one JSON object; what is for people goes to standard error th
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -34,7 +35,6 @@ _MODULES = {
 
 
 _STYLE: dict[str, Any] = {
-    "add_completion": False,
     "pretty_exceptions_enable": False,
     "rich_markup_mode": "markdown",
 }
@@ -52,9 +52,16 @@ class _Commands(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in _MODULES:
             return None
-        some = typer.Typer(callback=_commands, **_STYLE)
+        some = typer.Typer(callback=_commands, add_completion=False, **_STYLE)
         some.add_typer(import_module(f"ingest.cli.{_MODULES[cmd_name]}").app)
         return get_group(some).get_command(ctx, cmd_name)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command, or say which one it nearly was."""
+        near = get_close_matches(args[0], _MODULES, n=1)
+        if args[0] not in _MODULES and near:
+            ctx.fail(f"No such command '{args[0]}'; did you mean {near[0]}?")
+        return super().resolve_command(ctx, args)
 
 
 def _say_version(asked: bool) -> None:  # noqa: FBT001  how typer calls it

@@ -145,10 +145,10 @@ def _by_sqlstate(exc: asyncpg.PostgresError) -> IngestError:
         return Locked(f"{told}: {exc}")
     if state[:2] in _AWAY_CLASSES or state[:3] == "57P" or state in _AWAY:
         return Unavailable(f"{told}: {exc}")
+    if state == POLICY:
+        return NotReady(f"{told}: {exc}; grant the right that is missing")
     if state[:2] == "42":
-        return NotReady(
-            f"{told}: {exc}; run iov-ingest migrate, or grant the right that is missing"
-        )
+        return NotReady(f"{told}: {exc}; run iov-ingest migrate")
     if state[:2] in {"28", "3D"}:
         return NotReady(f"{told}: {exc}")
     if state[:2] in _REFUSED_CLASSES:

@@ -84,6 +84,26 @@ async def test_wrong_arguments_end_with_status_2(args: tuple[str, ...]) -> None:
     assert (await iov_ingest(*args)).status == 2
 
 
+async def test_a_command_that_is_nearly_one_is_suggested() -> None:
+    ended = await iov_ingest("migrat")
+    assert ended.status == 2
+    assert "did you mean migrate?" in ended.err
+
+
+async def test_the_shell_completes_commands() -> None:
+    """As bash asks it, by a script that `--show-completion` prints."""
+    asked = {
+        "_IOV_INGEST_COMPLETE": "complete_bash",
+        "COMP_WORDS": "iov-ingest mi",
+        "COMP_CWORD": "1",
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "ingest", env=os.environ | asked, stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await process.communicate()
+    assert out.split() == [b"migrate"]
+
+
 async def test_wrong_settings_end_with_status_2_and_every_problem() -> None:
     ended = await iov_ingest("run", mqtt_ulr="x", batch_rows="0", mqtt_password="s3cr3t")
     assert ended.status == 2

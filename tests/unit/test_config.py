@@ -85,12 +85,39 @@ def test_a_file_has_the_same_names_and_the_environment_wins(tmp_path: Path) -> N
 
 def test_a_file_that_is_missing_wrong_or_has_unknown_names_is_a_problem(tmp_path: Path) -> None:
     assert "cannot be read" in problems({}, tmp_path / "none.toml")[0]
-    (tmp_path / "bad.toml").write_text("= no")
-    assert "is not TOML" in problems({}, tmp_path / "bad.toml")[0]
+    (tmp_path / "bad.toml").write_text("IOV_HTTP_PORT = 1\nIOV_STORE = oracle\n")
+    (told,) = problems({}, tmp_path / "bad.toml", needs=["IOV_MQTT_URL"])
+    assert "is not TOML: " in told
+    assert "line 2, column" in told
+    (tmp_path / "latin.toml").write_bytes(b'# \xe9\nIOV_STORE = "auto"\n')
+    (told,) = problems({}, tmp_path / "latin.toml", needs=["IOV_MQTT_URL"])
+    assert "byte 2 is not UTF-8" in told
+    (tmp_path / "sections.toml").write_text('[mqtt]\nurl = "mqtt://h"\n')
+    (told,) = problems({}, tmp_path / "sections.toml")
+    assert told.startswith("[mqtt] is a section: ")
     (tmp_path / "odd.toml").write_text("BATCH_ROWS = 1\n")
     assert problems({}, tmp_path / "odd.toml") == [
         "BATCH_ROWS is not a setting; did you mean IOV_BATCH_ROWS?"
     ]
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("IOV_MQTT_HOST", "IOV_MQTT_URL"),
+        ("IOV_MQTT_PORT", "IOV_MQTT_URL"),
+        ("IOV_MQTT_USER", "IOV_MQTT_USERNAME"),
+        ("IOV_MQTT_PASS", "IOV_MQTT_PASSWORD"),
+        ("IOV_BROKER_URL", "IOV_MQTT_URL"),
+        ("IOV_DATABASE_HOST", "IOV_DATABASE_URL"),
+        ("IOV_POSTGRES_URL", "IOV_DATABASE_URL"),
+        ("IOV_DB_DSN", "IOV_DATABASE_URL"),
+        ("IOV_HTTP_ADDR", "IOV_HTTP_PORT"),
+        ("IOV_LOGLEVEL", "IOV_LOG_LEVEL"),
+    ],
+)
+def test_a_name_of_others_leads_to_ours(given: str, meant: str) -> None:
+    assert problems({given: "x"}) == [f"{given} is not a setting; did you mean {meant}?"]
 
 
 def test_other_peoples_variables_are_none_of_ours() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import resource
 import time
 import zlib
@@ -13,7 +14,16 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.decode import Decoded, Limits, decode, inflate, parse_topic, too_deep, values
+from ingest.decode import (
+    Decoded,
+    Limits,
+    decode,
+    inflate,
+    parse_topic,
+    too_deep,
+    topic_fault,
+    values,
+)
 from ingest.model import Fault, Reason
 
 LIMITS = Limits(payload_bytes=1_000, inflated_bytes=4_000, samples=3)
@@ -188,3 +198,27 @@ def test_escaped_quotes_do_not_hide_values() -> None:
     text = b'{"x":"\\\\","y":["\\"",' + b"{}," * 50_000 + b"1]}"
     assert values(text, 100_000) == 50_000 * 5 + 4 + 4 + 2 + 1 + 1
     assert values(text, 400_000) == 0
+
+
+@pytest.mark.parametrize(
+    ("topic", "part"),
+    [
+        ("other/topic", "no levels iov/v1 in it"),
+        ("iov/v2/V1/nev", "no levels iov/v1 in it"),
+        ("siov/v1/V1/nev", "no levels iov/v1 in it"),
+        ("iov/v1/V1", "1 levels after iov/v1, not device and stream"),
+        ("iov/v1/V1/nev/more", "3 levels after iov/v1, not device and stream"),
+        ("iov/v1/V 1/nev", "the device is not [A-Za-z0-9_-]{1,64}"),
+        ("iov/v1//nev", "the device is not [A-Za-z0-9_-]{1,64}"),
+        ("iov/v1/V1/", "the stream is empty"),
+        ("/iov/v1/V1/nev", "it begins with a /"),
+    ],
+)
+def test_a_bad_topic_says_which_part_is_bad(topic: str, part: str) -> None:
+    assert parse_topic(topic) is None
+    assert topic_fault(topic).detail == f"not iov/v1/{{device}}/{{stream}}: {part}"
+
+
+def test_every_topic_that_is_none_has_a_bad_part() -> None:
+    for topic in map("/".join, itertools.product(("", "iov", "v1", "a", "a b"), repeat=4)):
+        assert parse_topic(topic) or topic_fault(topic).detail.count(":") == 1
