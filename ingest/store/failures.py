@@ -37,6 +37,7 @@ _TOO_MUCH = {"53200", "57014"}
 _LOCKED = "55P03"
 POLICY = "42501"
 """A right that is missing, or one row that a policy (row-level security) does not let in."""
+_MEND = {POLICY: "grant the right that is missing"}
 _REFUSED_CLASSES = {"22", "23", "54"}
 _TROUBLE = {"08", "53", "57", "58"}
 """Trouble of the server itself, also while it runs code of the operator's."""
@@ -145,10 +146,8 @@ def _by_sqlstate(exc: asyncpg.PostgresError) -> IngestError:
         return Locked(f"{told}: {exc}")
     if state[:2] in _AWAY_CLASSES or state[:3] == "57P" or state in _AWAY:
         return Unavailable(f"{told}: {exc}")
-    if state == POLICY:
-        return NotReady(f"{told}: {exc}; grant the right that is missing")
     if state[:2] == "42":
-        return NotReady(f"{told}: {exc}; run iov-ingest migrate")
+        return NotReady(f"{told}: {exc}; {_MEND.get(state, 'run iov-ingest migrate')}")
     if state[:2] in {"28", "3D"}:
         return NotReady(f"{told}: {exc}")
     if state[:2] in _REFUSED_CLASSES:

@@ -305,7 +305,7 @@ async def test_the_workers_user_may_work(
 async def test_migrate_is_for_another_role(worker_user: str, catalogue: Catalogue) -> None:
     changed = load(environ={"IOV_DATABASE_URL": worker_user})
     await may_not(worker_user, "INSERT INTO iov.migration (version) VALUES (99)")
-    with pytest.raises(NotReady, match="42501 .*: migrate as the owner of schema iov") as refused:
+    with pytest.raises(NotReady, match=r"42501 .*: migrate as the owner of schema iov") as refused:
         await migrate(changed, catalogue)
     assert "run iov-ingest migrate" not in str(refused.value)
 
