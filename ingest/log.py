@@ -1,8 +1,13 @@
-"""Structured logs: one line per change of state, key=value or JSON, on standard error."""
+"""Structured logs: one line per change of state, key=value or JSON, on standard error.
+
+Where that is systemd's journal a line begins with its priority and has no time of its own, for the
+journal knows it (systemd, sd-daemon(3); systemd.exec(5), JOURNAL_STREAM).
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import Literal
 
@@ -23,14 +28,41 @@ def _logfmt(
     return str(_render(logger, name, event)).translate(_CONTROL)
 
 
+_PRIORITIES = {
+    logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2,
+}  # fmt: skip
+
+
+class _Journal(logging.Formatter):
+    """Lines of another formatter with the priority of syslog(3) before them."""
+
+    def __init__(self, lines: logging.Formatter) -> None:
+        super().__init__()
+        self._lines = lines
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"<{_PRIORITIES.get(record.levelno, 5)}>{self._lines.format(record)}"
+
+
+def _is_journal() -> bool:
+    """Tell if standard error goes to the journal itself, not to a pipe of somebody in between."""
+    try:
+        own = os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError):
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{own.st_dev}:{own.st_ino}"
+
+
 def configure(form: Literal["logfmt", "json"], level: str) -> None:
     """Send our log and that of the libraries to standard error, in one form."""
     shared: list[structlog.typing.Processor] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
     ]
+    journal = _is_journal()
+    if not journal:
+        shared.insert(0, structlog.processors.TimeStamper(fmt="iso", utc=True))
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer() if form == "json" else _logfmt
     )
@@ -39,7 +71,7 @@ def configure(form: Literal["logfmt", "json"], level: str) -> None:
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
     )
     out = logging.StreamHandler(sys.stderr)
-    out.setFormatter(formatter)
+    out.setFormatter(_Journal(formatter) if journal else formatter)
     logging.basicConfig(handlers=[out], level=logging.WARNING, force=True)
     for name in ("service", "source", "store", "pipeline", "tools"):
         logging.getLogger(name).setLevel(level.upper())

@@ -6,6 +6,7 @@ Labels come from closed lists: the catalogue's streams and `other`, `Reason`, `T
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
@@ -238,6 +239,20 @@ class Metrics:
     def watch_in_flight(self, read: Callable[[], float]) -> None:
         """Ask `read` for the messages in flight at each scrape."""
         self.in_flight.set_function(read)
+
+    def outcomes(self) -> Tally[str]:
+        """How many samples were stored, were duplicates, or were rejected, by reason."""
+        found: Tally[str] = Tally()
+        for name, counter in (
+            ("stored", self.samples_stored),
+            ("duplicate", self.samples_duplicate),
+            ("rejected", self.samples_rejected),
+        ):
+            for sample in (s for family in counter.collect() for s in family.samples):
+                if sample.name.endswith("_total"):
+                    reason = sample.labels.get("reason")
+                    found[f"{name}_{reason}" if reason else name] += int(sample.value)
+        return found
 
     def count(self, counter: Counter, by_stream: Mapping[str, int]) -> None:
         """Add a batch's numbers to a counter that has the stream as its one label."""

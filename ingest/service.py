@@ -20,6 +20,7 @@ from random import Random
 import structlog
 
 from ingest import gbt32960, web
+from ingest.account import account
 from ingest.batch import Batcher
 from ingest.batch import Limits as BatchLimits
 from ingest.budget import Budget
@@ -180,6 +181,7 @@ class Service:
                     tasks.create_task(self.heartbeat.run(), name="heartbeat"),
                     tasks.create_task(self._miss_session(), name="miss session"),
                     tasks.create_task(self._page.run(), name="page"),
+                    tasks.create_task(account(self.metrics), name="account"),
                 ]
                 leaving = tasks.create_task(self._leave_for_good(), name="leave for good")
                 await self._stop.wait()

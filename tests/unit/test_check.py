@@ -125,7 +125,7 @@ HIDDEN = b'{"heart_rate": 77}'
     "sent",
     [
         b"##" + HIDDEN, b"x" + HIDDEN, zlib.compress(HIDDEN), bz2.compress(HIDDEN),
-        lzma.compress(HIDDEN), base64.b64encode(HIDDEN), gzip.compress(HIDDEN), HIDDEN[:-1],
+        lzma.compress(HIDDEN), base64.b64encode(HIDDEN), gzip.compress(HIDDEN, mtime=0), HIDDEN[:-1],
         HIDDEN.decode().encode("utf-16"),
     ],
 )  # fmt: skip

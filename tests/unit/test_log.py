@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+import asyncio
+import json
 import logging
+import os
 from collections.abc import Iterator
+from typing import Literal
 
 import pytest
 import structlog
 
 from ingest import log
+from ingest.account import account
+from ingest.metrics import Metrics
+from tests.support import until
 
 
 @pytest.fixture(autouse=True)
@@ -35,3 +42,58 @@ def test_a_line_stays_one_line_whatever_a_vehicle_says(
     (line,) = capsys.readouterr().err.splitlines()
     assert shown in line
     assert "\x1b" not in line
+
+
+@pytest.mark.parametrize("form", ["logfmt", "json"])
+def test_a_line_in_the_journal_has_its_priority_and_no_time_of_its_own(
+    form: Literal["logfmt", "json"],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = os.fstat(2)
+    monkeypatch.setenv("JOURNAL_STREAM", f"{own.st_dev}:{own.st_ino}")
+    with os.fdopen(os.dup(2), "w", buffering=1) as stderr:
+        monkeypatch.setattr("sys.stderr", stderr)
+        log.configure(form, "debug")
+        for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
+            structlog.get_logger("service").log(level, "said", why="so")
+    lines = capfd.readouterr().err.splitlines()
+    assert [line[:3] for line in lines] == ["<7>", "<6>", "<4>", "<3>"]
+    assert not any("timestamp" in line for line in lines)
+    if form == "json":
+        assert json.loads(lines[3][3:])["level"] == "error"
+    else:
+        assert lines[3] == "<3>level=error logger=service event=said why=so"
+
+
+@pytest.mark.parametrize("stream", [None, "1:2"])
+def test_elsewhere_a_line_has_its_time(
+    stream: str | None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`JOURNAL_STREAM` is inherited by what writes to a pipe of its own, too."""
+    monkeypatch.delenv("JOURNAL_STREAM", raising=False)
+    if stream is not None:
+        monkeypatch.setenv("JOURNAL_STREAM", stream)
+    log.configure("logfmt", "info")
+    structlog.get_logger("service").warning("said")
+    assert capsys.readouterr().err.startswith("timestamp=")
+
+
+async def test_the_account_tells_what_came_since_the_last_one() -> None:
+    metrics = Metrics({"nev": []})
+    metrics.samples_stored.labels("nev").inc(7)
+    metrics.samples_rejected.labels("nev", "schema").inc(2)
+    metrics.samples_rejected.labels("other", "bad_topic").inc()
+    with structlog.testing.capture_logs() as lines:
+        telling = asyncio.create_task(account(metrics, 0.01))
+        await until(lambda: lines)
+        assert lines[0] == {
+            "event": "account", "log_level": "info", "stored": 7, "duplicate": 0,
+            "rejected_schema": 2, "rejected_bad_topic": 1,
+        }  # fmt: skip
+        metrics.samples_duplicate.labels("nev").inc(3)
+        told = len(lines)
+        await until(lambda: len(lines) > told)
+        telling.cancel()
+    assert (lines[told]["stored"], lines[told]["duplicate"]) == (0, 3)
+    assert "rejected_schema" not in lines[told]
