@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import sys
 from collections.abc import AsyncIterator
@@ -18,7 +19,11 @@ from ingest.tools.embedded import free_port
 from tests.support import until
 
 SHIPPED = Path(__file__).parents[1] / "deploy" / "prometheus"
-_PLACES = f"{Path(sys.prefix) / 'prometheus' / 'usr' / 'bin'}:/usr/bin:/usr/local/bin"
+_OWN = [str(Path(sys.prefix) / name / "usr" / "bin") for name in ("prometheus", "alertmanager")]
+_PLACES = ":".join([*_OWN, "/usr/bin", "/usr/local/bin"])
+
+
+_TEMPLATES = Path("/usr/share/prometheus/alertmanager/default.tmpl")
 
 
 def program(name: str) -> str:
@@ -26,17 +31,31 @@ def program(name: str) -> str:
     found = shutil.which(name) or shutil.which(name, path=_PLACES)
     if found is None:
         pytest.skip(f"no {name}: tests/install-tools fetches it where there is apt-get")
+    if "alertmanager" in name and not _TEMPLATES.exists():
+        pytest.skip(f"no {_TEMPLATES}, which Debian's Alertmanager reads")
     return found
 
 
 @asynccontextmanager
-async def prometheus(directory: Path, port: int, every: str = "200ms") -> AsyncIterator[str]:
-    """Prometheus on the shipped configuration, in a hurry; its URL."""
+async def prometheus(
+    directory: Path, port: int, every: str = "200ms", alertmanager: str | None = None
+) -> AsyncIterator[str]:
+    """Prometheus on the shipped configuration, in a hurry; its URL.
+
+    With an `alertmanager` (`host:port`) it tells that one at once what is wrong.
+    """
     address = f"127.0.0.1:{free_port()}"
     for file in SHIPPED.glob("*.yml"):
         # 15 s between two looks is right for an operator and long for a test.
         text = file.read_text().replace("_interval: 15s", f"_interval: {every}")
-        (directory / file.name).write_text(text.replace("[5m]", "[5s]").replace("[1m]", "[5s]"))
+        text = text.replace("[5m]", "[5s]").replace("[1m]", "[5s]")
+        if alertmanager is not None:
+            text = re.sub(r"for: \d+m", "for: 0s", text)
+        (directory / file.name).write_text(text)
+    (directory / "alertmanagers").mkdir()
+    if alertmanager is not None:
+        known = [{"targets": [alertmanager], "labels": {}}]
+        (directory / "alertmanagers" / "local.json").write_bytes(orjson.dumps(known))
     (directory / "targets").mkdir()
     targets = [{"targets": [f"127.0.0.1:{port}"], "labels": {}}]
     (directory / "targets" / "workers.json").write_bytes(orjson.dumps(targets))
@@ -50,6 +69,30 @@ async def prometheus(directory: Path, port: int, every: str = "200ms") -> AsyncI
     try:
         await until(lambda: _answers(f"http://{address}/-/ready"), "Prometheus")
         yield f"http://{address}"
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+@asynccontextmanager
+async def alertmanager(directory: Path, webhook: str) -> AsyncIterator[str]:
+    """Alertmanager on the shipped configuration, whose receiver `night` is a webhook; host:port."""
+    address = f"127.0.0.1:{free_port()}"
+    text = (SHIPPED / "alertmanager.yml").read_text()
+    named = f"  - name: night\n    webhook_configs: [{{url: {webhook!r}}}]\n"
+    text = text.replace("  - name: night\n", named).replace("group_wait: 30s", "group_wait: 0s")
+    (directory / "alertmanager.yml").write_text(text)
+    process = await asyncio.create_subprocess_exec(
+        program("prometheus-alertmanager"),
+        f"--config.file={directory / 'alertmanager.yml'}",
+        f"--storage.path={directory / 'alerts'}",
+        f"--web.listen-address={address}",
+        "--cluster.listen-address=",
+        "--log.level=warn",
+    )
+    try:
+        await until(lambda: _answers(f"http://{address}/-/ready"), "Alertmanager")
+        yield address
     finally:
         process.terminate()
         await process.wait()

@@ -126,10 +126,19 @@ def test_what_is_mounted_is_there_and_what_it_names_as_well() -> None:
             assert source.exists(), (name, source)
     (targets,) = json.loads((DEPLOY / "compose/targets/workers.json").read_text())
     (nodes,) = json.loads((DEPLOY / "compose/nodes/database.json").read_text())
-    for target in [*targets["targets"], *nodes["targets"]]:
+    text = (DEPLOY / "compose/alertmanagers/alertmanager.json").read_text()
+    (alertmanagers,) = json.loads(text)
+    for target in [*targets["targets"], *nodes["targets"], *alertmanagers["targets"]]:
         assert target.partition(":")[0] in services()
     places = {target for _, target in mounts("prometheus")}
-    for wanted in ("prometheus.yml", "rules.yml", "alerts.yml", "targets", "nodes"):
+    for wanted in (
+        "prometheus.yml",
+        "rules.yml",
+        "alerts.yml",
+        "targets",
+        "nodes",
+        "alertmanagers",
+    ):
         assert f"/etc/prometheus/{wanted}" in places
     grafana = services()["grafana"]["environment"]
     provisioned = (GRAFANA / "provisioning/datasources/iov-ingest.yaml").read_text()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Iterator
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 import yaml
+from aiohttp import web
 
 from ingest.tools.embedded import Mosquitto
-from tests.prometheus import SHIPPED, ask, program, prometheus
+from tests.prometheus import SHIPPED, alertmanager, ask, program, prometheus
 from tests.support import Worker, publisher, sample, until
 
 ROOT = Path(__file__).parents[2]
@@ -28,11 +29,20 @@ def rules(file: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    "arguments", [("check", "config", "prometheus.yml"), ("test", "rules", "alerts_test.yml")]
+    "command",
+    [
+        ("promtool", "check", "config", "prometheus.yml"),
+        ("promtool", "test", "rules", "alerts_test.yml"),
+        ("amtool", "check-config", "alertmanager.yml"),
+    ],
 )
-def test_promtool_has_nothing_against_it(arguments: tuple[str, ...]) -> None:
+def test_their_own_tools_have_nothing_against_it(command: tuple[str, ...]) -> None:
     ended = subprocess.run(
-        [program("promtool"), *arguments], cwd=SHIPPED, capture_output=True, text=True, check=False
+        [program(command[0]), *command[1:]],
+        cwd=SHIPPED,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
@@ -47,6 +57,10 @@ def test_every_alert_is_tested_and_has_its_paragraph() -> None:
         if case["exp_alerts"]
     }
     assert raised == set(alerts)
+    for rule in rules("alerts.yml"):
+        anchor = "{{ $externalLabels.runbooks }}#" + rule["alert"].lower()
+        assert rule["annotations"]["runbook_url"] == anchor
+        assert rule["labels"]["severity"] in {"page", "ticket"}
     runbook = (ROOT / "docs" / "alerts.md").read_text()
     assert re.findall(r"^## (.+)$", runbook, re.MULTILINE) == alerts
 
@@ -92,3 +106,45 @@ async def test_a_real_prometheus_finds_every_metric_that_rules_and_alerts_name(
             ahead = await ask(url, "(iov_partitions_until_timestamp_seconds - time()) / 86400")
             assert 3 <= float(ahead[0]["value"][1]) <= 4
             assert not await ask(url, 'ALERTS{alertstate="firing"}')
+
+
+async def test_a_worker_that_is_gone_wakes_somebody(
+    worker: AbstractAsyncContextManager[Worker], tmp_path: Path
+) -> None:
+    """The whole way: a worker, Prometheus, Alertmanager, and the one who is called."""
+    calls: list[dict[str, Any]] = []
+
+    async def called(request: web.Request) -> web.Response:
+        calls.append(await request.json())
+        return web.Response()
+
+    def fires(name: str) -> dict[str, Any] | None:
+        alerts = (alert for call in calls for alert in call["alerts"])
+        return next((a for a in alerts if a["labels"]["alertname"] == name), None)
+
+    application = web.Application()
+    application.router.add_post("/", called)
+    async with AsyncExitStack() as stack:
+        runner = web.AppRunner(application)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        pager = await stack.enter_async_context(alertmanager(tmp_path, runner_url(runner)))
+        async with worker as running:
+            assert running.service.http_port is not None
+            found = prometheus(tmp_path, running.service.http_port, alertmanager=pager)
+            url = await stack.enter_async_context(found)
+            await until(lambda: ask(url, "iov_ready == 1"), "the first scrape")
+            assert fires("IovWorkerDown") is None
+            # Nothing is published here.
+            alert = await until(lambda: fires("IovNoData"), "no data, told to somebody")
+            assert alert["annotations"]["runbook_url"] == "docs/alerts.md#iovnodata"
+            assert "runbooks" not in alert["labels"]
+        alert = await until(lambda: fires("IovWorkerDown"), "a worker that is gone, told likewise")
+        assert alert["labels"]["severity"] == "page"
+
+
+def runner_url(runner: web.AppRunner) -> str:
+    host, port = runner.addresses[0][:2]
+    return f"http://{host}:{port}/"

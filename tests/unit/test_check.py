@@ -125,8 +125,8 @@ HIDDEN = b'{"heart_rate": 77}'
     "sent",
     [
         b"##" + HIDDEN, b"x" + HIDDEN, zlib.compress(HIDDEN), bz2.compress(HIDDEN),
-        lzma.compress(HIDDEN), base64.b64encode(HIDDEN), gzip.compress(HIDDEN, mtime=0), HIDDEN[:-1],
-        HIDDEN.decode().encode("utf-16"),
+        lzma.compress(HIDDEN), base64.b64encode(HIDDEN), gzip.compress(HIDDEN, mtime=0),
+        HIDDEN[:-1], HIDDEN.decode().encode("utf-16"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("topic", ["iov/v1/V1/cockpit", "iov/v1/V1/nev", "iov/v1/V1/none", "a/b"])
