@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -303,6 +305,44 @@ async def test_a_day_that_cannot_be_written_holds_up_nobody(
         await worker.settles(16)
         await worker.ready()
     assert await database.count() == 11
+
+
+async def test_a_day_is_taken_away_as_documented_behind_a_reader(
+    broker: Mosquitto, database: Database, catalogue: Catalogue
+) -> None:
+    """Whoever reads for minutes delays the end of it, and no commit."""
+    page = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
+    old = datetime.now(UTC) - timedelta(days=20)
+    recipe = re.findall(r"^((?:ALTER|DROP) TABLE iov\.nev[_ ][^;]*2026[^;]*);", page, re.MULTILINE)
+    recipe = [line.replace("nev_20260101", f"nev_{old:%Y%m%d}") for line in recipe]
+    assert len(recipe) == 2
+    async with working(broker.url, database.url, catalogue) as worker:
+        await publish_many(broker.url, [sample(1, old)])
+        await worker.settles(1)
+        reader, owner = await asyncpg.connect(database.url), await asyncpg.connect(database.url)
+        await reader.execute("BEGIN; SELECT count(*) FROM iov.nev")
+
+        async def taken_away() -> None:
+            for statement in recipe:
+                await owner.execute(statement)
+
+        taking = asyncio.create_task(taken_away())
+        waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pid = $1"
+
+        async def waiting() -> bool:
+            return bool(await database.one(waits, owner.get_server_pid()))
+
+        await until(waiting, "DETACH behind the reader")
+        await publish_many(broker.url, [sample(n) for n in range(10, 20)])
+        await worker.settles(11)
+        assert not taking.done()
+        await reader.close()
+        await taking
+        await owner.close()
+        await publish_many(broker.url, [sample(30)])
+        await worker.settles(12)
+    assert await database.count() == 11
+    assert await database.reasons() == []
 
 
 async def test_no_reader_can_hold_up_a_partition(database: Database, catalogue: Catalogue) -> None:
