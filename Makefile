@@ -8,9 +8,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_STAMP := $(VENV)/.installed-demo
 ARGS ?=
+TEST_PROCESSES ?= 2
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 CONTAINER_TOOL ?= docker
 BUILD_ARGS ?=
+TEST_PROCESSES ?= 2
 FUZZ_S ?= 30
 FUZZ := -max_total_time=$(FUZZ_S) -timeout=5 -verbosity=0 -print_final_stats=1
 
@@ -34,9 +36,9 @@ mosquitto:
 demo: $(DEMO_STAMP) mosquitto ## Database, broker, fleet and service in one command; ARGS="--duration 20 --json"
 	@$(BIN)/iov-ingest demo $(ARGS)
 
-test: setup ## All tests, against real servers; ARGS="-k name"
+test: setup ## All tests, two files at a time; ARGS="-k name", TEST_PROCESSES=0: one after the other
 	@tests/install-tools $(VENV)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile $(ARGS)
 
 lowest: mosquitto ## Tests with the lowest versions pyproject.toml allows; ARGS="tests" for all of them
 	@PYTHON=$(PYTHON) .ci/lowest $(or $(ARGS),tests/unit $(addprefix tests/integration/test_,service.py store.py source.py))

@@ -15,7 +15,7 @@ _OF_LIBPQ = frozenset({
 })  # fmt: skip
 """Parameters of libpq (PostgreSQL, 32.1.2) that asyncpg does not know and would send the server."""
 _FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
-_DEFAULT_ROOT = Path.home() / ".postgresql" / "root.crt"
+_DEFAULT_ROOT = Path(os.path.expanduser("~/.postgresql/root.crt"))  # noqa: PTH111  a user may have no home
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]*)(:[0-9]{1,5})?", re.ASCII)
 _PORT = "5432"
 _FORM = (

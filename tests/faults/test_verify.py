@@ -64,7 +64,7 @@ async def test_nothing_is_lost_whatever_breaks(tmp_path: Path) -> None:
     ],
 )
 async def test_what_a_spoilt_worker_does_is_found(how: str, what: str, tmp_path: Path) -> None:
-    plan = Plan([], duration_s=4, rate=300, rest_s=5)
+    plan = Plan([], duration_s=8, rate=300, rest_s=5)
     result = await verified(plan, tmp_path, sys.executable, str(_SABOTAGE), how)
     told = result.as_json()
     assert not result.ok

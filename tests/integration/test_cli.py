@@ -318,7 +318,7 @@ async def test_the_demo_without_mosquitto_runs_on_amqtt() -> None:
 @pytest.mark.parametrize("source", ["mqtt5", "aiomqtt"])
 async def test_the_bench_runs_small_so_that_it_cannot_rot(source: str) -> None:
     ended = await iov_ingest(
-        "bench", "--duration", "1", "--warm-up", "1", "--source", source, "--json"
+        "bench", "--duration", "4", "--warm-up", "1", "--source", source, "--json"
     )
     assert ended.status == 0, ended.err
     assert list(ended.json) == [
