@@ -42,7 +42,7 @@ class Column:
     sql_type: str
     convert: Convert
     comment: str
-    """Title, unit and description, for COMMENT ON COLUMN."""
+    """For COMMENT ON COLUMN, see `comment`."""
 
 
 def columns(schema: dict[str, Any], where: str) -> list[Column]:
@@ -50,7 +50,7 @@ def columns(schema: dict[str, Any], where: str) -> list[Column]:
 
     Raises SchemaError for a property that no column can hold, or two that want the same name.
     """
-    found = list(_walk(schema, (), where))
+    found = list(_walk(schema, (), (), where))
     seen: dict[str, Column] = {}
     for column in found:
         if column.name in RESERVED or column.name in seen:
@@ -73,23 +73,29 @@ def device_fields(schema: dict[str, Any]) -> tuple[str, ...]:
     return tuple(name for name, field in fields.items() if field.get("x-device"))
 
 
-def _walk(schema: dict[str, Any], path: tuple[str, ...], where: str) -> Iterator[Column]:
+def _walk(
+    schema: dict[str, Any], path: tuple[str, ...], titles: tuple[str, ...], where: str
+) -> Iterator[Column]:
     for name, field in schema.get("properties", {}).items():
         if not path and (name in ENVELOPE or field.get("x-device")):
             continue
         if _is_nested(field):
-            yield from _walk(field, (*path, name), where)
+            within = (*titles, field.get("title", name))
+            yield from _walk(field, (*path, name), within, where)
         else:
-            yield _column(field, (*path, name), f"{where}: /{'/'.join((*path, name))}")
+            yield _column(field, (*path, name), titles, f"{where}: /{'/'.join((*path, name))}")
 
 
 def _is_nested(field: dict[str, Any]) -> bool:
     return json_types(field) == {"object"} and "properties" in field
 
 
-def _column(field: dict[str, Any], path: tuple[str, ...], where: str) -> Column:
+def _column(
+    field: dict[str, Any], path: tuple[str, ...], titles: tuple[str, ...], where: str
+) -> Column:
     sql_type, convert = _storage(field, where)
-    return Column(field.get("x-column", "_".join(path)), path, sql_type, convert, comment(field))
+    name = field.get("x-column", "_".join(path))
+    return Column(name, path, sql_type, convert, comment(field, titles))
 
 
 def _storage(field: dict[str, Any], where: str) -> tuple[str, Convert]:
@@ -134,13 +140,29 @@ def _integer(field: dict[str, Any], where: str) -> str:
     raise SchemaError(f"{where}: no integer column holds {low} … {high}")
 
 
-def comment(field: dict[str, Any]) -> str:
-    """Title, unit, description and source of a field in one line."""
-    title = field.get("title", "")
-    unit = f" [{field['x-unit']}]" if field.get("x-unit", UNITY) != UNITY else ""
-    text = f"{title}{unit}"
+def comment(field: dict[str, Any], within: tuple[str, ...] = ()) -> str:
+    """What a column holds in one line: `within` are the titles of the objects around it.
+
+    Title, unit, description, the values of an enumeration, the members of what becomes jsonb.
+    """
+    text = f"{', '.join((*within, field.get('title', '')))}{_unit(field)}"
     if field.get("description"):
         text += f": {field['description']}"
+    if values := [str(value) for value in _inner(field, "enum") or () if value is not None]:
+        text += f" One of {', '.join(values)}."
+    if members := _inner(field, "properties"):
+        each = "Each has" if "items" in field else "Has"
+        text += f" {each} {', '.join(name + _unit(member) for name, member in members.items())}."
     if field.get("x-hash"):
         text += f" Stored as {field['x-hash'].upper()} in hexadecimal."
     return text
+
+
+def _inner(field: dict[str, Any], keyword: str) -> Any:
+    """What a field or the items of an array say."""
+    return field.get(keyword) or field.get("items", {}).get(keyword)
+
+
+def _unit(field: dict[str, Any]) -> str:
+    unit = field.get("x-unit") or field.get("items", {}).get("x-unit", UNITY)
+    return "" if unit == UNITY else f" [{unit}]"

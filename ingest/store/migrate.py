@@ -224,7 +224,7 @@ END $$"""
 
 
 def _base_grants() -> dict[int, list[str]]:
-    """What the workers' role is granted on what each base migration makes."""
+    """What the two roles are granted on what each base migration makes."""
     return {
         1: [
             _granted("GRANT USAGE ON SCHEMA iov"),
@@ -257,6 +257,7 @@ def _base_grants() -> dict[int, list[str]]:
             _granted("GRANT EXECUTE ON FUNCTION iov.strike_off(text, text, double precision)"),
             _granted("GRANT SELECT, INSERT, UPDATE, DELETE ON iov.guard"),
         ],
+        7: [_granted("GRANT SELECT ON iov.vehicle", role=READER_ROLE)],
     }
 
 

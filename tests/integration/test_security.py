@@ -323,6 +323,7 @@ async def test_a_reader_reads_every_stream_and_nothing_private(
     for stream in catalogue.values():
         await connection.fetch(f"SELECT * FROM iov.{stream.table} LIMIT 1")
     await connection.fetch("SELECT device_id, device, kind, region, fleet FROM iov.device")
+    await connection.fetch("SELECT * FROM iov.vehicle JOIN iov.nev USING (device_id)")
     await connection.fetch("SELECT reason, detail, topic FROM iov.dead_letter")
     await connection.fetch("SELECT client_id, heartbeat_at FROM iov.worker")
     await connection.close()

@@ -283,9 +283,7 @@ async def test_while_a_batch_cannot_be_committed_connecting_does_not_make_ready(
         assert writer.problem is None
 
 
-@pytest.mark.parametrize(
-    "query", ["ssl_min_protocol_version=hunter2", "sslnegotiation=hunter2"]
-)
+@pytest.mark.parametrize("query", ["ssl_min_protocol_version=hunter2", "sslnegotiation=hunter2"])
 async def test_a_url_the_driver_cannot_read_is_not_printed(query: str) -> None:
     """What is wrong with the rest of it is seen before, see `test_unreachable.py`."""
     url = f"postgresql://u@127.0.0.1/db?sslmode=require&{query}"
@@ -391,6 +389,18 @@ async def test_every_column_says_what_it_means(database: Database) -> None:
         "AND coalesce(col_description(c.oid, a.attnum), '') = ''"
     )
     assert silent == []
+    # Partitions are what a client lists, so they say it as well, and so does the readers' view.
+    await database.execute("SELECT iov.make_partition('nev', '2026-01-02')")
+    assert await database.one("SELECT obj_description('iov.nev_20260102'::regclass)") == (
+        "iov.nev, samples of 2026-01-02 (UTC)."
+    )
+    for name in ("nev_20260102", "vehicle"):
+        silent = await database.all(
+            "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass('iov.' || $1) "
+            "AND attnum > 0 AND coalesce(col_description(attrelid, attnum), '') = ''",
+            name,
+        )
+        assert silent == []
 
 
 async def test_an_added_field_becomes_an_added_column(

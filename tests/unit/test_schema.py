@@ -441,3 +441,20 @@ def test_a_schema_that_names_what_must_never_be_stored_has_no_short_way() -> Non
     fields = {"ts": {"type": "integer"}, "plate": {"type": ["string", "null"]}}
     schema = {"type": "object", "properties": fields, "x-never-stored": ["plate"]}
     assert stream("s", schema).exact("V1", NOW, 1, NOW, {"ts": 0, "plate": "B 1"}) is None
+
+
+@pytest.mark.parametrize(
+    ("stream", "column", "said"),
+    [
+        ("nev", "extremes_max_cell_v", "Extreme values, Highest cell voltage, Value [V]: "),
+        ("nev", "location_lon", "Location, Longitude [°]: "),
+        ("nev", "charge_status", "One of parked_charging, driving_charging, not_charging, "),
+        ("alarm", "flags", "One of temp_diff, battery_high_temp, "),
+        ("battery", "packs", "Each has no, voltage_v [V], current_a [A], "),
+    ],
+)
+def test_a_column_says_where_it_belongs_what_it_may_be_and_has(
+    stream: str, column: str, said: str
+) -> None:
+    (found,) = [c for c in CATALOGUE[stream].columns if c.name == column]
+    assert said in found.comment
