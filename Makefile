@@ -1,6 +1,6 @@
 # Everything is set up on first use: `make demo` and `make test` need nothing but git, make, python3-venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup mosquitto demo test lowest lint format types floors fuzz audit verify soak bench image wheel release docs dashboards clean
+.PHONY: help setup mosquitto demo test lowest lint format types floors fuzz audit verify soak bench image wheel release docs dashboards page clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -95,6 +95,11 @@ docs: $(STAMP) ## What is generated in docs/: settings, a page for each stream, 
 dashboards: setup ## The Grafana dashboards with data, drawn: docs/iov-operations.png, docs/iov-fleet.png
 	@tests/install-tools $(VENV)
 	$(BIN)/python -m tests.draw_dashboards docs
+
+page: setup ## Pictures of the live page in its states; TO=directory
+	@tests/install-tools $(VENV)
+	@mkdir -p $(or $(TO),page)
+	$(BIN)/python -m tests.draw_page $(or $(TO),page)
 
 clean: ## Remove what the targets made
 	rm -rf $(VENV) .venv-lowest .fuzz build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -96,7 +96,13 @@ class Service:
         self.clock = Clock()
         self.watch = Watch(settings, catalogue, self.metrics, self.writer, self.clock)
         limits = BatchLimits(settings.batch_rows, wait_s=settings.batch_wait_ms / 1000)
-        live = web.Live(self.metrics, catalogue, self._state, settings.mqtt_client_id)
+        about = web.About(
+            settings.mqtt_client_id,
+            settings.broker_address,
+            settings.subscription,
+            settings.database_address,
+        )
+        live = web.Live(self.metrics, catalogue, self._state, about)
         token = settings.http_token
         self._page = web.Page(live, token.get_secret_value() if token else None)
         self.guard = Guard(settings, random)

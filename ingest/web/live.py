@@ -18,7 +18,7 @@ from ingest.metrics import Histogram, Metrics
 from ingest.model import Row
 from ingest.schema import Catalogue, Stream
 
-_LETTERS = 20
+_LETTERS, _GROUPS = 20, 50
 _DEVICES = 20_000
 """Positions that are kept, the newest: 5 MB."""
 _LOOKS_PER_TICK = 500
@@ -44,13 +44,25 @@ class State(NamedTuple):
     """At work on the same subscription; None while the register is away."""
 
 
+class About(NamedTuple):
+    """Which worker it is, and where its samples come from and go to."""
+
+    worker: str
+    broker: str
+    """`host:port`."""
+    subscription: str
+    database: str
+    """`host:port/database`."""
+
+
 class Live:
     """Knows what a page may ask."""
 
     def __init__(
-        self, metrics: Metrics, catalogue: Catalogue, state: Callable[[], State], name: str
+        self, metrics: Metrics, catalogue: Catalogue, state: Callable[[], State], about: About
     ) -> None:
-        self._metrics, self._catalogue, self._state, self._name = metrics, catalogue, state, name
+        self._metrics, self._catalogue, self._state, self._about = metrics, catalogue, state, about
+        self._groups: dict[tuple[str, str], dict[str, Any]] = {}
         self._started_s = time.monotonic()
         self._letters: deque[DeadLetter] = deque(maxlen=_LETTERS)
         self._positions: dict[str, list[Any]] = {}
@@ -64,7 +76,9 @@ class Live:
     def committed(self, batch: Batch, letters: Iterable[DeadLetter]) -> None:
         """Take down what a page shows of a batch that is stored."""
         # Each payload may have megabytes, and the page shows no payload.
-        self._letters.extend(letter._replace(payload=b"") for letter in letters)
+        for letter in letters:
+            self._letters.append(letter._replace(payload=b""))
+            self._group(letter)
         if not self.map_is_open:
             if self._positions:
                 self._positions, self._moved = {}, {}
@@ -75,6 +89,20 @@ class Live:
                 newest = rows[-self._looks_left :]
                 self._looks_left -= len(newest)
                 self._take_positions(stream, newest)
+
+    def _group(self, letter: DeadLetter) -> None:
+        key = letter.reason, letter.detail
+        # Taken out first, so that the one that was quiet for longest is at the front.
+        known = self._groups.pop(key, None)
+        self._groups[key] = {
+            "reason": letter.reason,
+            "detail": letter.detail,
+            "count": 1 + (known["count"] if known else 0),
+            "device": letter.device,
+            "received_at": letter.received_at.isoformat(timespec="milliseconds"),
+        }
+        if len(self._groups) > _GROUPS:
+            del self._groups[next(iter(self._groups))]
 
     def _take_positions(self, stream: Stream, rows: Sequence[Row]) -> None:
         for row in rows:
@@ -103,7 +131,7 @@ class Live:
         """
         state, now = self._state(), _Counts(self._metrics) if fresh else self._last
         found: dict[str, Any] = {
-            "worker": self._name if details else None,
+            "worker": self._about.worker if details else None,
             "uptime_s": round(time.monotonic() - self._started_s, 1),
             "ready": not state.problems,
             "problems": state.problems,
@@ -118,6 +146,8 @@ class Live:
             "rejected": now.reasons,
         }
         if details:
+            found["about"] = self._about._asdict()
+            found["dead_letter_groups"] = list(reversed(self._groups.values()))
             found["dead_letters"] = [
                 {
                     "received_at": letter.received_at.isoformat(timespec="milliseconds"),
@@ -209,12 +239,22 @@ def _buckets(histogram: Histogram, labels: Iterable[str]) -> list[int]:
 def _quantiles(
     histogram: Histogram, now: Sequence[int], before: Sequence[int]
 ) -> dict[str, float] | None:
-    """Upper bounds of what happened between two moments; None where nothing did."""
-    up_to = list(accumulate(n - b for n, b in zip(now, before, strict=True)))
+    """Quantiles of what happened between two moments; None where nothing did.
+
+    Interpolated as Prometheus does (`histogram_quantile`): what is in a bucket is spread evenly in
+    it, and above the last bound nothing is known but the bound.
+    """
+    up_to = [0, *accumulate(n - b for n, b in zip(now, before, strict=True))]
     if not up_to[-1]:
         return None
-    bounds = [*histogram.bounds, histogram.bounds[-1]]
-    return {name: bounds[bisect_left(up_to, q * up_to[-1])] for name, q in _QUANTILES.items()}
+    bounds = [min(0.0, histogram.bounds[0]), *histogram.bounds, histogram.bounds[-1]]
+    found = {}
+    for name, q in _QUANTILES.items():
+        rank = q * up_to[-1]
+        place = bisect_left(up_to, rank, lo=1)
+        share = (rank - up_to[place - 1]) / (up_to[place] - up_to[place - 1])
+        found[name] = bounds[place - 1] + (bounds[place] - bounds[place - 1]) * share
+    return found
 
 
 def _columns(names: Sequence[str]) -> Columns:

@@ -40,14 +40,22 @@ async def test_the_page_moves_and_survives_a_restart_of_the_worker(
         browsing(f"http://127.0.0.1:{port}/", tmp_path, width) as page,
     ):
         await shows(page, STATE, "ready")
+        # With nothing received it says where it listens, and what to type.
+        for wanted in ("$share/ingest/iov/v1/+/+", url.removeprefix("mqtt://"), database.name):
+            await shows(page, f"at('where').textContent.includes({wanted!r})", wanted=True)
+        await shows(page, "at('try').textContent.startsWith('mosquitto_pub -h ')", wanted=True)
+        await shows(page, "at('map').checkVisibility()", wanted=False)
+        await shows(page, "at('map-note').textContent.startsWith('No position')", wanted=True)
         for seq in range(3):
             await publish(sample(seq, location=place), f"iov/v1/V{seq}/nev")
         await publish(sample(9, gear="<img src=x onerror=alert(1)>"))
         await shows(page, STORED, "3")
         await shows(page, DEVICES, 3)
         await shows(
-            page, "document.querySelector('#letters td:nth-child(4)').textContent", "schema"
+            page, "document.querySelector('#letters td:nth-child(2)').textContent", "schema"
         )
+        await shows(page, "at('nothing').checkVisibility()", wanted=False)
+        await shows(page, "at('legend').textContent", "cars")
         drawn = await page.evaluate(CURVE)
         await until(lambda: _more(page, drawn), "the curve to go on")
         ink = "map.getContext('2d').getImageData(0, 0, map.width, map.height).data.some((v) => v)"

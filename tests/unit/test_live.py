@@ -13,17 +13,18 @@ from ingest.check import Checker
 from ingest.metrics import Histogram, Metrics
 from ingest.model import Reason
 from ingest.schema import load_catalogue
-from ingest.web import Live, State
+from ingest.web import About, Live, State
 from ingest.web.live import _quantiles
 from tests.support import delivery, plenty, sample
 
 CATALOGUE = load_catalogue()
 NOW = datetime.now(UTC)
+ABOUT = About("w", "b:1883", "$share/ingest/iov/v1/+/+", "d:5432/telemetry")
 
 
 def live() -> Live:
     metrics = Metrics(dict.fromkeys(CATALOGUE, ()))
-    return Live(metrics, CATALOGUE, lambda: State([], [], 0, 10, None, 1), "w")
+    return Live(metrics, CATALOGUE, lambda: State([], [], 0, 10, None, 1), ABOUT)
 
 
 def batch(*messages: tuple[str, str, dict[str, Any]]) -> Batch:
@@ -114,8 +115,40 @@ def test_the_newest_dead_letters_are_details_and_their_number_is_not() -> None:
     assert public["rejected"]["schema"] == 30
 
 
+def test_dead_letters_are_grouped_and_the_newest_group_comes_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ingest.web.live._GROUPS", 2)
+    shown = live()
+    for device, fields in (
+        ("V1", {"gear": "Q"}), ("V2", {"soc_pct": 900}), ("V3", {"gear": "Q"}),
+        ("V4", {"speed_kmh": "fast"}),
+    ):  # fmt: skip
+        bad = batch((device, "nev", sample(1, NOW, **fields)))
+        shown.committed(bad, bad.dead_letters)
+    found = shown.status(details=True)["dead_letter_groups"]
+    # Of three the one that was quiet for longest is forgotten.
+    assert [(group["count"], group["device"], group["detail"][:10]) for group in found] == [
+        (1, "V4", "/speed_kmh"),
+        (2, "V3", "/gear is n"),
+    ]
+    assert "dead_letter_groups" not in shown.status(details=False)
+    assert "about" not in shown.status(details=False)
+    assert shown.status(details=True)["about"]["database"] == "d:5432/telemetry"
+
+
+def test_quantiles_are_interpolated_as_prometheus_does() -> None:
+    histogram = Histogram("h", "test", (1.0, 2.0, 5.0), registry=CollectorRegistry())
+    histogram.observe_all([0.5] * 50 + [1.5] * 40 + [4.0] * 10)
+    found = _quantiles(histogram, histogram.counts(), [0] * 4)
+    assert found == {"p50": 1.0, "p99": pytest.approx(2 + 3 * 0.9)}
+    histogram.observe_all([9.0] * 1_000)
+    found = _quantiles(histogram, histogram.counts(), [0] * 4)
+    assert found == {"p50": 5.0, "p99": 5.0}
+
+
 @given(st.lists(st.floats(0, 20), max_size=30), st.lists(st.floats(0, 20), min_size=1, max_size=30))
-def test_quantiles_are_the_bounds_above_what_happened_since(
+def test_quantiles_lie_in_the_bucket_of_what_happened_since(
     before: list[float], since: list[float]
 ) -> None:
     histogram = Histogram("h", "test", (1.0, 2.0, 5.0, 20.0), registry=CollectorRegistry())
@@ -125,8 +158,9 @@ def test_quantiles_are_the_bounds_above_what_happened_since(
     histogram.observe_all(since)
     found = _quantiles(histogram, histogram.counts(), then)
     assert found is not None
+    bounds = (0.0, 1.0, 2.0, 5.0, 20.0)
     for name, q in (("p50", 0.5), ("p99", 0.99)):
-        up_to = sum(value <= found[name] for value in since)
-        below = [bound for bound in (0.0, 1.0, 2.0, 5.0, 20.0) if bound < found[name]]
-        assert up_to >= q * len(since)
-        assert sum(value <= below[-1] for value in since) < q * len(since) or below[-1] == 0.0
+        upper = min(bound for bound in bounds if bound >= found[name] - 1e-9)
+        lower = max((bound for bound in bounds if bound < found[name] - 1e-9), default=0.0)
+        assert sum(value <= upper for value in since) >= q * len(since)
+        assert sum(value <= lower for value in since) <= q * len(since) or lower == 0.0
