@@ -16,7 +16,7 @@ _OF_LIBPQ = frozenset({
 """Parameters of libpq (PostgreSQL, 32.1.2) that asyncpg does not know and would send the server."""
 _FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
 _DEFAULT_ROOT = Path(os.path.expanduser("~/.postgresql/root.crt"))  # noqa: PTH111  a user may have no home
-_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]*)(:[0-9]{1,5})?", re.ASCII)
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]*)(:[0-9]{1,5})?")
 _PORT = "5432"
 _FORM = (
     "is not postgresql://user:password@host:port/database; in the password "
@@ -69,7 +69,8 @@ def _split(url: str) -> SplitResult | None:
         if "," not in url:
             return None
         parts = urlsplit(url)
-    return None if "@" in parts.path or "@" in parts.query or parts.fragment else parts
+    spilt = "@" in parts.path or "@" in parts.query or parts.netloc.count("@") > 1
+    return None if spilt or parts.fragment else parts
 
 
 def _hosts(parts: SplitResult) -> list[str]:
