@@ -12,7 +12,6 @@ TEST_PROCESSES ?= 2
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 CONTAINER_TOOL ?= docker
 BUILD_ARGS ?=
-TEST_PROCESSES ?= 2
 FUZZ_S ?= 30
 FUZZ := -max_total_time=$(FUZZ_S) -timeout=5 -verbosity=0 -print_final_stats=1
 

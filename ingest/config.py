@@ -357,7 +357,8 @@ def _read(file: Path, problems: list[str]) -> dict[str, Any]:
 def _nearest(name: str, names: Collection[str]) -> str:
     from difflib import get_close_matches  # noqa: PLC0415  only on the way to an error
 
-    _, about, *words = name.split("_") if name.startswith(PREFIX) else ("", "", name)
+    name = name.upper()
+    _, about, *words = (name if name.startswith(PREFIX) else PREFIX + name).split("_")
     about = _BY_ANOTHER_NAME.get(about, about)
     meant = "_".join(("IOV", about, *words))
     # IOV_MQTT_HOST is not IOV_HTTP_HOST: what is about the same server comes first.

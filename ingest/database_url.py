@@ -1,9 +1,10 @@
-"""What a database URL says: where it leads, and what is wrong with it, without its password."""
+"""Reads a database URL: where it leads, and what is wrong with it, without its password."""
 
 from __future__ import annotations
 
 import os
 import re
+import ssl
 from pathlib import Path
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
@@ -16,8 +17,8 @@ _OF_LIBPQ = frozenset({
 """Parameters of libpq (PostgreSQL, 32.1.2) that asyncpg does not know and would send the server."""
 _FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
 _DEFAULT_ROOT = Path(os.path.expanduser("~/.postgresql/root.crt"))  # noqa: PTH111  a user may have no home
-_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]*)(:[0-9]{1,5})?")
-_PORT = "5432"
+_HOST = re.compile(r"(\[[\w:.%]+\]|[\w.-]*)(:[0-9]{0,5})?")
+_PORT, _MOST_PORT = "5432", 65_535
 _FORM = (
     "is not postgresql://user:password@host:port/database; in the password "
     "/ # ? @ : % are written %2F %23 %3F %40 %3A %25"
@@ -25,7 +26,7 @@ _FORM = (
 
 
 def problems(url: str) -> list[str]:
-    """What the driver would not understand, or do without a word."""
+    """Find what the driver would not understand."""
     found = []
     parts = _split(url)
     if parts is None or not _hosts(parts):
@@ -38,12 +39,26 @@ def problems(url: str) -> list[str]:
         f"{name} is libpq's and not known here: leave it out"
         for name in sorted(query.keys() & _OF_LIBPQ)
     ]
+    found += _wrong_files(query)
+    known = "sslrootcert" in query or "PGSSLROOTCERT" in os.environ or _DEFAULT_ROOT.is_file()
+    by_socket = all(host.startswith("/") for host in _hosts(parts))
+    if mode.startswith("verify-") and not known and not by_socket:
+        found.append(f"sslmode={mode} needs sslrootcert=FILE, the authority of the server")
+    return found
+
+
+def _wrong_files(query: dict[str, str]) -> list[str]:
+    """Find the files of TLS that are not there, or hold something else."""
+    found = []
     for name in _FILES:
         path = query.get(name)
         if path is not None and not (Path(path).is_file() and os.access(path, os.R_OK)):
             found.append(f"{name}: {path} cannot be read")
-    if mode.startswith("verify-") and "sslrootcert" not in query and not _DEFAULT_ROOT.is_file():
-        found.append(f"sslmode={mode} needs sslrootcert=FILE, the authority of the server")
+    if not found and (root := query.get("sslrootcert")):
+        try:
+            ssl.create_default_context(cafile=root)
+        except ssl.SSLError:
+            found.append(f"sslrootcert: {root} holds no certificate (PEM)")
     return found
 
 
@@ -63,28 +78,30 @@ def _split(url: str) -> SplitResult | None:
     """The parts; None where one of them may hold some of a password that was not encoded."""
     try:
         parts = urlsplit(url)
-        parts.port  # noqa: B018  raises what is wrong with it
     except ValueError:
-        # Of several hosts only the last has a port for urlsplit.
-        if "," not in url:
-            return None
-        parts = urlsplit(url)
-    spilt = "@" in parts.path or "@" in parts.query or parts.netloc.count("@") > 1
-    return None if spilt or parts.fragment else parts
+        return None
+    # A / or ? in a password ends the host for whoever reads the URL, and an @ ends the password.
+    cut = "@" not in parts.netloc and ":" in parts.netloc and "@" in parts.path + parts.query
+    return None if cut or parts.netloc.count("@") > 1 or parts.fragment else parts
 
 
 def _hosts(parts: SplitResult) -> list[str]:
     """Hosts with their ports; a directory where it is a Unix socket; none if they are not read."""
     query = _query(parts)
-    named = parts.netloc.rpartition("@")[2] or query.get("host") or os.environ.get("PGHOST", "")
-    ports = (query.get("port") or os.environ.get("PGPORT") or _PORT).split(",")
+    own = parts.netloc.rpartition("@")[2]
+    named = own or query.get("host") or os.environ.get("PGHOST", "")
+    # A port in the query is not for a host that stands before it.
+    ports = ((not own and query.get("port")) or os.environ.get("PGPORT") or _PORT).split(",")
     hosts = []
     for number, host in enumerate(map(unquote, named.split(","))):
         if host.startswith("/"):
             hosts.append(host)
         elif _HOST.fullmatch(host):
-            name, _, own = host.rpartition(":") if re.search(r":\d+$", host) else (host, "", "")
-            hosts.append(f"{name or 'localhost'}:{own or ports[min(number, len(ports) - 1)]}")
+            name, port = _HOST.fullmatch(host).groups()  # type: ignore[union-attr]  # it matches
+            port = (port or "").removeprefix(":") or ports[min(number, len(ports) - 1)]
+            if int(port) > _MOST_PORT:
+                return []
+            hosts.append(f"{name or 'localhost'}:{port}")
         else:
             return []
     return hosts

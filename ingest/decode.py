@@ -77,7 +77,7 @@ def topic_fault(topic: str) -> Fault:
     if not found or (before and not before.endswith("/")):
         part = "no levels iov/v1 in it"
     elif len(levels) != _LEVELS:
-        part = f"{len(levels)} levels after iov/v1, not device and stream"
+        part = f"after iov/v1 come {len(levels)} of the two levels device and stream"
     elif not _DEVICE.fullmatch(levels[0]):
         part = "the device is not [A-Za-z0-9_-]{1,64}"
     else:

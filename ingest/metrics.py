@@ -241,7 +241,7 @@ class Metrics:
         self.in_flight.set_function(read)
 
     def outcomes(self) -> Tally[str]:
-        """How many samples were stored, were duplicates, or were rejected, by reason."""
+        """Count the samples stored, the duplicates, and those rejected, by reason."""
         found: Tally[str] = Tally()
         for name, counter in (
             ("stored", self.samples_stored),

@@ -38,6 +38,7 @@ from ingest.source import Source
 from ingest.store import Guard, Heartbeat, Watch, Writer, registry
 from ingest.store.heartbeat import mend
 from ingest.store.registry import Registered
+from ingest.trouble import Trouble
 
 DRAIN_TIMEOUT_S = 20.0
 """With what stopping takes after it (5 s at the broker, 3 s at the database) below the 30 s that
@@ -126,10 +127,14 @@ class Service:
     def problems(self) -> list[str]:
         """What keeps this worker from being ready; empty while nothing does."""
         troubles = (self.source.trouble, self.watch.trouble, self.writer.trouble)
-        # The watch and the writer often say the same.
-        servers = {trouble.text: trouble.told for trouble in reversed(troubles)}
+        # The watch and the writer often say the same: then once, since the first of them.
+        servers: dict[tuple[str, str | None], Trouble] = {}
+        for trouble in troubles:
+            first = servers.setdefault((trouble.server, trouble.text), trouble)
+            if trouble.since < first.since:
+                servers[trouble.server, trouble.text] = trouble
         parts = (
-            *reversed(servers.values()),
+            *(trouble.told for trouble in servers.values()),
             self.writer.closed,
             self.clock.problem,
             self._stuck(),

@@ -1,4 +1,4 @@
-"""What is wrong with a server, and since when."""
+"""Trouble with a server, and since when."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Trouble:
 
     @property
     def text(self) -> str | None:
-        """What is wrong; None while nothing is."""
+        """The sentence; None while nothing is wrong."""
         return self._text
 
     @text.setter
@@ -24,6 +24,13 @@ class Trouble:
         self._text = text
 
     @property
+    def since(self) -> datetime:
+        """The moment it began."""
+        return self._since
+
+    @property
     def told(self) -> str | None:
         """The sentence for somebody who does not know which server it is about; time in UTC."""
-        return self._text and f"{self.server}, since {self._since:%H:%M:%S} UTC: {self._text}"
+        today = self._since.date() == datetime.now(UTC).date()
+        since = f"{self._since:{'%H:%M:%S' if today else '%Y-%m-%d %H:%M:%S'}}"
+        return self._text and f"{self.server}, since {since} UTC: {self._text}"

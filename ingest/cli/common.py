@@ -74,7 +74,9 @@ def run_async(main_: Coroutine[Any, Any, Any]) -> Any:
         try:
             return runner.run(_until_told(main_, received))
         except asyncio.CancelledError:
-            people.print("interrupted: what was started is stopped")
+            if not received:
+                raise
+            people.print("interrupted")
             raise typer.Exit(128 + received[0]) from None
 
 

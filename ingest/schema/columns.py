@@ -141,7 +141,7 @@ def _integer(field: dict[str, Any], where: str) -> str:
 
 
 def comment(field: dict[str, Any], within: tuple[str, ...] = ()) -> str:
-    """What a column holds in one line: `within` are the titles of the objects around it.
+    """Tell what a column holds in one line; `within` are the titles of the objects around it.
 
     Title, unit, description, the values of an enumeration, the members of what becomes jsonb.
     """
@@ -159,7 +159,7 @@ def comment(field: dict[str, Any], within: tuple[str, ...] = ()) -> str:
 
 
 def _inner(field: dict[str, Any], keyword: str) -> Any:
-    """What a field or the items of an array say."""
+    """Look a keyword up in a field or in the items of an array."""
     return field.get(keyword) or field.get("items", {}).get(keyword)
 
 

@@ -26,7 +26,7 @@ _JSONB_VERSION = b"\x01"
 _MIGRATE = "run iov-ingest migrate"
 _HINTS = {
     "28P01": "mend user or password in IOV_DATABASE_URL",
-    "28000": "pg_hba.conf of the server does not let this user in from here like this",
+    "28000": "the server lets this user in neither so nor from here: its role, or pg_hba.conf",
     "3D000": "create it, or mend its name in IOV_DATABASE_URL",
     "42704": "leave it out of IOV_DATABASE_URL",
     "22023": "mend it in IOV_DATABASE_URL",
@@ -123,8 +123,11 @@ async def _opened(settings: Settings, **how: Any) -> asyncpg.Connection:
         raise Unavailable(why(exc, "")) from exc
     except TargetServerAttributeNotMatched as exc:
         raise Unavailable("none of the hosts is what target_session_attrs asks for") from exc
-    except InternalClientError as exc:
-        raise Unavailable("what it answers is not PostgreSQL's: is the port right?") from exc
+    except (InternalClientError, AttributeError) as exc:  # what asyncpg says of odd answers
+        raise Unavailable(
+            "what it answers is not understood: is it PostgreSQL, and wants it a password? "
+            "(GSSAPI and SSPI are not known here)"
+        ) from exc
 
 
 @lru_cache(4_096)

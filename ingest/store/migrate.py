@@ -90,9 +90,9 @@ async def migrate(
                     for statement in step.statements:
                         await connection.execute(statement)
     except asyncpg.SyntaxOrAccessError as exc:
-        raise NotReady(
-            f"{exc.sqlstate} {exc}: migrate as the owner of schema iov and its tables"
-        ) from exc
+        is_right = isinstance(exc, asyncpg.InsufficientPrivilegeError)
+        hint = ": migrate as the owner of schema iov and its tables" if is_right else ""
+        raise NotReady(f"{exc.sqlstate} {exc}{hint}") from exc
     except asyncpg.LockNotAvailableError as exc:
         whom = blockers[-1] if blockers else "somebody who was not seen"
         raise Unavailable(f"a lock was not had in time; it waited for {whom}") from exc

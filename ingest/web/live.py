@@ -6,6 +6,7 @@ from it only while somebody looks at a map, so that nobody pays for a page that 
 
 from __future__ import annotations
 
+import re
 import time
 from bisect import bisect_left
 from collections import Counter, deque
@@ -19,6 +20,7 @@ from ingest.model import Row
 from ingest.schema import Catalogue, Stream
 
 _LETTERS, _GROUPS = 20, 50
+_NUMBERS = re.compile(r"\d+")
 _DEVICES = 20_000
 """Positions that are kept, the newest: 5 MB."""
 _LOOKS_PER_TICK = 500
@@ -91,7 +93,8 @@ class Live:
                 self._take_positions(stream, newest)
 
     def _group(self, letter: DeadLetter) -> None:
-        key = letter.reason, letter.detail
+        # Of a place in an array or a text there are as many as a vehicle likes.
+        key = letter.reason, _NUMBERS.sub("#", letter.detail)
         # Taken out first, so that the one that was quiet for longest is at the front.
         known = self._groups.pop(key, None)
         self._groups[key] = {

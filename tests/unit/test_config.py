@@ -114,6 +114,7 @@ def test_a_file_that_is_missing_wrong_or_has_unknown_names_is_a_problem(tmp_path
         ("IOV_DB_DSN", "IOV_DATABASE_URL"),
         ("IOV_HTTP_ADDR", "IOV_HTTP_PORT"),
         ("IOV_LOGLEVEL", "IOV_LOG_LEVEL"),
+        ("IOV_mqtt_url", "IOV_MQTT_URL"),
     ],
 )
 def test_a_name_of_others_leads_to_ours(given: str, meant: str) -> None:

@@ -137,6 +137,17 @@ def test_dead_letters_are_grouped_and_the_newest_group_comes_first(
     assert shown.status(details=True)["about"]["database"] == "d:5432/telemetry"
 
 
+def test_places_in_a_text_make_no_group_of_their_own() -> None:
+    shown = live()
+    for number in range(100):
+        message = delivery(b'{"seq":' + b" " * number + b"}", "iov/v1/V1/nev", at=NOW)
+        made = Batch(0.0)
+        made.add(message, Checker(CATALOGUE).check(message), plenty(), 0.0)
+        shown.committed(made, made.dead_letters)
+    (group,) = shown.status(details=True)["dead_letter_groups"]
+    assert (group["count"], group["reason"]) == (100, "bad_json")
+
+
 def test_quantiles_are_interpolated_as_prometheus_does() -> None:
     histogram = Histogram("h", "test", (1.0, 2.0, 5.0), registry=CollectorRegistry())
     histogram.observe_all([0.5] * 50 + [1.5] * 40 + [4.0] * 10)
