@@ -235,7 +235,12 @@ class World:
     async def visit(
         self, visitors: Sequence[Visitor], limit_s: float, publisher: Publisher | None = None
     ) -> None:
-        """Publish messages that are no debts, and wait until workers have acknowledged them all."""
+        """Publish messages that are no debts, and wait until workers have acknowledged them all.
+
+        Where a session is left behind they wait for its adoption first: it would get its share.
+        """
+        if publisher is None:
+            await until(self.adopted, "the adoption of a session", 2 * ADOPT_AFTER_S)
         numbers = []
         for device, stream, payload, encoding in visitors:
             name = f"{VISITOR}{device}"
