@@ -38,7 +38,7 @@ _BY_ANOTHER_NAME = {
     "BROKER": "MQTT", "DB": "DATABASE", "PG": "DATABASE", "PGSQL": "DATABASE",
     "POSTGRES": "DATABASE", "POSTGRESQL": "DATABASE", "TIMESCALEDB": "DATABASE",
 }  # fmt: skip
-"""What others call the two servers."""
+"""Names of others for the two servers."""
 _IN_THE_URL = {"HOST", "HOSTNAME", "PORT", "SERVER", "ADDRESS", "DSN", "URI", "NAME", "SSLMODE"}
 _APPLICATION_NAME_BYTES = 63
 """PostgreSQL cuts `application_name` at NAMEDATALEN - 1."""

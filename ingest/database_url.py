@@ -75,7 +75,7 @@ def address(url: str) -> str:
 
 
 def _split(url: str) -> SplitResult | None:
-    """The parts; None where one of them may hold some of a password that was not encoded."""
+    """Split a URL; None if a part may hold some of a password that was not encoded."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -86,7 +86,7 @@ def _split(url: str) -> SplitResult | None:
 
 
 def _hosts(parts: SplitResult) -> list[str]:
-    """Hosts with their ports; a directory where it is a Unix socket; none if they are not read."""
+    """List hosts with their ports, or directories of Unix sockets; empty if they cannot be read."""
     query = _query(parts)
     own = parts.netloc.rpartition("@")[2]
     named = own or query.get("host") or os.environ.get("PGHOST", "")

@@ -71,7 +71,7 @@ def parse_topic(topic: str) -> tuple[str, str] | None:
 
 
 def topic_fault(topic: str) -> Fault:
-    """Which part of a topic is not that of `iov/v1/{device}/{stream}`."""
+    """Tell which part of a topic is not that of `iov/v1/{device}/{stream}`."""
     before, found, after = topic.rpartition("iov/v1/")
     levels = after.split("/")
     if not found or (before and not before.endswith("/")):

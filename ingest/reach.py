@@ -1,4 +1,4 @@
-"""Why a server was not reached, in words that say where to look."""
+"""Reasons why a server was not reached, in words that say where to look."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _WORDS: dict[type[Exception], str] = {
 
 
 def why(exc: Exception, authority: str) -> str:
-    """Words for what a connection failed with; `authority` is the setting that names its CA."""
+    """Put into words what a connection failed with; `authority` is the setting of its CA."""
     match exc:
         case socket.gaierror():
             return f"the name of the host is not known: {exc.strerror}"

@@ -35,7 +35,7 @@ class Terminal:
         return _CONTROL.sub("", self._shown)
 
     async def shows(self, pattern: str) -> str:
-        """What matches a regular expression, once something does."""
+        """Wait for something that matches a regular expression; the match."""
         try:
             async with asyncio.timeout(_PATIENCE_S):
                 while not (found := re.search(pattern, self.shown)):

@@ -44,9 +44,9 @@ class Whole(NamedTuple):
     """The demands of a schema on a value as an array or an object, and on those inside it."""
 
     kinds: frozenset[type]
-    """Of `list` and `dict` what it may be."""
+    """Those of `list` and `dict` that it may be."""
     types: str
-    """What it may be at all, in words."""
+    """All types that it may have, in words."""
     least: int
     most: float
     """Items of an array."""
@@ -58,7 +58,7 @@ class Whole(NamedTuple):
     variants: tuple[Variant, ...]
 
     def fault(self, value: Any) -> tuple[Path, str] | None:
-        """The first fault and where it stands in `value`, an array or an object."""
+        """Find the first fault, and its path in `value`, an array or an object."""
         if type(value) not in self.kinds:
             return (), _words("type", types=self.types)
         return self._object(value) if type(value) is dict else self._array(value)

@@ -61,7 +61,7 @@ class Source:
 
     @property
     def problem(self) -> str | None:
-        """Why nothing is being received; None while subscribed."""
+        """Reason why nothing is being received; None while subscribed."""
         return self.trouble.text
 
     async def run(self) -> None:

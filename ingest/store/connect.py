@@ -31,7 +31,7 @@ _HINTS = {
     "42704": "leave it out of IOV_DATABASE_URL",
     "22023": "mend it in IOV_DATABASE_URL",
 }
-"""What to do about an SQLSTATE that the server answers a connection with."""
+"""Ways out of an SQLSTATE that the server answers a connection with."""
 _COLUMNS = """
 SELECT c.relname AS table, array_agg(a.attname::text) AS columns
 FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped

@@ -224,7 +224,7 @@ END $$"""
 
 
 def _base_grants() -> dict[int, list[str]]:
-    """What the two roles are granted on what each base migration makes."""
+    """Grant the two roles what they need of what each base migration makes."""
     return {
         1: [
             _granted("GRANT USAGE ON SCHEMA iov"),

@@ -62,7 +62,7 @@ class Watch:
 
     @property
     def problem(self) -> str | None:
-        """What keeps the database from being ready; None while nothing does."""
+        """Reason why the database is not ready; None while it is."""
         return self.trouble.text
 
     async def run(self) -> None:

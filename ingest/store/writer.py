@@ -598,7 +598,7 @@ class Writer:
 
     @property
     def problem(self) -> str | None:
-        """Why no batch can be committed right now; None while it can."""
+        """Reason why no batch can be committed right now; None while one can."""
         return self.trouble.text
 
     @property

@@ -132,7 +132,7 @@ def postgres(
 
 
 def mosquitto_path() -> str | None:
-    """Where mosquitto is, or None: installed, or unpacked beside this Python."""
+    """Find mosquitto, installed or unpacked beside this Python; None if it is neither."""
     beside = str(Path(sys.executable).parent)
     path = os.pathsep.join([os.environ.get("PATH", ""), _SBIN, beside])
     return shutil.which("mosquitto", path=path)

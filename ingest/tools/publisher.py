@@ -38,7 +38,7 @@ class Publisher:
         timeout_s: float = _TIMEOUT_S,
         waiting: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`timeout_s`: after so long without its acknowledgement a message is published again.
+        """`timeout_s`: without an acknowledgement for this long a message is published again.
 
         `waiting` is told what it waits for, once for each reason.
         """

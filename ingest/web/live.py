@@ -47,7 +47,7 @@ class State(NamedTuple):
 
 
 class About(NamedTuple):
-    """Which worker it is, and where its samples come from and go to."""
+    """Name of a worker, and the servers its samples come from and go to."""
 
     worker: str
     broker: str

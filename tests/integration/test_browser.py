@@ -40,7 +40,7 @@ async def test_the_page_moves_and_survives_a_restart_of_the_worker(
         browsing(f"http://127.0.0.1:{port}/", tmp_path, width) as page,
     ):
         await shows(page, STATE, "ready")
-        # With nothing received it says where it listens, and what to type.
+        # With nothing received it names its servers, and what to type.
         for wanted in ("$share/ingest/iov/v1/+/+", url.removeprefix("mqtt://"), database.name):
             await shows(page, f"at('where').textContent.includes({wanted!r})", wanted=True)
         await shows(page, "at('try').textContent.startsWith('mosquitto_pub -h ')", wanted=True)

@@ -285,7 +285,7 @@ async def test_while_a_batch_cannot_be_committed_connecting_does_not_make_ready(
 
 @pytest.mark.parametrize("query", ["ssl_min_protocol_version=hunter2", "sslnegotiation=hunter2"])
 async def test_a_url_the_driver_cannot_read_is_not_printed(query: str) -> None:
-    """What is wrong with the rest of it is seen before, see `test_unreachable.py`."""
+    """The rest of it is judged before, see `test_unreachable.py`."""
     url = f"postgresql://u@127.0.0.1/db?sslmode=require&{query}"
     with pytest.raises(NotReady) as caught:
         await connect(load(environ={"IOV_DATABASE_URL": url}), "test")

@@ -95,7 +95,7 @@ async def speaks_tls(certificate: trustme.LeafCert) -> AsyncIterator[int]:
 
 
 async def failure(url: str) -> str:
-    """What becomes of a connection to that URL."""
+    """Say what becomes of a connection to that URL."""
     settings = load(environ={"IOV_DATABASE_URL": url})
     try:
         connection = await connect(settings, "test")

@@ -1,4 +1,4 @@
-"""What is wrong with an array or an object as a whole is told without the validator's error."""
+"""Faults of an array or an object as a whole are told without the validator's error."""
 
 from __future__ import annotations
 

@@ -68,15 +68,17 @@ def test_a_line_in_the_journal_has_its_priority_and_no_time_of_its_own(
 
 @pytest.mark.parametrize("stream", [None, "1:2"])
 def test_elsewhere_a_line_has_its_time(
-    stream: str | None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    stream: str | None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`JOURNAL_STREAM` is inherited by what writes to a pipe of its own, too."""
     monkeypatch.delenv("JOURNAL_STREAM", raising=False)
     if stream is not None:
         monkeypatch.setenv("JOURNAL_STREAM", stream)
-    log.configure("logfmt", "info")
-    structlog.get_logger("service").warning("said")
-    assert capsys.readouterr().err.startswith("timestamp=")
+    with os.fdopen(os.dup(2), "w", buffering=1) as stderr:
+        monkeypatch.setattr("sys.stderr", stderr)
+        log.configure("logfmt", "info")
+        structlog.get_logger("service").warning("said")
+    assert capfd.readouterr().err.startswith("timestamp=")
 
 
 async def test_the_account_tells_what_came_since_the_last_one() -> None:
