@@ -159,8 +159,18 @@ class Checker:
         """The outcome of a sample from a message so large that one sample may be too much."""
         fault = too_much(sample, self._limits)
         if fault is not None:
-            return _rejected(stream, device, sample, fault)
+            kept = self._unread(orjson.dumps(sample), stream.never_stored)
+            return Rejected(stream.name, stream.name, device, *fault, kept)
         return self._outcome(delivery, stream, device, sample, *others)
+
+    def _unread(self, text: bytes, private: NeverStored) -> bytes:
+        """What is kept of a sample that is too large to be looked through by its names.
+
+        All of it if nothing in it looks like what must never be stored, which takes a tenth.
+        """
+        if self._keep_unreadable or not private.may_be_in(text):
+            return text
+        return _digest(text)
 
     def _outcome(
         self,
@@ -279,13 +289,18 @@ class Checker:
                 pass  # no JSON, or nested deeper than anybody follows it
         if self._keep_unreadable or not delivery.payload:
             return delivery.payload
-        digest = hashlib.sha256(delivery.payload).hexdigest()
-        return orjson.dumps({"bytes": len(delivery.payload), "sha256": digest})
+        return _digest(delivery.payload)
 
     def _text(self, delivery: Delivery) -> bytes | None:
         """What a message says, inflated if it is packed; None if it cannot be read."""
         text = unpack(delivery.payload, delivery.encoding, self._limits)
         return None if isinstance(text, Fault) else text
+
+
+def _digest(text: bytes) -> bytes:
+    """What is kept instead of a text that nobody has looked through: its size and SHA-256."""
+    told = {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
+    return orjson.dumps(told)
 
 
 def _weight(outcome: Outcome) -> int:

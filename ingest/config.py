@@ -120,7 +120,7 @@ class Settings(BaseModel):
     )
     max_samples: int = Field(1_000, ge=1, le=100_000, description="Samples in one message")
     max_values: int = Field(
-        400_000, ge=1_000, le=100_000_000,
+        300_000, ge=1_000, le=100_000_000,
         description="Values in one message; a member counts as 2, an array or object as 4 more",
     )  # fmt: skip
     max_sample_values: int = Field(

@@ -16,6 +16,9 @@ Samples = dict[str, dict[str, Any]]
 _REPORTED = ("nev", "battery", "alarm")
 """Streams of a report; the first of them that a frame has keeps what no table knows."""
 _FIRST_CUSTOM, _SIGNATURE = 0x80, 0xFF
+_MOST_UNITS = 4_096
+"""Units of one frame that are read. Vehicles send each once or once per pack; a frame of 65 kB may
+have 32,762, at 10 µs each (measured)."""
 
 
 def read_units(edition: Edition, reader: Reader, head: dict[str, Any]) -> Samples:
@@ -25,11 +28,14 @@ def read_units(edition: Edition, reader: Reader, head: dict[str, Any]) -> Sample
     kept: list[dict[str, str]] = []
     lists = _Lists()
     undecoded = False
+    units = 0
     while reader.left:
         start, number = reader.at, reader.count(1)
         unit = UNITS[edition].get(number)
+        units += 1
+        readable = units <= _MOST_UNITS
         try:
-            if unit is not None:
+            if readable and unit is not None:
                 part: dict[str, Any] = {}
                 own: Marks = {}
                 for item in unit.items:
@@ -40,12 +46,12 @@ def read_units(edition: Edition, reader: Reader, head: dict[str, Any]) -> Sample
                 else:
                     marks.setdefault(unit.stream, {}).update(_merge(sample, part, own, lists))
                 continue
-            if _FIRST_CUSTOM <= number < _SIGNATURE:
+            if readable and _FIRST_CUSTOM <= number < _SIGNATURE:
                 kept.append(_hex(number, reader.take(reader.count(2))))
                 continue
         except CutShortError:
             pass
-        # A unit without a readable length: what follows it cannot be found.
+        # A unit without a readable length, so what follows it cannot be found; or one too many.
         undecoded = number != _SIGNATURE
         kept.append(_hex(number, reader.data[start + 1 :]))
         break

@@ -114,13 +114,18 @@ def find(value: Any, steps: Sequence[str], pointer: str) -> Iterator[tuple[str, 
         yield pointer, value
         return
     step, rest = steps[0], steps[1:]
+    members: Iterable[tuple[str | int, Any]] = ()
     if isinstance(value, dict):
-        names = list(value) if step == EACH else [step]
-        for name in names:
-            yield from find(value.get(name), rest, f"{pointer}/{name}")
+        members = value.items() if step == EACH else ((step, value.get(step)),)
     elif isinstance(value, list) and step == EACH:
-        for index, item in enumerate(value):
-            yield from find(item, rest, f"{pointer}/{index}")
+        members = enumerate(value)
+    for name, inner in members:
+        if inner is None:
+            continue
+        if rest:
+            yield from find(inner, rest, f"{pointer}/{name}")
+        else:
+            yield f"{pointer}/{name}", inner
 
 
 def leaves(value: Any, steps: Sequence[str]) -> Iterator[Collection[Any]]:
@@ -131,15 +136,17 @@ def leaves(value: Any, steps: Sequence[str]) -> Iterator[Collection[Any]]:
     if not steps:
         yield (value,)
         return
-    step, rest = steps[0], steps[1:]
-    if isinstance(value, dict):
-        inner: Collection[Any] = value.values() if step == EACH else (value.get(step),)
-    elif isinstance(value, list) and step == EACH:
-        inner = value
-    else:
-        return
-    if not rest:
-        yield inner
-        return
-    for one in inner:
-        yield from leaves(one, rest)
+    *way, last = steps
+    nodes = [value]
+    for step in way:
+        nodes = [inner for node in nodes for inner in _inside(node, step)]
+    for node in nodes:
+        if inner := _inside(node, last):
+            yield inner
+
+
+def _inside(node: Any, step: str) -> Collection[Any]:
+    """What one step leads to; nothing if there is no such step."""
+    if type(node) is dict:
+        return node.values() if step == EACH else (node.get(step),)
+    return node if type(node) is list and step == EACH else ()

@@ -80,6 +80,7 @@ def shapes(catalogue: Catalogue) -> Iterator[Shape]:
             yield Shape(f"unknown array of {element}", name, element, ('"x":[', "]"))
         for what, element in (
             ("members", f'"k{_COUNTED}":1'), ("members with a dash", f'"k-{_COUNTED}":1'),
+            ("members of U+0000", f'"k-{_COUNTED}":"\\u0000"'),
             ("the same member", '"x":1'), ("never stored", '"heart_rate":1'),
             ("long members", f'"{"-A" * 20_000}{_COUNTED}":1'),
             ("deep members", f'"k{_COUNTED}":{_DEEP}'),

@@ -140,6 +140,45 @@ def test_what_cannot_be_taken_apart_is_kept_as_its_size_and_digest(sent: bytes, 
     assert kept.payload == sent
 
 
+def too_many(**more: Any) -> dict[str, Any]:
+    """A sample of more members than one may have."""
+    return sample(1, NOW) | {f"k{n:x}": 0 for n in range(55_000)} | more
+
+
+@pytest.mark.parametrize(
+    ("more", "kept"), [({}, "all"), ({"Heart-Rate": 77}, "digest"), ({"é": 1}, "digest")]
+)
+def test_of_a_sample_too_large_to_be_looked_through_no_private_field_is_kept(
+    more: dict[str, Any], kept: str
+) -> None:
+    sent = too_many(**more)
+    payload = gzip.compress(orjson.dumps([sent, sample(2, NOW)]))
+    message = delivery(payload, "iov/v1/V1/cockpit", encoding="gzip", at=NOW)
+    found = CHECKER.check(message).outcomes[0]
+    assert isinstance(found, Rejected)
+    assert found.reason is Reason.TOO_LARGE
+    assert found.detail.startswith("more than 100000 values in one sample: about ")
+    text = orjson.dumps(sent)
+    assert found.payload == (text if kept == "all" else digest_of(text))
+    keeping = Checker(CATALOGUE, keep_unreadable=True)
+    as_it_came = keeping.check(message).outcomes[0]
+    assert isinstance(as_it_came, Rejected)
+    assert as_it_came.payload == text
+
+
+@pytest.mark.parametrize(
+    "name", ["n" * 1_001, '"' * 1_001, "\\" * 1_001, "é" * 1_001, "a" * 900 + '"' + "b" * 101]
+)
+def test_a_name_that_is_too_long_for_a_pointer_is_told(name: str) -> None:
+    nested: list[dict[str, Any]] = [{name: 1}, {"x": [{name: {}}]}]
+    for inner in nested:
+        for texts in (1, 40):
+            sent = sample(1, NOW) | {"fill": ["z" * 900] * texts} | inner
+            (found,) = CHECKER.check(delivery(sent, "iov/v1/V1/nev", at=NOW)).outcomes
+            told = getattr(found, "detail", "") == "a name of more than 1000 characters"
+            assert told is (texts > 1)
+
+
 def test_a_derived_seq_tells_nothing_of_what_is_never_stored() -> None:
     seqs = set()
     for rate in range(60, 180, 40):

@@ -227,6 +227,19 @@ def test_a_known_unit_that_is_cut_short_leaves_what_was_read() -> None:
     assert found["units"] == [{"id": "0x05", "hex": "0007"}]
 
 
+def test_units_beyond_any_vehicles_number_are_kept_unread() -> None:
+    custom = bytes.fromhex("81 0001 07")
+    found = outcomes(frame(TIME + VEHICLE_2016 + custom * 5_000))
+    (row,) = found
+    assert isinstance(row, Row)
+    values = every_column(CATALOGUE["nev"], row.values, row.present)
+    assert values["speed_kmh"] == 46.8
+    assert orjson.loads(values["quality"])["/units"] == "undecoded"
+    *read, rest = orjson.loads(values["extra"])["units"]
+    assert read == [{"id": "0x81", "hex": "07"}] * 4_095
+    assert bytes.fromhex(rest["hex"]) == (custom * (5_000 - 4_095))[1:]
+
+
 def test_a_unit_that_comes_twice_does_not_push_out_the_first() -> None:
     other = bytes([*VEHICLE_2016[:4], 0, 0, *VEHICLE_2016[6:]])
     found = samples(VEHICLE_2016 + other)["nev"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from random import Random
 
 import asyncpg
@@ -18,6 +19,7 @@ from ingest.errors import NotReady, Refused, TooMuch, Unavailable, Unforeseen
 from ingest.metrics import Histogram, Metrics
 from ingest.model import Reason
 from ingest.store.failures import DuplicateKey, Locked, NoPartition, meaning
+from ingest.tools.embedded import free_port, neighbouring_ports
 
 
 def test_delays_grow_to_their_most_and_begin_again() -> None:
@@ -139,6 +141,17 @@ def test_what_is_no_failure_of_the_database_is_a_bug(exc: Exception) -> None:
 
 def test_what_a_row_is_refused_for_quotes_no_value() -> None:
     assert "s3cr3t" not in str(meaning(error("22P02")))
+
+
+def test_a_free_port_is_none_that_a_connection_may_take_before_its_server_starts() -> None:
+    try:
+        lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except FileNotFoundError:
+        pytest.skip("no Linux, so its range is not told here")
+    if lowest <= 20_000:
+        pytest.skip(f"here connections take ports from {lowest} on")
+    assert max(neighbouring_ports(3) + 2 for _ in range(50)) < lowest
+    assert max(free_port() for _ in range(50)) < lowest
 
 
 @pytest.mark.parametrize("module", ["ingest.service", "ingest.cli.run"])
