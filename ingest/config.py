@@ -139,6 +139,9 @@ class Settings(BaseModel):
         description="What is kept of a message that cannot be taken apart: size and digest, or "
         "all of it, private or not",
     )
+    retention_file: Path | None = Field(
+        None, description="How many days rows are kept, in TOML; for `migrate` and `maintain`"
+    )
     schema_dir: Path | None = Field(None, description="Schemas; default: those of the product")
     http_host: str = Field("0.0.0.0", description="Where HTTP listens")  # noqa: S104  a scraper comes from outside
     http_port: int = Field(9464, ge=0, le=65_535, description="0: any free port")
@@ -193,7 +196,9 @@ class Settings(BaseModel):
             raise ValueError("is not a topic filter (MQTT 5, 4.7); the group has its own setting")
         return topic
 
-    @field_validator("mqtt_password_file", "mqtt_ca_file", "mqtt_cert_file", "mqtt_key_file")
+    @field_validator(
+        "mqtt_password_file", "mqtt_ca_file", "mqtt_cert_file", "mqtt_key_file", "retention_file"
+    )
     @classmethod
     def _readable(cls, path: Path | None) -> Path | None:
         if path is not None and not (path.is_file() and os.access(path, os.R_OK)):

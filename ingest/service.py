@@ -35,7 +35,7 @@ from ingest.pipeline import Pipeline
 from ingest.pulse import Pulse
 from ingest.schema import Catalogue
 from ingest.source import Source
-from ingest.store import Guard, Heartbeat, Watch, Writer, registry
+from ingest.store import Guard, Heartbeat, Watch, Writer, maintain_hourly, registry
 from ingest.store.heartbeat import mend
 from ingest.store.registry import Registered
 from ingest.trouble import Trouble
@@ -70,6 +70,8 @@ class Service:
         """
         random = Random()  # noqa: S311  spreads reconnects, protects nothing
         self._settings = settings
+        self._catalogue = catalogue
+        self._random = random
         self.metrics = Metrics(_flags(catalogue))
         self.checker = checker or Checker(
             catalogue,
@@ -193,6 +195,9 @@ class Service:
                     tasks.create_task(self._miss_session(), name="miss session"),
                     tasks.create_task(self._page.run(), name="page"),
                     tasks.create_task(account(self.metrics), name="account"),
+                    tasks.create_task(
+                        maintain_hourly(settings, self._catalogue, self._random), name="maintain"
+                    ),
                 ]
                 leaving = tasks.create_task(self._leave_for_good(), name="leave for good")
                 await self._stop.wait()

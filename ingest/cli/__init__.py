@@ -21,6 +21,7 @@ _MODULES = {
     "migrate": "serve",
     "drain": "serve",
     "check": "serve",
+    "maintain": "maintain",
     "settings": "settings",
     "demo": "load",
     "simulate": "load",

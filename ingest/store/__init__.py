@@ -5,12 +5,14 @@ from ingest.store.copy import copy
 from ingest.store.failures import away, naming
 from ingest.store.guard import Guard
 from ingest.store.heartbeat import Heartbeat
+from ingest.store.maintain import Account, maintain, maintain_hourly
 from ingest.store.migrate import migrate
 from ingest.store.partitions import make_ahead
 from ingest.store.watch import Watch
 from ingest.store.writer import More, Writer, Written
 
 __all__ = [
+    "Account",
     "Guard",
     "Heartbeat",
     "More",
@@ -22,6 +24,8 @@ __all__ = [
     "copy",
     "durability_problem",
     "expect_migrated",
+    "maintain",
+    "maintain_hourly",
     "make_ahead",
     "may_be_accepted",
     "migrate",

@@ -14,12 +14,14 @@ from typing import NamedTuple
 
 import asyncpg
 
+from ingest import retention
 from ingest.config import Settings
 from ingest.errors import NotReady, Unavailable
 from ingest.schema import Catalogue, Stream
 from ingest.schema.table import add_column, comment_on, create_table, quoted, table_columns
 from ingest.store.connect import connect
 from ingest.store.registry import reading
+from ingest.store.retention import changes, retention_of
 
 WORKER_ROLE = "iov_worker"
 """Group role that may do what a worker does and owns nothing."""
@@ -138,6 +140,11 @@ async def _plan(
             steps += _extend(stream, present, contradictions)
     if contradictions:
         raise NotReady("; ".join(contradictions))
+    if settings.retention_file is not None:
+        wanted = retention.read(settings.retention_file, catalogue, settings.max_age_days)
+        known = await connection.fetchval("SELECT to_regclass('iov.retention') IS NOT NULL")
+        there = await retention_of(connection) if known else {}
+        steps += [Step(what, [statement]) for what, statement in changes(there, wanted)]
     return steps
 
 
@@ -258,6 +265,13 @@ def _base_grants() -> dict[int, list[str]]:
             _granted("GRANT SELECT, INSERT, UPDATE, DELETE ON iov.guard"),
         ],
         7: [_granted("GRANT SELECT ON iov.vehicle", role=READER_ROLE)],
+        8: [
+            _granted("GRANT SELECT ON iov.retention"),
+            _granted("GRANT SELECT ON iov.retention", role=READER_ROLE),
+            _granted("GRANT EXECUTE ON FUNCTION iov.drop_day(text, text)"),
+            _granted("GRANT EXECUTE ON FUNCTION iov.drop_dead_letters(integer)"),
+            _granted("GRANT EXECUTE ON FUNCTION iov.analyse(text)"),
+        ],
     }
 
 

@@ -47,9 +47,17 @@ async def make_partitions(
     return made
 
 
-async def make_ahead(connection: asyncpg.Connection, catalogue: Catalogue, today: date) -> int:
-    """Make what the coming days need; hypertables make their own chunks."""
+async def missing_ahead(
+    connection: asyncpg.Connection, catalogue: Catalogue, today: date
+) -> list[tuple[str, date]]:
+    """What the coming days need and have not; hypertables make their own chunks."""
     tables = [stream.table for stream in catalogue.values()]
     partitioned = [row[0] for row in await connection.fetch(_PARTITIONED, tables)]
     days = [today + timedelta(days=n) for n in range(-1, DAYS_AHEAD + 1)]
-    return await make_partitions(connection, ((t, day) for t in partitioned for day in days))
+    wanted = [(table, day) for table in partitioned for day in days]
+    return await missing(connection, wanted) if wanted else []
+
+
+async def make_ahead(connection: asyncpg.Connection, catalogue: Catalogue, today: date) -> int:
+    """Make what the coming days need; how many partitions that were."""
+    return await make_partitions(connection, await missing_ahead(connection, catalogue, today))

@@ -20,7 +20,7 @@ _HEAD = (
 )
 _GROUPS = {
     "Broker": "mqtt_",
-    "Database": "database_ store unsafe_ batch_ commit_ stuck_ adopt_",
+    "Database": "database_ store unsafe_ batch_ commit_ stuck_ adopt_ retention_",
     "What is accepted": "max_ dead_ schema_",
     "HTTP and logs": "http_ log_",
 }

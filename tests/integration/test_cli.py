@@ -55,6 +55,7 @@ async def iov_ingest(*args: str | Path, **settings: str) -> Ended:
         "run",
         "migrate",
         "check",
+        "maintain",
         "drain",
         "settings",
         "verify",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, date, datetime
+from datetime import date
 from itertools import chain
 from pathlib import Path
 
@@ -51,19 +51,4 @@ async def test_retention_by_partitions_is_done_as_it_is_written(database: Databa
     left = [row["relname"] for row in await connection.fetch(listed)]
     assert set(names) - set(left) == {"nev_20260101", "nev_20260102"}
     assert await connection.fetchval("SELECT count(*) FROM iov.nev_20260102") == 0
-    await connection.close()
-
-
-async def test_old_dead_letters_are_deleted_as_it_is_written(database: Database) -> None:
-    text = (ROOT / "docs" / "operating.md").read_text()
-    (statement,) = re.findall(r"`(DELETE FROM iov\.dead_letter[^`]+)`", text)
-    connection = await asyncpg.connect(database.url)
-    for year in (2020, datetime.now(UTC).year + 1):
-        await connection.execute(
-            "INSERT INTO iov.dead_letter (received_at, topic, reason, detail, payload) "
-            "VALUES ($1, 't', 'bad_json', 'd', '')",
-            datetime(year, 1, 1, tzinfo=UTC),
-        )
-    await connection.execute(statement)
-    assert await connection.fetchval("SELECT count(*) FROM iov.dead_letter") == 1
     await connection.close()

@@ -9,6 +9,7 @@ import asyncio
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -19,11 +20,11 @@ import asyncpg
 import pytest
 
 from ingest.config import load
-from ingest.errors import NotReady
+from ingest.errors import ConfigError, NotReady
 from ingest.schema import Catalogue
-from ingest.store import migrate
+from ingest.store import maintain, migrate
 from ingest.tools.embedded import Mosquitto
-from tests.support import publish_many, sample, sql_blocks, until, working
+from tests.support import publish_many, sample, until, working
 
 INSTALLED = os.environ.get("TIMESCALEDB_PGINSTALL")
 pytestmark = pytest.mark.skipif(
@@ -65,7 +66,7 @@ async def url() -> AsyncIterator[str]:
         await until(reachable, "PostgreSQL with TimescaleDB")
         yield address
     finally:
-        server.terminate()
+        server.send_signal(signal.SIGINT)  # does not wait for connections (postgres, 18.5)
         await server.wait()
         shutil.rmtree(directory, ignore_errors=True)
 
@@ -125,9 +126,68 @@ async def test_an_owner_a_worker_and_a_reader_are_enough(
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
         await reader.fetchval("SELECT vin FROM iov.device")
     await reader.close()
-    owner = await asyncpg.connect(as_user("owner"))
-    (policies,) = [block for block in sql_blocks("operating.md") if "add_retention" in block]
-    await owner.execute(policies)
-    assert await owner.fetchval("SELECT count(*) FROM timescaledb_information.jobs") >= 2
-    await owner.close()
     await admin.close()
+
+
+async def test_what_is_kept_how_long_is_left_to_its_own_policies(
+    url: str, broker: Mosquitto, catalogue: Catalogue, tmp_path: Path
+) -> None:
+    file = tmp_path / "retention.toml"
+    owner = await asyncpg.connect(url)
+    await owner.execute("CREATE EXTENSION timescaledb")
+    plain = {"IOV_DATABASE_URL": url}
+    settings = load(environ=plain | {"IOV_RETENTION_FILE": write(file, "[nev]\nkeep_days = 1")})
+    with pytest.raises(ConfigError, match="kept for 1 days and samples of 30"):
+        await maintain(settings, catalogue)
+    await migrate(load(environ=plain), catalogue)
+    # What an operator has set without a file is left as it is.
+    await owner.execute("SELECT add_retention_policy('iov.alarm', INTERVAL '400 days')")
+    now = datetime.now(UTC)
+    async with working(broker.url, url, catalogue) as worker:
+        await publish_many(broker.url, [sample(n, now - timedelta(days=n)) for n in range(20)])
+        await worker.settles(20)
+    await owner.execute(
+        "INSERT INTO iov.nev (device_id, ts, seq, received_at) "
+        "VALUES (1, now() - interval '50 days', 1, now())"
+    )
+
+    async def policies(table: str) -> dict[str, str]:
+        return dict(
+            await owner.fetch(
+                "SELECT proc_name, coalesce(config ->> 'drop_after', config ->> 'compress_after') "
+                "FROM timescaledb_information.jobs WHERE hypertable_name = $1",
+                table,
+            )
+        )
+
+    write(file, "[nev]\nkeep_days = 40\ncompress_after_days = 9\n[battery]\nkeep_days = 31\n")
+    planned = await maintain(settings, catalogue, dry_run=True)
+    assert await policies("nev") == {}
+    done = await maintain(settings, catalogue)
+    assert done.later == []
+    assert done.policies == planned.policies
+    assert await policies("nev") == {"policy_retention": "40 days", "policy_compression": "9 days"}
+    assert await policies("battery") == {"policy_retention": "31 days"}
+    assert await policies("alarm") == {"policy_retention": "400 days"}
+    assert (await maintain(settings, catalogue)).policies == []
+
+    # Its own workers see to it; those that ended nine days ago or before are compressed.
+    async def seen_to() -> bool:
+        rows = await owner.fetchval("SELECT count(*) FROM iov.nev")
+        packed = await owner.fetchval(
+            "SELECT count(*) FROM timescaledb_information.chunks WHERE is_compressed"
+        )
+        return (rows, packed) == (20, 10)
+
+    await until(seen_to, "the policies' work")
+    write(file, "[nev]\nkeep_days = 60\n")
+    await maintain(settings, catalogue)
+    assert await policies("nev") == {"policy_retention": "60 days"}
+    assert await policies("battery") == {}
+    assert await policies("alarm") == {"policy_retention": "400 days"}
+    await owner.close()
+
+
+def write(file: Path, text: str) -> str:
+    file.write_text(text + "\n")
+    return str(file)

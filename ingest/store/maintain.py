@@ -1,0 +1,404 @@
+"""The hourly work: partitions ahead, old days and dead letters gone, statistics, an index on `ts`.
+
+An owner detaches a day concurrently and waits for its readers; nobody waits for that. A worker,
+which owns nothing, has a function do it that gives up after a fifth of a second and is tried again.
+With hypertables TimescaleDB's own policies drop and compress; they are kept as the file says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from random import Random
+from typing import NamedTuple
+
+import asyncpg
+import structlog
+
+from ingest.config import Settings
+from ingest.errors import Unavailable
+from ingest.retention import DEAD_LETTER, Kept, Retention, read, too_short
+from ingest.schema import Catalogue
+from ingest.schema.table import literal, quoted
+from ingest.store.connect import connect, expect_migrated
+from ingest.store.failures import away, named, naming, unless_cancelled
+from ingest.store.partitions import make_partitions, missing_ahead
+from ingest.store.retention import changes, retention_of
+
+EVERY_S = 3_600.0
+_LOOK_EVERY_S = 300.0
+_TRIES, _BETWEEN_TRIES_S = 5, 5.0
+"""How often a worker asks for a day before it leaves it to the next hour."""
+_SLICE = 10_000
+"""Dead letters that are deleted in one transaction."""
+_PAST_ITS_KEEPING = "Past its keeping: iov-ingest maintain drops it."
+"""Comment of a day that is about to be detached, so that whoever comes next knows it from one that
+an operator has detached to keep."""
+_AS_OWNER = "run iov-ingest maintain as the owner of the tables"
+
+_OWNS = """
+SELECT coalesce(bool_and(pg_has_role(relowner, 'USAGE')), false) FROM pg_class
+WHERE relnamespace = 'iov'::regnamespace AND relname = ANY($1::text[])
+"""
+_DAYS = """
+SELECT p.relname AS table, c.relname AS part, pg_total_relation_size(c.oid) AS bytes,
+    i.inhdetachpending AS pending,
+    d.until + make_interval(days => k.keep_days) <= clock_timestamp() AS is_old,
+    EXISTS (
+        SELECT FROM pg_index x JOIN pg_class n ON n.oid = x.indexrelid
+        JOIN pg_am m ON m.oid = n.relam JOIN pg_attribute a ON a.attrelid = c.oid
+            AND a.attnum = x.indkey[0]
+        WHERE x.indrelid = c.oid AND m.amname = 'brin' AND a.attname = 'ts' AND x.indisvalid
+    ) AS is_indexed
+FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid JOIN pg_class p ON p.oid = i.inhparent
+CROSS JOIN LATERAL (
+    SELECT (
+        regexp_match(pg_get_expr(c.relpartbound, c.oid), 'TO \\(''([^'']+)''\\)')
+    )[1]::timestamptz AS until
+) d
+LEFT JOIN unnest($1::text[], $2::integer[]) AS k (tab, keep_days) ON k.tab = p.relname
+WHERE p.relnamespace = 'iov'::regnamespace AND p.relkind = 'p' AND p.relname = ANY($3::text[])
+ORDER BY d.until, p.relname
+"""
+_LEFT_OVER = """
+SELECT c.relname AS part, pg_total_relation_size(c.oid) AS bytes FROM pg_class c
+WHERE c.relnamespace = 'iov'::regnamespace AND c.relkind = 'r' AND NOT c.relispartition
+  AND obj_description(c.oid, 'pg_class') = $1
+"""
+_STALE = """
+SELECT c.relname::text FROM pg_stat_all_tables s JOIN pg_class c ON c.oid = s.relid
+WHERE s.schemaname = 'iov' AND c.relkind = 'p' AND c.relname = ANY($1::text[])
+  AND coalesce(s.last_analyze, '-infinity') < clock_timestamp() - interval '1 day'
+ORDER BY c.relname
+"""
+_DEAD_LETTERS = """
+SELECT count(*), coalesce(sum(pg_column_size(d.*)), 0)::bigint FROM iov.dead_letter d
+WHERE d.received_at < clock_timestamp() - make_interval(days => $1)
+"""
+_INVALID = """
+SELECT n.relname FROM pg_index x JOIN pg_class n ON n.oid = x.indexrelid
+JOIN pg_am m ON m.oid = n.relam
+WHERE x.indrelid = to_regclass(format('iov.%I', $1::text))
+  AND m.amname = 'brin' AND NOT x.indisvalid
+"""
+_TAKE_TURN = """
+UPDATE iov.mutex SET holder = $1, held_until = clock_timestamp() + make_interval(secs => $2)
+WHERE name = 'maintain' AND (held_until IS NULL OR held_until < clock_timestamp())
+"""
+_TODAY = "SELECT (clock_timestamp() AT TIME ZONE 'UTC')::date"
+_DROP_DAY = "SELECT iov.drop_day($1, $2)"
+_INDEX = "CREATE INDEX CONCURRENTLY ON iov.{part} USING brin (ts) WITH (autosummarize = on)"
+_HAS_TIMESCALEDB = "SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb')"
+_POLICIES = """
+SELECT h.hypertable_name::text AS table, h.compression_enabled,
+    max(j.config ->> 'drop_after') FILTER (WHERE j.proc_name = 'policy_retention')
+        AS drop_after,
+    max(j.config ->> 'compress_after') FILTER (WHERE j.proc_name = 'policy_compression')
+        AS compress_after
+FROM timescaledb_information.hypertables h
+LEFT JOIN timescaledb_information.jobs j USING (hypertable_schema, hypertable_name)
+WHERE h.hypertable_schema = 'iov' AND h.hypertable_name = ANY($1::text[])
+GROUP BY 1, 2 ORDER BY 1
+"""
+
+log = structlog.get_logger("store")
+
+
+@dataclass
+class Account:
+    """What was done, or with a dry run would be."""
+
+    kept: list[str] = field(default_factory=list)
+    """What the file has changed about what is kept."""
+    made: list[str] = field(default_factory=list)
+    """Days made ahead."""
+    dropped: list[str] = field(default_factory=list)
+    freed_bytes: int = 0
+    dead_letters: int = 0
+    """Those deleted; of a dry run by a worker, who may not read them, 0."""
+    indexed: list[str] = field(default_factory=list)
+    analysed: list[str] = field(default_factory=list)
+    policies: list[str] = field(default_factory=list)
+    """Statements for TimescaleDB."""
+    later: list[str] = field(default_factory=list)
+    """What could not be done now, and why."""
+
+
+async def maintain(
+    settings: Settings,
+    catalogue: Catalogue,
+    *,
+    dry_run: bool = False,
+    told: Callable[[str], None] = lambda _: None,
+) -> Account:
+    """Do what is to be done now, as whoever the settings say; `told` hears of each thing before.
+
+    Raises ConfigError for a bad file, NotReady if the database is not migrated.
+    """
+    file = settings.retention_file
+    wanted = read(file, catalogue, settings.max_age_days) if file else None
+    async with _connected(settings) as connection:
+        await expect_migrated(connection, catalogue)
+        turn = await _Turn.of(connection, settings, catalogue, wanted)
+        return turn.planned if dry_run else await turn.done(told)
+
+
+async def maintain_hourly(settings: Settings, catalogue: Catalogue, random: Random) -> None:
+    """Do it once an hour unless another worker has, until cancelled."""
+    while True:
+        # So that not all ask at once, and one that is starting has other things to do.
+        await asyncio.sleep(_LOOK_EVERY_S * (0.5 + random.random()))
+        try:
+            await maintain_in_turn(settings, catalogue)
+        except Unavailable as exc:
+            log.warning("maintenance waits", why=str(exc))
+
+
+async def maintain_in_turn(settings: Settings, catalogue: Catalogue) -> Account | None:
+    """Do it if nobody has within the hour; None if somebody has."""
+    async with _connected(settings) as connection:
+        took = await connection.execute(_TAKE_TURN, settings.application_name, EVERY_S)
+        if took != "UPDATE 1":
+            return None
+        turn = await _Turn.of(connection, settings, catalogue)
+        account = await turn.done(lambda what: log.info("maintenance", does=what))
+    for reason in account.later:
+        log.warning("maintenance left for later", what=reason)
+    return account
+
+
+@asynccontextmanager
+async def _connected(settings: Settings) -> AsyncIterator[asyncpg.Connection]:
+    """A connection without time limits; Unavailable for whatever the database fails in."""
+    try:
+        with naming(settings):
+            # A `lock_timeout` would leave a day half detached (measured).
+            connection = await connect(
+                settings, "iov-ingest maintain", command_timeout_s=None,
+                statement_timeout="0", lock_timeout="0",
+            )  # fmt: skip
+        try:
+            yield connection
+        finally:
+            connection.terminate()
+    except Exception as exc:
+        unless_cancelled(exc)
+        failure = away(exc)
+        if failure is None or failure is exc:
+            raise
+        raise named(failure, settings) from exc
+
+
+class _Task(NamedTuple):
+    """One thing to do, which is no harm if it is not done."""
+
+    kind: str
+    """List of the account that it goes to."""
+    name: str
+    told: str
+    do: Callable[[], Awaitable[object]]
+    frees_bytes: int = 0
+    needs_owner: bool = False
+
+
+class _Turn:
+    """What there is to do, found at once, and done one after the other."""
+
+    def __init__(
+        self, connection: asyncpg.Connection, settings: Settings, catalogue: Catalogue
+    ) -> None:
+        self.planned = Account()
+        self._connection = connection
+        self._settings = settings
+        self._catalogue = catalogue
+        self._tables = [stream.table for stream in catalogue.values()]
+        self._is_owner = False
+        self._retention: Retention = {}
+        self._tasks: list[_Task] = []
+
+    @classmethod
+    async def of(
+        cls,
+        connection: asyncpg.Connection,
+        settings: Settings,
+        catalogue: Catalogue,
+        wanted: Retention | None = None,
+    ) -> _Turn:
+        """Look at everything and plan it; `wanted` is what a file says."""
+        turn = cls(connection, settings, catalogue)
+        turn._is_owner = await connection.fetchval(_OWNS, turn._tables)
+        turn._tasks += await turn._to_keep(wanted)
+        turn._tasks += await turn._to_make()
+        turn._tasks += await turn._to_drop_and_index()
+        turn._tasks += await turn._to_analyse()
+        turn._tasks += await turn._to_leave_to_timescaledb()
+        for task in turn._tasks:
+            turn.planned.freed_bytes += task.frees_bytes
+            getattr(turn.planned, task.kind).append(task.name)
+        keep_days = turn._retention.get(DEAD_LETTER, Kept()).keep_days
+        if keep_days is not None and turn._is_owner:
+            letters, size_bytes = await connection.fetchrow(_DEAD_LETTERS, keep_days)
+            turn.planned.dead_letters = letters
+            turn.planned.freed_bytes += size_bytes
+        return turn
+
+    async def done(self, told: Callable[[str], None]) -> Account:
+        """Do it; what fails is told in `later`, unless the connection is lost."""
+        account = Account(later=self.planned.later)
+        not_ours = [task.told for task in self._tasks if self._is_not_ours(task)]
+        if not_ours:
+            more = f" and {len(not_ours) - 1} more" if len(not_ours) > 1 else ""
+            account.later.append(f"{not_ours[0]}{more}: {_AS_OWNER}")
+        for task in self._tasks:
+            if self._is_not_ours(task):
+                continue
+            told(task.told)
+            try:
+                await task.do()
+            except asyncpg.PostgresError as exc:
+                unless_cancelled(exc)
+                if self._connection.is_closed():
+                    raise
+                account.later.append(f"{task.told}: {exc}")
+                continue
+            account.freed_bytes += task.frees_bytes
+            getattr(account, task.kind).append(task.name)
+        account.dead_letters = await self._drop_dead_letters()
+        return account
+
+    def _is_not_ours(self, task: _Task) -> bool:
+        return task.needs_owner and not self._is_owner
+
+    async def _to_keep(self, wanted: Retention | None) -> list[_Task]:
+        """What the file changes; without what is kept for too short a time for this worker."""
+        kept = await retention_of(self._connection)
+        age_days, tasks = self._settings.max_age_days, []
+        if wanted is not None:
+            for what, statement in changes(kept, wanted):
+                tasks.append(
+                    _Task("kept", what, what, self._executing(statement), needs_owner=True)
+                )
+            if self._is_owner:
+                kept = dict.fromkeys(kept, Kept()) | wanted
+        reasons = [too_short(kept, table, age_days) for table in kept]
+        self.planned.later = [reason for reason in reasons if reason]
+        self._retention = {
+            table: days for table, days in kept.items() if not too_short(kept, table, age_days)
+        }
+        return tasks
+
+    async def _to_make(self) -> list[_Task]:
+        today = await self._connection.fetchval(_TODAY)
+        ahead = await missing_ahead(self._connection, self._catalogue, today)
+        return [
+            _Task(
+                "made", f"iov.{table}_{day:%Y%m%d}", f"make iov.{table}_{day:%Y%m%d}",
+                partial(make_partitions, self._connection, [(table, day)]),
+            )
+            for table, day in ahead
+        ]  # fmt: skip
+
+    async def _to_drop_and_index(self) -> list[_Task]:
+        keep = {t: days.keep_days for t, days in self._retention.items() if days.keep_days}
+        days = await self._connection.fetch(_DAYS, list(keep), list(keep.values()), self._tables)
+        tasks = []
+        if self._is_owner:
+            # Detached by one that was interrupted before it came to drop them.
+            for part, size_bytes in await self._connection.fetch(_LEFT_OVER, _PAST_ITS_KEEPING):
+                drop = partial(self._drop, part)
+                tasks.append(_Task("dropped", f"iov.{part}", f"drop iov.{part}", drop, size_bytes))
+        for day in days:
+            name = f"iov.{day['part']}"
+            if day["is_old"]:
+                drop = partial(self._drop_day if self._is_owner else self._ask_for, day)
+                tasks.append(_Task("dropped", name, f"drop {name}", drop, day["bytes"]))
+            elif not (day["is_indexed"] or day["pending"]):
+                index = partial(self._index, day["part"])
+                tasks.append(_Task("indexed", name, f"index {name} by ts", index, needs_owner=True))
+        return tasks
+
+    async def _to_analyse(self) -> list[_Task]:
+        return [
+            _Task(
+                "analysed", f"iov.{table}", f"analyse iov.{table}",
+                partial(self._connection.execute, "SELECT iov.analyse($1)", table),
+            )
+            for (table,) in await self._connection.fetch(_STALE, self._tables)
+        ]  # fmt: skip
+
+    async def _to_leave_to_timescaledb(self) -> list[_Task]:
+        if not await self._connection.fetchval(_HAS_TIMESCALEDB):
+            return []
+        return [
+            _Task("policies", statement, statement, self._executing(statement), needs_owner=True)
+            for row in await self._connection.fetch(_POLICIES, list(self._retention))
+            for statement in _policies(row, self._retention[row["table"]])
+        ]
+
+    def _executing(self, statement: str) -> Callable[[], Awaitable[object]]:
+        return partial(self._connection.execute, statement)
+
+    async def _drop_day(self, day: asyncpg.Record) -> None:
+        """As the owner: waits for whoever reads the table now, and holds up nobody."""
+        parent, part = f"iov.{quoted(day['table'])}", f"iov.{quoted(day['part'])}"
+        how = "FINALIZE" if day["pending"] else "CONCURRENTLY"
+        await self._connection.execute(f"COMMENT ON TABLE {part} IS {literal(_PAST_ITS_KEEPING)}")
+        await self._connection.execute(f"ALTER TABLE {parent} DETACH PARTITION {part} {how}")
+        await self._drop(day["part"])
+
+    async def _drop(self, part: str) -> None:
+        await self._connection.execute(f"DROP TABLE iov.{quoted(part)}")
+
+    async def _ask_for(self, day: asyncpg.Record) -> None:
+        """As a worker: the function gives up behind a reader, and is asked a few times."""
+        for left in reversed(range(_TRIES)):
+            try:
+                await self._connection.execute(_DROP_DAY, day["table"], day["part"])
+            except asyncpg.LockNotAvailableError:
+                if not left:
+                    raise
+                await asyncio.sleep(_BETWEEN_TRIES_S)
+            else:
+                return
+
+    async def _drop_dead_letters(self) -> int:
+        """Delete what is old in transactions of 10,000; how many."""
+        if DEAD_LETTER not in self._retention:
+            return 0
+        total, gone = 0, _SLICE
+        while gone == _SLICE:
+            gone = await self._connection.fetchval("SELECT iov.drop_dead_letters($1)", _SLICE)
+            total += gone
+        return total
+
+    async def _index(self, part: str) -> None:
+        for (name,) in await self._connection.fetch(_INVALID, part):
+            await self._connection.execute(f"DROP INDEX CONCURRENTLY iov.{quoted(name)}")
+        await self._connection.execute(_INDEX.format(part=quoted(part)))
+
+
+def _policies(there: asyncpg.Record, kept: Kept) -> Iterator[str]:
+    """Statements that make TimescaleDB's policies of a table what is kept."""
+    name = f"iov.{quoted(there['table'])}"
+    table, (keep_days, compress_days) = literal(name), kept
+    if there["drop_after"] != _days(keep_days):
+        yield f"SELECT remove_retention_policy({table}, if_exists => true)"
+        if keep_days:
+            yield f"SELECT add_retention_policy({table}, INTERVAL '{keep_days} days')"
+    if there["compress_after"] != _days(compress_days):
+        yield f"SELECT remove_compression_policy({table}, if_exists => true)"
+        if compress_days and not there["compression_enabled"]:
+            yield (
+                f"ALTER TABLE {name} SET (timescaledb.compress, "
+                "timescaledb.compress_segmentby = 'device_id', timescaledb.compress_orderby = 'ts')"
+            )
+        if compress_days:
+            yield f"SELECT add_compression_policy({table}, INTERVAL '{compress_days} days')"
+
+
+def _days(number: int | None) -> str | None:
+    """An interval as a policy's configuration has it."""
+    return None if number is None else f"{number} day{'s' if number > 1 else ''}"
