@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -48,6 +49,7 @@ QUIET_S = 2.0
 _LOOK_EVERY_S = 0.1
 _STRIKE_OFF_TIMEOUT_S = 2.0
 _ADVICE_EVERY_S = 1.0
+_EVERY_ADDRESS = frozenset({"0.0.0.0", "::", ""})  # noqa: S104  compared with, not listened on
 
 log = structlog.get_logger("service")
 
@@ -148,9 +150,10 @@ class Service:
     def _state(self) -> web.State:
         inbox, asked = self.source.inbox, self._settings.mqtt_receive_maximum
         limit, workers = inbox.broker_window.limit, self.heartbeat.workers
+        at_work = None if workers is None else [worker._asdict() for worker in workers]
         warnings = [self.watch.warning] if self.watch.warning else []
         warnings += [f"{name} is silent: {mend(name)}" for name in self.heartbeat.silent]
-        return web.State(self.problems(), warnings, inbox.in_flight, asked, limit, workers)
+        return web.State(self.problems(), warnings, inbox.in_flight, asked, limit, at_work)
 
     def _stuck(self) -> str | None:
         inbox = self.source.inbox
@@ -183,6 +186,7 @@ class Service:
         application = web.worker(self.metrics.registry, self.problems, self._page)
         async with web.serve(settings.http_host, settings.http_port, application) as self.http_port:
             log.info("started", release=release(), http_port=self.http_port)
+            self.heartbeat.page_address = f"{_named(settings.http_host)}:{self.http_port}"
             self.started.set()
             async with asyncio.TaskGroup() as tasks:
                 watch = tasks.create_task(self.watch.run(), name="watch")
@@ -365,6 +369,11 @@ def _flags(catalogue: Catalogue) -> dict[str, list[str]]:
         name: [*stream.plausibility.flags, *(gbt32960.FLAGS if name in gbt32960.STREAMS else ())]
         for name, stream in catalogue.items()
     }
+
+
+def _named(host: str) -> str:
+    """How others reach a host that HTTP listens on: every address is that of this machine."""
+    return socket.gethostname() if host in _EVERY_ADDRESS else host
 
 
 @contextlib.contextmanager

@@ -41,7 +41,10 @@ async def run(directory: Path) -> None:
                 browsing(url, Path(scratch)) as page,
             ):
                 await take(page, directory, "nothing")
-                async with Publisher(settings) as publisher:
+                async with (
+                    working(broker.url, server.url, catalogue, mqtt_client_id="worker-2"),
+                    Publisher(settings) as publisher,
+                ):
                     simulation = Simulation(fleet, MESSAGES_PER_S, BUSY_S)
                     simulating = asyncio.create_task(simulation.run(publisher))
                     await until(lambda: simulation.samples > MESSAGES_PER_S * BUSY_S / 3)

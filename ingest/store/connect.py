@@ -47,6 +47,8 @@ _COMMIT_DURABLY = """
 SELECT set_config('synchronous_commit', 'on', false)
 WHERE current_setting('synchronous_commit') <> 'remote_apply'
 """
+_READ_ONLY = {"device_epoch": "epoch", "retention": "keep_days"}
+"""Tables a worker reads and does not write, and a column that tells that they are there."""
 _MAY_STAGE = "SELECT has_database_privilege(current_database(), 'TEMPORARY')"
 _NO_RIGHT = """
 SELECT t FROM unnest($1::text[]) AS t
@@ -154,9 +156,9 @@ async def expect_migrated(connection: asyncpg.Connection, catalogue: Catalogue) 
     wanted = {stream.table: set(stream.column_names) for stream in catalogue.values()}
     wanted["dead_letter"] = {"payload"}
     wanted["device"] = {"device_id", "kind_at"}
-    wanted["worker"] = {"client_id", "leave_requested"}
+    wanted["worker"] = {"client_id", "leave_requested", "page_address"}
     wanted["guard"] = {"suspects"}
-    wanted["device_epoch"] = {"epoch"}
+    wanted |= {table: {column} for table, column in _READ_ONLY.items()}
     present = {
         row["table"]: set(row["columns"]) for row in await connection.fetch(_COLUMNS, list(wanted))
     }
@@ -170,7 +172,7 @@ async def expect_migrated(connection: asyncpg.Connection, catalogue: Catalogue) 
             "no right to make temporary tables: GRANT TEMPORARY ON DATABASE to this user"
         )
     if refused := await connection.fetchval(
-        _NO_RIGHT, [table for table in wanted if table != "device_epoch"]
+        _NO_RIGHT, [table for table in wanted if table not in _READ_ONLY]
     ):
         raise NotReady(f"no right to insert into iov.{refused}: grant iov_worker to this user")
 

@@ -29,8 +29,10 @@ class Heartbeat:
         """Somebody wants this worker to leave for good: its register, or who sets it."""
         self.asked_to_leave = False
         """The register asks it, so somebody has looked whether others stay."""
-        self.workers: int | None = None
+        self.workers: list[registry.AtWork] | None = None
         """At work on the same subscription; None while the register is away."""
+        self.page_address: str | None = None
+        """Where others say our page is; set before `run`."""
         self.silent: list[str] = []
         """Client ids on the same subscription that were not heard of for a while."""
         self.known: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -47,12 +49,17 @@ class Heartbeat:
                     while True:
                         async with asyncio.timeout(_TIMEOUT_S):
                             heard = await registry.heartbeat(
-                                connection, self._settings, first=not self.known.done()
+                                connection,
+                                self._settings,
+                                first=not self.known.done(),
+                                page_address=self.page_address,
                             )
+                            workers = await registry.at_work(connection, self._settings)
                             silent = await registry.silent(
                                 connection, self._settings, registry.SILENT_S
                             )
                         self._hear(heard)
+                        self.workers = workers
                         refused = ""
                         self._note_silent([worker.client_id for worker in silent])
                         await asyncio.sleep(EVERY_S)
@@ -73,7 +80,6 @@ class Heartbeat:
     def _hear(self, heard: registry.Heard) -> None:
         if not self.known.done():
             self.known.set_result(heard.known)
-        self.workers = heard.workers
         if heard.leave_requested and not self.asked_to_leave:
             self.asked_to_leave = True
             self.leave_wanted.set()

@@ -21,17 +21,19 @@ SILENT_S = 45.0
 """Seconds after its last heartbeat that a worker is reported as silent; a restart takes less."""
 
 _HEARTBEAT = """
-INSERT INTO iov.worker AS w (client_id, broker, subscription, heartbeat_at)
-VALUES ($1, $2, $3, clock_timestamp())
+INSERT INTO iov.worker AS w (client_id, broker, subscription, heartbeat_at, page_address)
+VALUES ($1, $2, $3, clock_timestamp(), $5)
 ON CONFLICT (broker, client_id) DO UPDATE SET
     subscription = excluded.subscription, heartbeat_at = excluded.heartbeat_at,
-    leave_requested = w.leave_requested AND NOT $4, login = session_user
-RETURNING leave_requested, (
-    SELECT count(*) FROM iov.worker AS o
-    WHERE o.broker = $2 AND o.subscription = $3
-      AND clock_timestamp() - o.heartbeat_at < make_interval(secs => $5)
-      AND o.client_id <> $1
-) + 1, xmax <> 0
+    leave_requested = w.leave_requested AND NOT $4, login = session_user,
+    page_address = excluded.page_address
+RETURNING leave_requested, xmax <> 0
+"""
+_AT_WORK = """
+SELECT client_id, page_address FROM iov.worker
+WHERE broker = $1 AND subscription = $2
+  AND clock_timestamp() - heartbeat_at < make_interval(secs => $3)
+ORDER BY client_id
 """
 _RENAME = """
 UPDATE iov.worker SET broker = $2 WHERE broker = $3 AND client_id = $1 AND NOT EXISTS (
@@ -106,14 +108,26 @@ class Heard(NamedTuple):
     """What a heartbeat hears in return."""
 
     leave_requested: bool
-    workers: int
-    """At work on the same subscription, this one included."""
     known: bool
     """There was a row of this worker already."""
 
 
-async def heartbeat(connection: asyncpg.Connection, settings: Settings, *, first: bool) -> Heard:
-    """Say that this worker is at work.
+class AtWork(NamedTuple):
+    """A worker at work, and where its page is."""
+
+    client_id: str
+    page_address: str | None
+    """`host:port`; None of one that says none."""
+
+
+async def heartbeat(
+    connection: asyncpg.Connection,
+    settings: Settings,
+    *,
+    first: bool,
+    page_address: str | None = None,
+) -> Heard:
+    """Say that this worker is at work, and where its page is.
 
     The `first` heartbeat of a process withdraws what its predecessor was asked, and takes over the
     row it may have under the name that brokers had before they had a port.
@@ -127,9 +141,15 @@ async def heartbeat(connection: asyncpg.Connection, settings: Settings, *, first
         broker_of(settings),
         settings.subscription,
         first,
-        ALIVE_S,
+        page_address,
     )
     return Heard(*heard)
+
+
+async def at_work(connection: asyncpg.Connection, settings: Settings) -> list[AtWork]:
+    """All workers at work on our subscription, this one included, by name."""
+    rows = await connection.fetch(_AT_WORK, broker_of(settings), settings.subscription, ALIVE_S)
+    return [AtWork(*row) for row in rows]
 
 
 async def find(

@@ -42,8 +42,9 @@ class State(NamedTuple):
     in_flight: int
     window: int
     broker_window: int | None
-    workers: int | None
-    """At work on the same subscription; None while the register is away."""
+    workers: list[dict[str, str | None]] | None
+    """`client_id` and `page_address` of all on the same subscription; None while the register is
+    away."""
 
 
 class About(NamedTuple):
@@ -142,7 +143,7 @@ class Live:
             "in_flight": state.in_flight,
             "window": state.window,
             "broker_window": state.broker_window,
-            "workers": state.workers,
+            "workers": None if state.workers is None else len(state.workers),
             "reconnects": now.reconnects,
             "sessions_lost": now.sessions_lost,
             "streams": now.streams,
@@ -150,6 +151,7 @@ class Live:
         }
         if details:
             found["about"] = self._about._asdict()
+            found["at_work"] = state.workers or []
             found["dead_letter_groups"] = list(reversed(self._groups.values()))
             found["dead_letters"] = [
                 {

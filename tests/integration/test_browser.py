@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ingest.schema import Catalogue
-from ingest.tools.embedded import Mosquitto, free_port
+from ingest.tools.embedded import Mosquitto, free_port, neighbouring_ports
 from tests.browser import Browser, browsing, chromium
 from tests.support import Database, publisher, sample, until, working
 
@@ -70,6 +70,47 @@ async def test_the_page_moves_and_survives_a_restart_of_the_worker(
             await shows(page, STORED, "1")
             await shows(page, DEVICES, 4)
         assert not page.exceptions
+
+
+async def test_the_page_of_one_worker_leads_to_all_of_them(
+    broker: Mosquitto, database: Database, catalogue: Catalogue, tmp_path: Path
+) -> None:
+    link = "[...document.querySelectorAll('#others a')].map((a) => a.textContent + ' ' + a.href)"
+    ports = neighbouring_ports(2)
+    names = ["worker-<b>1", "worker-2"]
+    async with (
+        working(
+            broker.url, database.url, catalogue, http_port=str(ports), mqtt_client_id=names[0],
+            http_host="0.0.0.0",
+        ) as first,
+        browsing(f"http://127.0.0.1:{ports}/", tmp_path, 390) as page,
+    ):  # fmt: skip
+        await shows(page, STATE, "ready")
+        await shows(page, "at('others').hidden", wanted=True)
+        async with working(
+            broker.url, database.url, catalogue, http_port=str(ports + 1),
+            mqtt_client_id=names[1], http_host="0.0.0.0",
+        ):  # fmt: skip
+            # The heartbeat that tells of it comes within five seconds.
+            await shows(page, "at('others').hidden", wanted=False)
+            told = await page.evaluate("at('others').textContent")
+            assert told == f"at work: {names[1]} · {names[0]} (this one)"
+            assert await page.evaluate(link) == [f"{names[1]} http://127.0.0.1:{ports + 1}/"]
+            assert await page.evaluate("document.documentElement.scrollWidth") <= 390
+        await database.execute(
+            "INSERT INTO iov.worker (client_id, broker, subscription, heartbeat_at, page_address) "
+            "SELECT 'w-' || n, broker, subscription, now() + interval '1 hour', a FROM iov.worker, "
+            "(VALUES (3, 'far.example:9464'), (4, 'javascript:alert(1)//:1'), (5, NULL)) v (n, a) "
+            f"WHERE client_id = '{names[0]}'"
+        )
+        wanted = ["w-3 http://far.example:9464/", f"{names[1]} http://127.0.0.1:{ports + 1}/"]
+        await until(lambda: _is(page, link, wanted), "the links of others")
+        assert not page.exceptions
+        await first.stop()
+
+
+async def _is(page: Browser, expression: str, wanted: Any) -> bool:
+    return bool(await page.evaluate(expression) == wanted)
 
 
 async def _more(page: Browser, than: int) -> bool:

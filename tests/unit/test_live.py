@@ -24,7 +24,7 @@ ABOUT = About("w", "b:1883", "$share/ingest/iov/v1/+/+", "d:5432/telemetry")
 
 def live() -> Live:
     metrics = Metrics(dict.fromkeys(CATALOGUE, ()))
-    return Live(metrics, CATALOGUE, lambda: State([], [], 0, 10, None, 1), ABOUT)
+    return Live(metrics, CATALOGUE, lambda: State([], [], 0, 10, None, None), ABOUT)
 
 
 def batch(*messages: tuple[str, str, dict[str, Any]]) -> Batch:
