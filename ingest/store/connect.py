@@ -15,6 +15,7 @@ from ingest.config import Settings
 from ingest.errors import NotReady, Unavailable
 from ingest.reach import why
 from ingest.schema import Catalogue
+from ingest.store import pooler
 
 CONNECT_TIMEOUT_S = 10.0
 STATEMENT_TIMEOUT_S = 30.0
@@ -69,19 +70,17 @@ async def connect(
     raises what asyncpg raises for the rest, see `failures.meaning`.
     """
     limit_ms = str(int(STATEMENT_TIMEOUT_S * 1000))
-    connection = await _opened(
-        settings,
-        command_timeout=command_timeout_s,
-        server_settings={
-            "application_name": name,
-            "timezone": "UTC",
-            "statement_timeout": limit_ms,
-            "idle_in_transaction_session_timeout": limit_ms,
-            "lock_timeout": "5000",
-            **server_settings,
-        },
-    )
+    session = {
+        "application_name": name,
+        "timezone": "UTC",
+        "statement_timeout": limit_ms,
+        "idle_in_transaction_session_timeout": limit_ms,
+        "lock_timeout": "5000",
+        **server_settings,
+    }
+    connection = await _opened(settings, command_timeout=command_timeout_s, server_settings=session)
     try:
+        await pooler.set_limits(connection, session)
         await connection.set_type_codec(
             "timestamptz",
             schema="pg_catalog",
@@ -109,7 +108,7 @@ async def _opened(settings: Settings, **how: Any) -> asyncpg.Connection:
     except asyncpg.ConnectionDoesNotExistError as exc:
         raise Unavailable(why(ConnectionResetError(), "")) from exc
     except asyncpg.PostgresError as exc:
-        if hint := _HINTS.get(exc.sqlstate or ""):
+        if hint := pooler.hint(exc) or _HINTS.get(exc.sqlstate or ""):
             raise NotReady(f"{exc.sqlstate} {exc}: {hint}") from exc
         raise
     except ssl.SSLError as exc:  # of certificates it is a ValueError too

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import asyncpg
 import structlog
@@ -17,6 +18,7 @@ from ingest.clock import Clock
 from ingest.config import Settings
 from ingest.metrics import Metrics
 from ingest.schema import Catalogue
+from ingest.store import pooler
 from ingest.store.connect import (
     connect,
     durability_problem,
@@ -101,6 +103,9 @@ class Watch:
         try:
             there: datetime = await connection.fetchval(_CLOCK)
             self._clock.look(datetime.now(UTC), time.monotonic(), there)
+            await pooler.expect_own_session(
+                connection, partial(connect, self._settings, pooler.NAME)
+            )
             await expect_migrated(connection, self._catalogue)
             if problem := await durability_problem(connection):
                 if not may_be_accepted(problem, self._settings):

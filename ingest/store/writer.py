@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
-from functools import reduce
+from functools import partial, reduce
 from operator import itemgetter, or_
 from random import Random
 from typing import NamedTuple
@@ -36,6 +36,7 @@ from ingest.metrics import Metrics
 from ingest.model import OTHER, Delivery, Reason, Rejected, Row
 from ingest.schema import Catalogue, Stream
 from ingest.schema.table import quoted
+from ingest.store import pooler
 from ingest.store.connect import commit_durably, connect, expect_migrated
 from ingest.store.copy import copy
 from ingest.store.devices import DeviceIds, describe
@@ -621,6 +622,9 @@ class Writer:
             # client that fell silent in mid-COPY does so past every timeout.
             await connection.execute(_END_GHOSTS, self._name)
             await commit_durably(connection)
+            await pooler.expect_own_session(
+                connection, partial(connect, self._settings, pooler.NAME)
+            )
             await expect_migrated(connection, self._catalogue)
             self._devices = DeviceIds(connection)
             self._stale = False

@@ -1,0 +1,55 @@
+"""A pooler before the database: it may keep a session for us, or give us another each time.
+
+PgBouncer gives each connection a process id that is not the server's, which is how it is known.
+With `pool_mode` `session` all is as without it, but that it lets no time limits through, which are
+set anew here. With `transaction` what is set for a session is another's a moment later,
+`synchronous_commit` too, so a commit might be acknowledged that is not durable: that is refused.
+Source: PgBouncer, Features and config.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+
+import asyncpg
+
+from ingest.errors import NotReady
+
+NAME = "iov-ingest pooler"
+LIMITS = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
+"""Settings that PgBouncer has to be told to ignore when a connection begins."""
+_PROCESS = "SELECT pg_backend_pid()"
+_SET = "SELECT set_config(name, value, false) FROM unnest($1::text[], $2::text[]) s (name, value)"
+_LOOKS = 3
+
+
+def hint(exc: asyncpg.PostgresError) -> str | None:
+    """What to do about a pooler that does not take our settings; None if it is not that."""
+    if "unsupported startup parameter" not in str(exc):
+        return None
+    return f"a pooler says so: tell it ignore_startup_parameters = {', '.join(LIMITS)}"
+
+
+async def set_limits(connection: asyncpg.Connection, settings: Mapping[str, str]) -> None:
+    """Set what a pooler has not passed on; nothing without one."""
+    if await connection.fetchval(_PROCESS) != connection.get_server_pid():
+        limits = {name: settings[name] for name in LIMITS}
+        await connection.execute(_SET, list(limits), list(limits.values()))
+
+
+async def expect_own_session(
+    connection: asyncpg.Connection, another: Callable[[], Awaitable[asyncpg.Connection]]
+) -> None:
+    """Raise NotReady if two idle connections turn out to be one session of the database's."""
+    if await connection.fetchval(_PROCESS) == connection.get_server_pid():
+        return
+    other = await another()
+    try:
+        for _ in range(_LOOKS):
+            if await connection.fetchval(_PROCESS) == await other.fetchval(_PROCESS):
+                raise NotReady(
+                    "a pooler gives each transaction another session, so nothing that is set for "
+                    "one holds, synchronous_commit neither: pool_mode = session, or go past it"
+                )
+    finally:
+        other.terminate()
