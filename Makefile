@@ -1,6 +1,6 @@
 # Everything is set up on first use: `make demo` and `make test` need nothing but git, make, python3-venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup mosquitto demo test lowest lint format types floors fuzz audit verify soak bench image wheel release docs dashboards page clean
+.PHONY: help setup mosquitto demo test debian lowest lint format types floors fuzz audit verify soak bench image wheel release docs dashboards page clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -38,6 +38,10 @@ demo: $(DEMO_STAMP) mosquitto ## Database, broker, fleet and service in one comm
 test: setup ## All tests, two files at a time; ARGS="-k name", TEST_PROCESSES=0: one after the other
 	@tests/install-tools $(VENV)
 	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile $(ARGS)
+
+debian: setup ## README's and start.md's commands in a bare Debian, as root, some minutes; DEBIAN_ROOT=directory
+	@tests/install-tools $(VENV)
+	DEBIAN_ROOT=$(or $(DEBIAN_ROOT),/var/tmp/iov-debian) $(BIN)/python -m pytest -s tests/integration/test_debian.py $(ARGS)
 
 lowest: mosquitto ## Tests with the lowest versions pyproject.toml allows; ARGS="tests" for all of them
 	@PYTHON=$(PYTHON) .ci/lowest $(or $(ARGS),tests/unit $(addprefix tests/integration/test_,service.py store.py source.py))
