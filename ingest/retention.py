@@ -45,8 +45,9 @@ Retention = dict[str, Kept]
 def read(file: Path, catalogue: Catalogue, max_age_days: float) -> Retention:
     """What a file says; raises ConfigError with all of its problems."""
     try:
-        document = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+        document = tomllib.loads(file.read_text(encoding="utf-8-sig"))
+    # ValueError: of TOML, of its encoding, and of numbers with thousands of digits.
+    except (OSError, ValueError, RecursionError) as exc:
         raise ConfigError([f"{file}: {exc}"]) from exc
     problems = list(_problems(document, catalogue))
     if problems:
@@ -81,7 +82,7 @@ def _problems(document: dict[str, Any], catalogue: Catalogue) -> Iterator[str]:
             near = get_close_matches(name, names, n=1)
             yield f"there is no stream {name}" + (f"; did you mean {near[0]}?" if near else "")
         elif not isinstance(days, dict):
-            yield f"{name} is not a table: write [{name}] and keep_days = {days!r} below"
+            yield f"{name} is not a table: write [{name}] and keep_days = 90 below"
         else:
             yield from _problems_of(name, days)
 

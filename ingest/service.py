@@ -16,6 +16,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from ipaddress import ip_address
 from random import Random
 
 import structlog
@@ -49,7 +50,7 @@ QUIET_S = 2.0
 _LOOK_EVERY_S = 0.1
 _STRIKE_OFF_TIMEOUT_S = 2.0
 _ADVICE_EVERY_S = 1.0
-_EVERY_ADDRESS = frozenset({"0.0.0.0", "::", ""})  # noqa: S104  compared with, not listened on
+_IPV6 = 6
 
 log = structlog.get_logger("service")
 
@@ -372,8 +373,14 @@ def _flags(catalogue: Catalogue) -> dict[str, list[str]]:
 
 
 def _named(host: str) -> str:
-    """How others reach a host that HTTP listens on: every address is that of this machine."""
-    return socket.gethostname() if host in _EVERY_ADDRESS else host
+    """How others call the host that HTTP listens on, as it stands in a URL."""
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return host or socket.gethostname()
+    if address.is_unspecified or address.is_loopback:
+        return socket.gethostname()
+    return f"[{host}]" if address.version == _IPV6 else host
 
 
 @contextlib.contextmanager

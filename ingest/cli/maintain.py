@@ -37,8 +37,8 @@ def maintain_(
 
     Workers do this once an hour, one for all. Run as the owner of the tables it also takes
     `IOV_RETENTION_FILE` over into the database, waits for readers of minutes instead of coming
-    back, indexes days from before there was an index, and sets TimescaleDB's policies. It holds up
-    no commit. Ends with status 1 if something is left for later.
+    back, indexes days from before there was an index, and sets TimescaleDB's policies. No commit
+    waits for readers because of it. Ends with status 1 if something is left for later.
 
     The file has a table for each stream, days as whole numbers:
 

@@ -118,7 +118,8 @@ class NeverStored:
         if not self.names:
             return False
         plain = text.lower().translate(None, delete=_NOT_PLAIN_BYTES)
-        if b"\\u" in text or not text.isascii():
+        # A line feed in a name is written with a letter, which is none of the name's.
+        if b"\\" in text or not text.isascii():
             return True
         return any(name in plain for name in self._names_in_bytes)
 

@@ -34,19 +34,38 @@ _TRIES, _BETWEEN_TRIES_S = 5, 5.0
 """How often a worker asks for a day before it leaves it to the next hour."""
 _SLICE = 10_000
 """Dead letters that are deleted in one transaction."""
-_PAST_ITS_KEEPING = "Past its keeping: iov-ingest maintain drops it."
-"""Comment of a day that is about to be detached, so that whoever comes next knows it from one that
-an operator has detached to keep."""
+_PAST_ITS_KEEPING = "Past its keeping, so iov-ingest maintain drops it: "
+"""How the comment begins of a day that is being detached; its table and its end follow.
+
+So whoever comes next after an interruption knows it from one that an operator has detached to keep.
+"""
+_ONLY_FROM = 18
+"""PostgreSQL that can analyse a parent alone (ANALYZE ONLY)."""
+_ANALYSE_S = 5
+"""Longest a parent is analysed: the day of a late sample is waited for 6 s (`writer`)."""
+_TURN_S = EVERY_S * 0.9
+_HALF_DETACHED = (
+    "iov.{part} is half detached, is kept, and takes no samples: ALTER TABLE iov.{table} DETACH "
+    "PARTITION iov.{part} FINALIZE, then attach it again"
+)
 _AS_OWNER = "run iov-ingest maintain as the owner of the tables"
 
 _OWNS = """
 SELECT coalesce(bool_and(pg_has_role(relowner, 'USAGE')), false) FROM pg_class
-WHERE relnamespace = 'iov'::regnamespace AND relname = ANY($1::text[])
+WHERE relnamespace = 'iov'::regnamespace
+  AND relname = ANY($1::text[] || '{dead_letter,retention}'::text[])
 """
 _DAYS = """
 SELECT p.relname AS table, c.relname AS part, pg_total_relation_size(c.oid) AS bytes,
-    i.inhdetachpending AS pending,
-    d.until + make_interval(days => k.keep_days) <= clock_timestamp() AS is_old,
+    i.inhdetachpending AS pending, to_char(d.until, 'YYYY-MM-DD"T"HH24:MI:SSOF') AS until,
+    coalesce(d.until + make_interval(days => k.keep_days) <= clock_timestamp(), false) AS is_old,
+    coalesce(obj_description(c.oid, 'pg_class') LIKE $4 || '%', false) AS is_marked,
+    format('iov.%s, samples of %s (UTC).', p.relname,
+        to_char(d.until - interval '1 day', 'YYYY-MM-DD')) AS comment,
+    EXISTS (
+        SELECT FROM pg_depend s WHERE s.refclassid = 'pg_class'::regclass AND s.refobjid = c.oid
+          AND s.classid = 'pg_rewrite'::regclass
+    ) AS has_view,
     EXISTS (
         SELECT FROM pg_index x JOIN pg_class n ON n.oid = x.indexrelid
         JOIN pg_am m ON m.oid = n.relam JOIN pg_attribute a ON a.attrelid = c.oid
@@ -61,12 +80,21 @@ CROSS JOIN LATERAL (
 ) d
 LEFT JOIN unnest($1::text[], $2::integer[]) AS k (tab, keep_days) ON k.tab = p.relname
 WHERE p.relnamespace = 'iov'::regnamespace AND p.relkind = 'p' AND p.relname = ANY($3::text[])
+  AND c.relnamespace = p.relnamespace AND c.relkind = 'r'
 ORDER BY d.until, p.relname
 """
-_LEFT_OVER = """
+_LEFT_OVER = r"""
 SELECT c.relname AS part, pg_total_relation_size(c.oid) AS bytes FROM pg_class c
+CROSS JOIN LATERAL regexp_match(
+    obj_description(c.oid, 'pg_class'), '^' || $1 || 'iov\.(.*) until (\S+)$') AS m (told)
+JOIN unnest($2::text[], $3::integer[]) AS k (tab, keep_days) ON k.tab = m.told[1]
 WHERE c.relnamespace = 'iov'::regnamespace AND c.relkind = 'r' AND NOT c.relispartition
-  AND obj_description(c.oid, 'pg_class') = $1
+  AND m.told[2]::timestamptz + make_interval(days => k.keep_days) <= clock_timestamp()
+"""
+_IS_ATTACHED = """
+SELECT EXISTS (
+    SELECT FROM pg_inherits WHERE inhparent = to_regclass(format('iov.%I', $1::text))
+      AND inhrelid = to_regclass(format('iov.%I', $2::text)))
 """
 _STALE = """
 SELECT c.relname::text FROM pg_stat_all_tables s JOIN pg_class c ON c.oid = s.relid
@@ -86,7 +114,9 @@ WHERE x.indrelid = to_regclass(format('iov.%I', $1::text))
 """
 _TAKE_TURN = """
 UPDATE iov.mutex SET holder = $1, held_until = clock_timestamp() + make_interval(secs => $2)
-WHERE name = 'maintain' AND (held_until IS NULL OR held_until < clock_timestamp())
+WHERE name = (
+    SELECT name FROM iov.mutex WHERE name = 'maintain'
+      AND (held_until IS NULL OR held_until < clock_timestamp()) FOR UPDATE SKIP LOCKED)
 """
 _TODAY = "SELECT (clock_timestamp() AT TIME ZONE 'UTC')::date"
 _DROP_DAY = "SELECT iov.drop_day($1, $2)"
@@ -152,9 +182,12 @@ async def maintain_hourly(settings: Settings, catalogue: Catalogue, random: Rand
         # So that not all ask at once, and one that is starting has other things to do.
         await asyncio.sleep(_LOOK_EVERY_S * (0.5 + random.random()))
         try:
-            await maintain_in_turn(settings, catalogue)
+            async with asyncio.timeout(_TURN_S):
+                await maintain_in_turn(settings, catalogue)
         except Unavailable as exc:
             log.warning("maintenance waits", why=str(exc))
+        except TimeoutError:
+            log.warning("maintenance waits", why=f"not done in {_TURN_S:.0f} s, behind a reader?")
 
 
 async def maintain_in_turn(settings: Settings, catalogue: Catalogue) -> Account | None:
@@ -200,6 +233,7 @@ class _Task(NamedTuple):
     name: str
     told: str
     do: Callable[[], Awaitable[object]]
+    """False of it: somebody else had done it."""
     frees_bytes: int = 0
     needs_owner: bool = False
 
@@ -257,7 +291,8 @@ class _Turn:
                 continue
             told(task.told)
             try:
-                await task.do()
+                if await task.do() is False:
+                    continue
             except asyncpg.PostgresError as exc:
                 unless_cancelled(exc)
                 if self._connection.is_closed():
@@ -303,28 +338,46 @@ class _Turn:
 
     async def _to_drop_and_index(self) -> list[_Task]:
         keep = {t: days.keep_days for t, days in self._retention.items() if days.keep_days}
-        days = await self._connection.fetch(_DAYS, list(keep), list(keep.values()), self._tables)
+        kept = list(keep), list(keep.values())
         tasks = []
         if self._is_owner:
             # Detached by one that was interrupted before it came to drop them.
-            for part, size_bytes in await self._connection.fetch(_LEFT_OVER, _PAST_ITS_KEEPING):
+            for part, size_bytes in await self._connection.fetch(
+                _LEFT_OVER, _PAST_ITS_KEEPING, *kept
+            ):
                 drop = partial(self._drop, part)
                 tasks.append(_Task("dropped", f"iov.{part}", f"drop iov.{part}", drop, size_bytes))
-        for day in days:
+        for day in await self._connection.fetch(_DAYS, *kept, self._tables, _PAST_ITS_KEEPING):
             name = f"iov.{day['part']}"
-            if day["is_old"]:
-                drop = partial(self._drop_day if self._is_owner else self._ask_for, day)
-                tasks.append(_Task("dropped", name, f"drop {name}", drop, day["bytes"]))
-            elif not (day["is_indexed"] or day["pending"]):
-                index = partial(self._index, day["part"])
-                tasks.append(_Task("indexed", name, f"index {name} by ts", index, needs_owner=True))
+            if day["is_old"] and day["has_view"]:
+                self.planned.later.append(f"drop {name}: a view reads it; drop the view first")
+            elif day["is_old"]:
+                way = self._drop_day if self._is_owner else self._ask_for
+                tasks.append(
+                    _Task("dropped", name, f"drop {name}", partial(way, day), day["bytes"])
+                )
+            elif day["pending"]:
+                self.planned.later.append(_HALF_DETACHED.format(**day))
+            else:
+                tasks += self._to_mend(name, day)
         return tasks
 
+    def _to_mend(self, name: str, day: asyncpg.Record) -> Iterator[_Task]:
+        """What a day that is kept lacks, or has and should not."""
+        if day["is_marked"]:
+            unmark = partial(self._comment, day["part"], day["comment"])
+            yield _Task("kept", f"keep {name}", f"keep {name}", unmark, needs_owner=True)
+        if not day["is_indexed"]:
+            index = partial(self._index, day["part"])
+            yield _Task("indexed", name, f"index {name} by ts", index, needs_owner=True)
+
     async def _to_analyse(self) -> list[_Task]:
+        alone = self._connection.get_server_version() >= (_ONLY_FROM,)
+        analyse = self._analyse if alone else self._analyse_with_days
         return [
             _Task(
-                "analysed", f"iov.{table}", f"analyse iov.{table}",
-                partial(self._connection.execute, "SELECT iov.analyse($1)", table),
+                "analysed", f"iov.{table}", f"analyse iov.{table}", partial(analyse, table),
+                needs_owner=not alone,
             )
             for (table,) in await self._connection.fetch(_STALE, self._tables)
         ]  # fmt: skip
@@ -341,18 +394,34 @@ class _Turn:
     def _executing(self, statement: str) -> Callable[[], Awaitable[object]]:
         return partial(self._connection.execute, statement)
 
-    async def _drop_day(self, day: asyncpg.Record) -> None:
+    async def _drop_day(self, day: asyncpg.Record) -> bool:
         """As the owner: waits for whoever reads the table now, and holds up nobody."""
-        parent, part = f"iov.{quoted(day['table'])}", f"iov.{quoted(day['part'])}"
+        table, part = day["table"], day["part"]
+        if not await self._connection.fetchval(_IS_ATTACHED, table, part):
+            return False  # by somebody else, and no longer ours
         how = "FINALIZE" if day["pending"] else "CONCURRENTLY"
-        await self._connection.execute(f"COMMENT ON TABLE {part} IS {literal(_PAST_ITS_KEEPING)}")
-        await self._connection.execute(f"ALTER TABLE {parent} DETACH PARTITION {part} {how}")
-        await self._drop(day["part"])
+        await self._comment(part, f"{_PAST_ITS_KEEPING}iov.{table} until {day['until']}")
+        try:
+            await self._connection.execute(
+                f"ALTER TABLE iov.{quoted(table)} DETACH PARTITION iov.{quoted(part)} {how}"
+            )
+        except asyncpg.PostgresError:
+            if not self._connection.is_closed():
+                await self._comment(part, day["comment"])
+            raise
+        return await self._drop(part)
 
-    async def _drop(self, part: str) -> None:
-        await self._connection.execute(f"DROP TABLE iov.{quoted(part)}")
+    async def _comment(self, part: str, text: str) -> None:
+        await self._connection.execute(f"COMMENT ON TABLE iov.{quoted(part)} IS {literal(text)}")
 
-    async def _ask_for(self, day: asyncpg.Record) -> None:
+    async def _drop(self, part: str) -> bool:
+        try:
+            await self._connection.execute(f"DROP TABLE iov.{quoted(part)}")
+        except asyncpg.UndefinedTableError:
+            return False
+        return True
+
+    async def _ask_for(self, day: asyncpg.Record) -> bool:
         """As a worker: the function gives up behind a reader, and is asked a few times."""
         for left in reversed(range(_TRIES)):
             try:
@@ -362,7 +431,8 @@ class _Turn:
                     raise
                 await asyncio.sleep(_BETWEEN_TRIES_S)
             else:
-                return
+                break
+        return True
 
     async def _drop_dead_letters(self) -> int:
         """Delete what is old in transactions of 10,000; how many."""
@@ -373,6 +443,14 @@ class _Turn:
             gone = await self._connection.fetchval("SELECT iov.drop_dead_letters($1)", _SLICE)
             total += gone
         return total
+
+    async def _analyse(self, table: str) -> None:
+        async with self._connection.transaction():
+            await self._connection.execute(f"SET LOCAL statement_timeout = '{_ANALYSE_S}s'")
+            await self._connection.execute("SELECT iov.analyse($1)", table)
+
+    async def _analyse_with_days(self, table: str) -> None:
+        await self._connection.execute(f"ANALYZE iov.{quoted(table)}")
 
     async def _index(self, part: str) -> None:
         for (name,) in await self._connection.fetch(_INVALID, part):

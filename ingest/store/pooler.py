@@ -40,13 +40,16 @@ async def set_limits(connection: asyncpg.Connection, settings: Mapping[str, str]
 async def expect_own_session(
     connection: asyncpg.Connection, another: Callable[[], Awaitable[asyncpg.Connection]]
 ) -> None:
-    """Raise NotReady if two idle connections turn out to be one session of the database's."""
-    if await connection.fetchval(_PROCESS) == connection.get_server_pid():
+    """Raise NotReady if an idle connection's session of the database's is not its own."""
+    own = await connection.fetchval(_PROCESS)
+    if own == connection.get_server_pid():
         return
     other = await another()
     try:
         for _ in range(_LOOKS):
-            if await connection.fetchval(_PROCESS) == await other.fetchval(_PROCESS):
+            others = await other.fetchval(_PROCESS)
+            now = await connection.fetchval(_PROCESS)
+            if now == others or now != own:
                 raise NotReady(
                     "a pooler gives each transaction another session, so nothing that is set for "
                     "one holds, synchronous_commit neither: pool_mode = session, or go past it"

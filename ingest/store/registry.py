@@ -33,7 +33,7 @@ _AT_WORK = """
 SELECT client_id, page_address FROM iov.worker
 WHERE broker = $1 AND subscription = $2
   AND clock_timestamp() - heartbeat_at < make_interval(secs => $3)
-ORDER BY client_id
+ORDER BY client_id LIMIT 1000
 """
 _RENAME = """
 UPDATE iov.worker SET broker = $2 WHERE broker = $3 AND client_id = $1 AND NOT EXISTS (

@@ -140,7 +140,7 @@ mkdir -p .{inside}
 mount --bind {group} .{inside}
 mount -t tmpfs -o mode=755 tmpfs run
 mount --rbind /dev dev
-# As a container's manager does, or credentials do not reach their service (systemd, CONTAINER_INTERFACE).
+# As a manager of containers does, or credentials do not reach their service.
 mount --make-rshared .
 echo $$ > {group}/cgroup.procs
 exec env -i container=other PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot . /lib/systemd/systemd

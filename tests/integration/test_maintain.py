@@ -205,29 +205,35 @@ async def test_a_readers_query_of_minutes_delays_nobody(
     assert await filled.count() == 1_030
 
 
+async def interrupted(database: Database, settings: Settings, catalogue: Catalogue) -> None:
+    """A day that is half detached: whoever did it was ended while it waited for a reader."""
+    pending = "SELECT count(*) FROM pg_inherits WHERE inhdetachpending"
+
+    async def waits() -> bool:
+        return bool(await database.one(pending))
+
+    async with reading(database.url):
+        work = asyncio.create_task(maintain(settings, catalogue))
+        await until(waits, "a detach that waits")
+        work.cancel()
+        await asyncio.wait([work])
+        await database.all(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+            "WHERE application_name = 'iov-ingest maintain' AND datname = current_database()"
+        )
+        assert await database.one(pending) == 1
+
+
 @pytest.mark.parametrize("when", ["while it waits", "before it drops"])
 async def test_interrupted_it_is_ended_by_the_next(
     when: str, filled: Database, catalogue: Catalogue, file: Path
 ) -> None:
     settings = settings_of(filled.url, file)
     if when == "while it waits":
-        async with reading(filled.url):
-            work = asyncio.create_task(maintain(settings, catalogue))
-            pending = "SELECT count(*) FROM pg_inherits WHERE inhdetachpending"
-
-            async def waits() -> bool:
-                return bool(await filled.one(pending))
-
-            await until(waits, "a detach that waits")
-            work.cancel()
-            await asyncio.wait([work])
-            await filled.all(
-                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
-                "WHERE application_name = 'iov-ingest maintain' AND datname = current_database()"
-            )
-            assert await filled.one(pending) == 1
+        await interrupted(filled, settings, catalogue)
     else:
-        note = MODULE._PAST_ITS_KEEPING
+        end = LONG_AGO + timedelta(days=1)
+        note = f"{MODULE._PAST_ITS_KEEPING}iov.nev until {end}T00:00:00+00"
         await filled.execute(f"COMMENT ON TABLE iov.{OLD} IS '{note}'")
         await filled.execute(f"ALTER TABLE iov.nev DETACH PARTITION iov.{OLD}")
     # One that an operator has detached is the operator's.
@@ -238,6 +244,107 @@ async def test_interrupted_it_is_ended_by_the_next(
     there = await days(filled)
     assert OLD not in there
     assert YOUNG in there
+
+
+async def mark_of(database: Database, part: str) -> str:
+    told: str = await database.one(f"SELECT obj_description('iov.{part}'::regclass, 'pg_class')")
+    return told
+
+
+async def test_what_could_not_be_detached_and_is_then_kept_by_hand_stays(
+    filled: Database, catalogue: Catalogue, file: Path
+) -> None:
+    before = await mark_of(filled, OLD)
+    await filled.execute("CREATE TABLE iov.nev_rest PARTITION OF iov.nev DEFAULT")
+    settings = settings_of(filled.url, file)
+    done = await maintain(settings, catalogue)
+    assert done.dropped == []
+    assert any("default partition" in why for why in done.later)
+    assert await mark_of(filled, OLD) == before
+    await filled.execute(f"ALTER TABLE iov.nev DETACH PARTITION iov.{OLD}")
+    assert (await maintain(settings, catalogue)).dropped == []
+    assert await filled.count(OLD) == 1000
+
+
+async def test_what_is_kept_for_longer_after_an_interruption_stays(
+    filled: Database, catalogue: Catalogue, file: Path
+) -> None:
+    settings, before = settings_of(filled.url, file), await mark_of(filled, OLD)
+    await interrupted(filled, settings, catalogue)
+    rewrite(file, "[default]\nkeep_days = 365\n")
+    done = await maintain(settings, catalogue)
+    (told,) = done.later
+    assert f"iov.{OLD} is half detached, is kept" in told
+    await filled.execute(f"ALTER TABLE iov.nev DETACH PARTITION iov.{OLD} FINALIZE")
+    assert (await maintain(settings, catalogue)).dropped == []
+    assert await filled.count(OLD) == 1000
+    # In its place again it is a day like others, and may be taken out to be kept later.
+    await filled.execute(
+        f"ALTER TABLE iov.nev ATTACH PARTITION iov.{OLD} FOR VALUES "
+        f"FROM ('{LONG_AGO} 00:00+00') TO ('{LONG_AGO + timedelta(days=1)} 00:00+00')"
+    )
+    assert f"keep iov.{OLD}" in (await maintain(settings, catalogue)).kept
+    assert await mark_of(filled, OLD) == before
+
+
+async def test_a_table_that_only_bears_the_name_of_a_day_is_not_touched(
+    filled: Database, catalogue: Catalogue, file: Path
+) -> None:
+    await filled.execute(
+        f"CREATE SCHEMA archive; ALTER TABLE iov.{OLD} SET SCHEMA archive; "
+        f"CREATE TABLE iov.{OLD} AS SELECT 1 AS mine"
+    )
+    for _ in range(2):
+        done = await maintain(settings_of(filled.url, file), catalogue)
+        assert (done.dropped, done.later) == ([], [])
+    assert await filled.one(f"SELECT obj_description('iov.{OLD}'::regclass, 'pg_class')") is None
+
+
+async def test_a_day_that_a_view_reads_is_told_and_stays_in_sight(
+    filled: Database, catalogue: Catalogue, file: Path
+) -> None:
+    await filled.execute(f"CREATE VIEW public.mine AS SELECT * FROM iov.{OLD}")
+    done = await maintain(settings_of(filled.url, file), catalogue)
+    assert done.dropped == []
+    assert done.later == [f"drop iov.{OLD}: a view reads it; drop the view first"]
+    assert await filled.count() == 2_000
+
+
+async def test_two_owners_at_once_do_it_once_and_both_are_content(
+    filled: Database, catalogue: Catalogue, file: Path
+) -> None:
+    settings = settings_of(filled.url, file)
+    await migrate(settings, catalogue)
+    both = await asyncio.gather(maintain(settings, catalogue), maintain(settings, catalogue))
+    assert OLD not in await days(filled)
+    assert sorted(len(done.dropped) for done in both) == [0, 1]
+
+
+async def test_a_workers_time_zone_makes_no_day_older(
+    filled: Database, catalogue: Catalogue, file: Path
+) -> None:
+    await migrate(settings_of(filled.url, file), catalogue)
+    url = await filled.user("keeps", "iov_worker")
+    day = (NOW - timedelta(days=86)).date()
+    await filled.all("SELECT iov.make_partition('nev', $1)", day)
+    worker = await asyncpg.connect(url)
+    for zone in ("<AAA>167<BBB>-167,J300,J364", "<AAA>-167<BBB>167,J200,J320"):
+        await worker.execute(f"SET datestyle = 'SQL, DMY'; SET timezone = '{zone}'")
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await worker.execute(f"SELECT iov.drop_day('nev', 'nev_{day:%Y%m%d}')")
+        await worker.execute("SELECT iov.drop_dead_letters(1000)")
+    await worker.close()
+    assert await filled.count("dead_letter") == 29
+
+
+async def test_a_worker_does_not_wait_for_who_holds_the_turn(
+    filled: Database, catalogue: Catalogue
+) -> None:
+    url = await filled.user("keeps", "iov_worker")
+    other = await asyncpg.connect(url)
+    await other.execute("BEGIN; SELECT FROM iov.mutex WHERE name = 'maintain' FOR UPDATE")
+    assert await maintain_in_turn(settings_of(url), catalogue) is None
+    await other.close()
 
 
 async def test_a_worker_drops_what_is_past_its_keeping_and_nothing_else(
@@ -358,6 +465,9 @@ async def test_parents_have_statistics_and_days_an_index_by_time(
         ("[nev]\nkeep_days = 90\ncompress_after_days = 90", "[nev] is compressed after 90 days"),
         ("[dead_letter]\ncompress_after_days = 9", "[dead_letter] has no compress_after_days"),
         ("[nev\n", "at line 1"),
+        ("a = " + "9" * 5_000, "Exceeds the limit"),
+        ("a = " + "[" * 100_000, "recursion"),
+        ("[[nev]]\nkeep_days = 90", "nev is not a table: write [nev] and keep_days = 90 below"),
         ("[ad-state]\nkeep_days = 29", "iov.ad_state is kept for 29 days and samples of 30 days"),
     ],
 )

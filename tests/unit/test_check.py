@@ -146,7 +146,13 @@ def too_many(**more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("more", "kept"), [({}, "all"), ({"Heart-Rate": 77}, "digest"), ({"é": 1}, "digest")]
+    ("more", "kept"),
+    [
+        ({}, "all"),
+        ({"Heart-Rate": 77}, "digest"),
+        ({"é": 1}, "digest"),
+        ({"y": [{"heart\trate": 77}]}, "digest"),
+    ],
 )
 def test_of_a_sample_too_large_to_be_looked_through_no_private_field_is_kept(
     more: dict[str, Any], kept: str
