@@ -9,7 +9,9 @@ Source: PgBouncer, Features and config.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from random import uniform
 
 import asyncpg
 
@@ -20,7 +22,12 @@ LIMITS = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_time
 """Settings that PgBouncer has to be told to ignore when a connection begins."""
 _PROCESS = "SELECT pg_backend_pid()"
 _SET = "SELECT set_config(name, value, false) FROM unnest($1::text[], $2::text[]) s (name, value)"
-_LOOKS = 3
+_SHARED = (
+    "a pooler gives each transaction another session, so nothing that is set for one holds, "
+    "synchronous_commit neither: pool_mode = session, or go past it"
+)
+_LOOKS, _APART_S = 10, 0.01
+"""Three, at once, overlooked it once in twenty times when other connections were busy."""
 
 
 def hint(exc: asyncpg.PostgresError) -> str | None:
@@ -47,12 +54,14 @@ async def expect_own_session(
     other = await another()
     try:
         for _ in range(_LOOKS):
+            # What lies idle at the pooler goes to whoever asks first; two pairs in step with each
+            # other would each get their own again and again.
+            await asyncio.sleep(uniform(0, _APART_S))  # noqa: S311  no secret
             others = await other.fetchval(_PROCESS)
             now = await connection.fetchval(_PROCESS)
             if now == others or now != own:
-                raise NotReady(
-                    "a pooler gives each transaction another session, so nothing that is set for "
-                    "one holds, synchronous_commit neither: pool_mode = session, or go past it"
-                )
+                raise NotReady(_SHARED)
+    except (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError) as exc:
+        raise NotReady(_SHARED) from exc  # prepared in another session
     finally:
         other.terminate()
