@@ -56,7 +56,7 @@ async def _run(directory: Path) -> None:
             fleet = Fleet(DEVICES, 7, mischief=Mischief(bad=0.01, duplicate=0.01, late=0.01))
             async with (
                 working(broker.url, server.url, catalogue) as worker,
-                prometheus(Path(scratch), worker.service.http_port or 0, "1s") as url,
+                prometheus(Path(scratch), worker.service.http_port or 0, every="1s") as url,
                 Publisher(settings) as publisher,
             ):
                 sys.stdout.write(f"{PAST} of the past, then {RUN_S:.0f} s of the present\n")

@@ -38,26 +38,33 @@ def program(name: str) -> str:
 
 @asynccontextmanager
 async def prometheus(
-    directory: Path, port: int, every: str = "200ms", alertmanager: str | None = None
+    directory: Path,
+    *ports: int,
+    every: str = "200ms",
+    alertmanager: str | None = None,
+    at_once: bool = False,
 ) -> AsyncIterator[str]:
-    """Prometheus on the shipped configuration, in a hurry; its URL.
+    """Prometheus on the shipped configuration and workers' ports, in a hurry; its URL.
 
-    With an `alertmanager` (`host:port`) it tells that one at once what is wrong.
+    With an `alertmanager` (`host:port`) it tells that one what is wrong. `at_once`: alerts wait for
+    nothing, look back for seconds, and yesterday is ten seconds ago.
     """
     address = f"127.0.0.1:{free_port()}"
     for file in SHIPPED.glob("*.yml"):
         # 15 s between two looks is right for an operator and long for a test.
         text = file.read_text().replace("_interval: 15s", f"_interval: {every}")
         text = text.replace("[5m]", "[5s]").replace("[1m]", "[5s]")
-        if alertmanager is not None:
+        if alertmanager is not None or at_once:
             text = re.sub(r"for: \d+m", "for: 0s", text)
+        if at_once:
+            text = re.sub(r"\[\d+m\]", "[5s]", text).replace("offset 1d", "offset 10s")
         (directory / file.name).write_text(text)
     (directory / "alertmanagers").mkdir()
     if alertmanager is not None:
         known = [{"targets": [alertmanager], "labels": {}}]
         (directory / "alertmanagers" / "local.json").write_bytes(orjson.dumps(known))
     (directory / "targets").mkdir()
-    targets = [{"targets": [f"127.0.0.1:{port}"], "labels": {}}]
+    targets = [{"targets": [f"127.0.0.1:{port}" for port in ports], "labels": {}}]
     (directory / "targets" / "workers.json").write_bytes(orjson.dumps(targets))
     process = await asyncio.create_subprocess_exec(
         program("prometheus"),

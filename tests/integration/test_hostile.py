@@ -29,7 +29,7 @@ INPUTS: dict[str, tuple[bytes, str]] = {
     "nested 2,000 deep": (raw('"x": ' + "[" * 2_000 + "]" * 2_000), "bad_json"),
     "nested 900 deep": (raw('"x": ' + "[" * 900 + "]" * 900), "bad_json"),
     "nested 100 deep": (raw('"x": ' + "[" * 100 + "]" * 100), STORED),
-    "brackets that never close": (b"[" * 90_000, "bad_json"),
+    "brackets that never close": (b"[" * 70_000, "bad_json"),
     "more brackets": (b"[" * 200_000, "too_large"),
     "a number beyond all floats": (raw('"speed_kmh": 1e400'), "bad_json"),
     "a number of 10,000 digits": (raw('"x": ' + "9" * 10_000), "bad_json"),
