@@ -64,6 +64,7 @@ async def prometheus(
         known = [{"targets": [alertmanager], "labels": {}}]
         (directory / "alertmanagers" / "local.json").write_bytes(orjson.dumps(known))
     (directory / "targets").mkdir()
+    (directory / "nodes").mkdir()
     targets = [{"targets": [f"127.0.0.1:{port}" for port in ports], "labels": {}}]
     (directory / "targets" / "workers.json").write_bytes(orjson.dumps(targets))
     process = await asyncio.create_subprocess_exec(
