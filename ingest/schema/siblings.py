@@ -136,17 +136,15 @@ def leaves(value: Any, steps: Sequence[str]) -> Iterator[Collection[Any]]:
     if not steps:
         yield (value,)
         return
-    *way, last = steps
-    nodes = [value]
-    for step in way:
-        nodes = [inner for node in nodes for inner in _inside(node, step)]
-    for node in nodes:
-        if inner := _inside(node, last):
-            yield inner
-
-
-def _inside(node: Any, step: str) -> Collection[Any]:
-    """What one step leads to; nothing if there is no such step."""
-    if type(node) is dict:
-        return node.values() if step == EACH else (node.get(step),)
-    return node if type(node) is list and step == EACH else ()
+    step, rest = steps[0], steps[1:]
+    if isinstance(value, dict):
+        inner: Collection[Any] = value.values() if step == EACH else (value.get(step),)
+    elif isinstance(value, list) and step == EACH:
+        inner = value
+    else:
+        return
+    if not rest:
+        yield inner
+        return
+    for one in inner:
+        yield from leaves(one, rest)
