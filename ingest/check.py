@@ -164,7 +164,7 @@ class Checker:
         return self._outcome(delivery, stream, device, sample, *others)
 
     def _unread(self, text: bytes, private: NeverStored) -> bytes:
-        """What is kept of a sample that is too large to be looked through by its names.
+        """Keep what may be kept of a sample that is too large to be looked through by its names.
 
         All of it if nothing in it looks like what must never be stored, which takes a tenth.
         """
@@ -298,7 +298,7 @@ class Checker:
 
 
 def _digest(text: bytes) -> bytes:
-    """What is kept instead of a text that nobody has looked through: its size and SHA-256."""
+    """Make the size and SHA-256 that stand for a text nobody has looked through."""
     told = {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
     return orjson.dumps(told)
 

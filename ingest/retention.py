@@ -1,4 +1,4 @@
-"""How long rows are kept: one TOML file, a table for each stream, days as whole numbers.
+"""Days that rows are kept: one TOML file, a table for each stream, days as whole numbers.
 
     [default]                 # streams that are not named
     keep_days = 90
@@ -30,7 +30,7 @@ _MOST_DAYS = 36_500
 
 
 class Kept(NamedTuple):
-    """How long the rows of one table are kept, in days after the end of their UTC day."""
+    """Days after the end of their UTC day that the rows of one table are kept."""
 
     keep_days: int | None = None
     """None: for ever."""
@@ -43,7 +43,7 @@ Retention = dict[str, Kept]
 
 
 def read(file: Path, catalogue: Catalogue, max_age_days: float) -> Retention:
-    """What a file says; raises ConfigError with all of its problems."""
+    """Read a file; raises ConfigError with all of its problems."""
     try:
         document = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     # ValueError: of TOML, of its encoding, and of numbers with thousands of digits.
@@ -65,7 +65,7 @@ def read(file: Path, catalogue: Catalogue, max_age_days: float) -> Retention:
 
 
 def too_short(retention: Retention, table: str, max_age_days: float) -> str | None:
-    """Why a table's rows would go while samples of their day are still taken; None if not."""
+    """Tell why a table's rows would go while samples of their day are still taken; None if not."""
     keep_days = retention[table].keep_days
     if table == DEAD_LETTER or keep_days is None or keep_days >= max_age_days:
         return None

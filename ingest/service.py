@@ -373,7 +373,7 @@ def _flags(catalogue: Catalogue) -> dict[str, list[str]]:
 
 
 def _named(host: str) -> str:
-    """How others call the host that HTTP listens on, as it stands in a URL."""
+    """Name the host that HTTP listens on as others do, and as it stands in a URL."""
     try:
         address = ip_address(host)
     except ValueError:

@@ -32,7 +32,7 @@ class Heartbeat:
         self.workers: list[registry.AtWork] | None = None
         """At work on the same subscription; None while the register is away."""
         self.page_address: str | None = None
-        """Where others say our page is; set before `run`."""
+        """`host:port` of our page for others; set before `run`."""
         self.silent: list[str] = []
         """Client ids on the same subscription that were not heard of for a while."""
         self.known: asyncio.Future[bool] = asyncio.get_running_loop().create_future()

@@ -8,8 +8,8 @@ With hypertables TimescaleDB's own policies drop and compress; they are kept as 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from random import Random
@@ -23,19 +23,20 @@ from ingest.errors import Unavailable
 from ingest.retention import DEAD_LETTER, Kept, Retention, read, too_short
 from ingest.schema import Catalogue
 from ingest.schema.table import literal, quoted
-from ingest.store.connect import connect, expect_migrated
-from ingest.store.failures import away, named, naming, unless_cancelled
+from ingest.store import registry
+from ingest.store.connect import expect_migrated
+from ingest.store.failures import unless_cancelled
 from ingest.store.partitions import make_partitions, missing_ahead
 from ingest.store.retention import changes, retention_of
 
 EVERY_S = 3_600.0
 _LOOK_EVERY_S = 300.0
 _TRIES, _BETWEEN_TRIES_S = 5, 5.0
-"""How often a worker asks for a day before it leaves it to the next hour."""
+"""Times a worker asks for a day before it leaves it to the next hour."""
 _SLICE = 10_000
 """Dead letters that are deleted in one transaction."""
 _PAST_ITS_KEEPING = "Past its keeping, so iov-ingest maintain drops it: "
-"""How the comment begins of a day that is being detached; its table and its end follow.
+"""Beginning of the comment of a day that is being detached; its table and its end follow.
 
 So whoever comes next after an interruption knows it from one that an operator has detached to keep.
 """
@@ -139,22 +140,22 @@ log = structlog.get_logger("store")
 
 @dataclass
 class Account:
-    """What was done, or with a dry run would be."""
+    """Account of a turn: things done, or with a dry run to be done."""
 
     kept: list[str] = field(default_factory=list)
-    """What the file has changed about what is kept."""
+    """Changes by the file."""
     made: list[str] = field(default_factory=list)
     """Days made ahead."""
     dropped: list[str] = field(default_factory=list)
     freed_bytes: int = 0
     dead_letters: int = 0
-    """Those deleted; of a dry run by a worker, who may not read them, 0."""
+    """Number deleted; of a dry run by a worker, who may not read them, 0."""
     indexed: list[str] = field(default_factory=list)
     analysed: list[str] = field(default_factory=list)
     policies: list[str] = field(default_factory=list)
     """Statements for TimescaleDB."""
     later: list[str] = field(default_factory=list)
-    """What could not be done now, and why."""
+    """Things that could not be done now, and why."""
 
 
 async def maintain(
@@ -203,26 +204,12 @@ async def maintain_in_turn(settings: Settings, catalogue: Catalogue) -> Account 
     return account
 
 
-@asynccontextmanager
-async def _connected(settings: Settings) -> AsyncIterator[asyncpg.Connection]:
-    """A connection without time limits; Unavailable for whatever the database fails in."""
-    try:
-        with naming(settings):
-            # A `lock_timeout` would leave a day half detached (measured).
-            connection = await connect(
-                settings, "iov-ingest maintain", command_timeout_s=None,
-                statement_timeout="0", lock_timeout="0",
-            )  # fmt: skip
-        try:
-            yield connection
-        finally:
-            connection.terminate()
-    except Exception as exc:
-        unless_cancelled(exc)
-        failure = away(exc)
-        if failure is None or failure is exc:
-            raise
-        raise named(failure, settings) from exc
+def _connected(settings: Settings) -> AbstractAsyncContextManager[asyncpg.Connection]:
+    """Connect without time limits: a `lock_timeout` leaves a day half detached (measured)."""
+    return registry.reading(
+        settings, "iov-ingest maintain", command_timeout_s=None,
+        statement_timeout="0", lock_timeout="0",
+    )  # fmt: skip
 
 
 class _Task(NamedTuple):
@@ -239,7 +226,7 @@ class _Task(NamedTuple):
 
 
 class _Turn:
-    """What there is to do, found at once, and done one after the other."""
+    """Tasks found at once and done one after the other."""
 
     def __init__(
         self, connection: asyncpg.Connection, settings: Settings, catalogue: Catalogue
@@ -308,7 +295,7 @@ class _Turn:
         return task.needs_owner and not self._is_owner
 
     async def _to_keep(self, wanted: Retention | None) -> list[_Task]:
-        """What the file changes; without what is kept for too short a time for this worker."""
+        """Plan what the file changes; leave out what is kept for too short a time for us."""
         kept = await retention_of(self._connection)
         age_days, tasks = self._settings.max_age_days, []
         if wanted is not None:
@@ -363,7 +350,7 @@ class _Turn:
         return tasks
 
     def _to_mend(self, name: str, day: asyncpg.Record) -> Iterator[_Task]:
-        """What a day that is kept lacks, or has and should not."""
+        """Plan for a day that is kept what it lacks, or has and should not."""
         if day["is_marked"]:
             unmark = partial(self._comment, day["part"], day["comment"])
             yield _Task("kept", f"keep {name}", f"keep {name}", unmark, needs_owner=True)

@@ -50,7 +50,7 @@ async def make_partitions(
 async def missing_ahead(
     connection: asyncpg.Connection, catalogue: Catalogue, today: date
 ) -> list[tuple[str, date]]:
-    """What the coming days need and have not; hypertables make their own chunks."""
+    """List what the coming days need and have not; hypertables make their own chunks."""
     tables = [stream.table for stream in catalogue.values()]
     partitioned = [row[0] for row in await connection.fetch(_PARTITIONED, tables)]
     days = [today + timedelta(days=n) for n in range(-1, DAYS_AHEAD + 1)]

@@ -31,7 +31,7 @@ _LOOKS, _APART_S = 10, 0.01
 
 
 def hint(exc: asyncpg.PostgresError) -> str | None:
-    """What to do about a pooler that does not take our settings; None if it is not that."""
+    """Tell what to do about a pooler that does not take our settings; None if it is not that."""
     if "unsupported startup parameter" not in str(exc):
         return None
     return f"a pooler says so: tell it ignore_startup_parameters = {', '.join(LIMITS)}"

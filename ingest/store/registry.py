@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import asyncpg
 
@@ -82,11 +82,16 @@ class Registered(NamedTuple):
 
 
 @asynccontextmanager
-async def reading(settings: Settings) -> AsyncIterator[asyncpg.Connection]:
-    """A connection for the register; Unavailable is raised for whatever the database fails in."""
+async def reading(
+    settings: Settings, name: str = "iov-ingest register", **how: Any
+) -> AsyncIterator[asyncpg.Connection]:
+    """A connection for the register; Unavailable is raised for whatever the database fails in.
+
+    Or for something else under another `name`; `how` is what `connect` takes.
+    """
     try:
         with naming(settings):
-            connection = await connect(settings, "iov-ingest register")
+            connection = await connect(settings, name, **how)
         try:
             yield connection
         finally:
@@ -147,7 +152,7 @@ async def heartbeat(
 
 
 async def at_work(connection: asyncpg.Connection, settings: Settings) -> list[AtWork]:
-    """All workers at work on our subscription, this one included, by name."""
+    """List the workers at work on our subscription, this one included, by name."""
     rows = await connection.fetch(_AT_WORK, broker_of(settings), settings.subscription, ALIVE_S)
     return [AtWork(*row) for row in rows]
 

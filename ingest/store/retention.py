@@ -1,4 +1,4 @@
-"""What the database keeps how long: the table `iov.retention`, and how a file changes it."""
+"""Days that the database keeps rows: the table `iov.retention`, and how a file changes it."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ async def iov_no_data(night: Night) -> None:
 @fault
 async def iov_data_drops(night: Night) -> None:
     async with night.traffic(sample, 100):
-        await asyncio.sleep(6)  # that many seconds of "yesterday"
+        await until(lambda: night.worker.settled() >= 300, "as much as came yesterday")
     async with night.traffic(lambda n: sample(100_000 + n), 4):
         await night.until_it_fires("IovDataDrops")
 

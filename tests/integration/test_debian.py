@@ -26,18 +26,18 @@ DIRECTORY = os.environ.get("DEBIAN_ROOT")
 SUITE = os.environ.get("DEBIAN_SUITE", "bookworm")
 pytestmark = pytest.mark.skipif(not DIRECTORY, reason="takes minutes and root: make debian")
 OF_README = ("git", "make", "python3-venv")
-"""What README's first line has installed; with certificates, which a minbase has not."""
+"""Packages that README's first line has installed; with certificates, which a minbase has not."""
 OF_THE_HOST = ("etc/resolv.conf", "etc/hosts", "etc/pip.conf", "etc/ssl/certs/ca-certificates.crt")
-"""How this machine reaches the servers of packages."""
+"""Files by which this machine reaches the servers of packages."""
 STEP_S = 600
 CGROUP = Path("/sys/fs/cgroup")
 
 
-def run(command: list[str], *, status: int | None = 0, **how: object) -> str:
+def run(command: list[str], *, status: int | None = 0, env: dict[str, str] | None = None) -> str:
     """Run one, with what it printed if it ends otherwise."""
     ended = subprocess.run(
         command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        check=False, timeout=STEP_S, **how,  # type: ignore[call-overload]  # of run
+        check=False, timeout=STEP_S, env=env,
     )  # fmt: skip
     assert status in (None, ended.returncode), ended.stdout[-4_000:]
     return str(ended.stdout)
