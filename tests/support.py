@@ -127,6 +127,10 @@ class Worker:
     async def ready(self) -> None:
         await until(lambda: not self.service.problems(), "a ready worker")
 
+    async def subscribed(self) -> None:
+        """Wait until what is published reaches it; its database may be away."""
+        await until(lambda: self.service.source.problem is None, "its subscription")
+
     async def settles(self, samples: int) -> None:
         """Wait until so many samples were settled and nothing is in flight."""
         await until(

@@ -137,6 +137,7 @@ async def test_a_default_partition_in_the_way_is_told_and_ends_nothing(
     )
     async with working(broker.url, database.url, catalogue, wait=False) as worker:
         await until(lambda: "23514" in str(worker.service.watch.problem), "its words")
+        await worker.subscribed()
         await publish_many(broker.url, [sample(1)])
         await worker.settles(1)
 

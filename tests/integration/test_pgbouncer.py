@@ -124,6 +124,7 @@ async def test_in_transaction_mode_nothing_is_committed(
         for other in others:
             await other.execute("SELECT 1")
         async with working(broker.url, url, catalogue, wait=False) as worker:
+            await worker.subscribed()
             await publish_many(broker.url, [sample(n) for n in range(10)])
 
             def told() -> bool:
