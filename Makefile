@@ -18,14 +18,19 @@ FUZZ := -max_total_time=$(FUZZ_S) -timeout=5 -verbosity=0 -print_final_stats=1
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+# Programs in there name this directory and a Python: if it was moved, or that is gone, make it anew.
+ifneq ($(shell [ -x "$(BIN)/python" ] && cat $(DEMO_STAMP) 2>/dev/null),$(CURDIR))
+$(shell rm -f $(STAMP) $(DEMO_STAMP))
+endif
+
 $(STAMP): pyproject.toml constraints.txt
 	@deploy/make-venv $(VENV) test $(PYTHON)
-	@touch $@ $(DEMO_STAMP)
+	@echo "$(CURDIR)" | tee $@ >$(DEMO_STAMP)
 
 # The demo needs a fifth of what tests need.
 $(DEMO_STAMP): pyproject.toml constraints.txt
 	@deploy/make-venv $(VENV) demo $(PYTHON)
-	@touch $@
+	@echo "$(CURDIR)" >$@
 
 setup: $(STAMP) mosquitto ## Virtual environment, dependencies, mosquitto
 
