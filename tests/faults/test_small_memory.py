@@ -123,8 +123,8 @@ async def test_a_worker_in_a_small_container_outlives_the_dearest_messages_and_s
     """One device sends nothing else, one after the other; another one never waits for long."""
     messages = dearest(catalogue)
     ledger = Ledger(1, 1, datetime.now(UTC))
-    ends_s = time.monotonic() + SECONDS
-    longest_s, said, hurt = 0.0, 0, 0
+    ends_s = longest_s = 0.0
+    said = hurt = 0
 
     async def neighbour(whole: World) -> None:
         nonlocal longest_s, said
@@ -149,6 +149,7 @@ async def test_a_worker_in_a_small_container_outlives_the_dearest_messages_and_s
                 servers, ledger, workers=1, logs=tmp_path, command=small.command()
             ) as whole:
                 worker = whole.workers[0].process
+                ends_s = time.monotonic() + SECONDS
                 async with whole.publisher, asyncio.TaskGroup() as tasks:
                     tasks.create_task(neighbour(whole))
                     tasks.create_task(attacker(whole))
