@@ -16,8 +16,6 @@ from ingest.budget import Budget
 from ingest.model import Checked, Delivery, Reason, Rejected, Row
 
 _DETAIL_CHARACTERS = 300
-_TS = 1
-"""Where `ts` stands in a row's values."""
 
 
 class DeadLetter(NamedTuple):
@@ -156,7 +154,7 @@ class Batch:
         for flag in row.flags:
             self.flags[row.stream, flag] += 1
         if row.described:
-            self.described.append(Description(row.device, row.values[_TS], row.described))
+            self.described.append(Description(row.device, row.ts, row.described))
 
 
 class Batcher:

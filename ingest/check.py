@@ -39,11 +39,10 @@ from ingest.model import (
     Row,
 )
 from ingest.schema import Catalogue, NeverStored, Siblings, Stream, pointer
+from ingest.schema.layout import Record, note_quality, weight
 
 _NO_OBJECT = Fault(Reason.BAD_ENVELOPE, "a sample is an object")
 _MAY_HOLD_NUL = frozenset({str, dict, list})
-_QUALITY = -2
-"""Where `quality` stands in a row's values."""
 
 
 class Checker:
@@ -192,24 +191,24 @@ class Checker:
         if isinstance(seq, Fault):
             return _rejected(stream, device, sample, seq)
         received_at = delivery.arrival.at
-        row = stream.exact(device, ts, seq, received_at, sample)
+        row = stream.exact(ts, seq, received_at, sample)
         if row is None:
             sample = stream.never_stored.without(sample)
-            found = stream.row(device, ts, seq, received_at, sample)
+            found = stream.row(ts, seq, received_at, sample)
             if isinstance(found, str):
                 return _rejected(stream, device, sample, Fault(Reason.SCHEMA, found), clean=True)
             row = found
         if may_hold_nul and (where := _nul(sample)) is not None:
             fault = Fault(Reason.REFUSED_BY_STORE, f"{pointer(where)} holds U+0000")
             return _rejected(stream, device, sample, fault)
-        values, present, unknown_fields = row
+        record, present, resend, unknown_fields = row
         flags: Collection[str] = ()
         findings = stream.plausibility.findings(sample, device, received_at, ts, siblings)
         if findings:
-            flags = _note(findings, sample, values)
+            flags = _note(findings, sample, record)
         described = _described(stream, sample) if stream.device_fields else None
         return Row(
-            stream.name, device, values, present, delivery, position,
+            stream.name, device, ts, resend, record, present, delivery, position,
             unknown_fields, flags, described,
         )  # fmt: skip
 
@@ -304,10 +303,8 @@ def _digest(text: bytes) -> bytes:
 
 
 def _weight(outcome: Outcome) -> int:
-    """Bytes of the texts in an outcome."""
-    if isinstance(outcome, Rejected):
-        return len(outcome.payload)
-    return sum(len(value) for value in outcome.values if isinstance(value, bytes | str | list))
+    """Return the bytes of the texts in an outcome."""
+    return len(outcome.payload) if isinstance(outcome, Rejected) else weight(outcome.record)
 
 
 def is_frame(delivery: Delivery, stream: str) -> bool:
@@ -343,10 +340,10 @@ def _rejected(
     return Rejected(stream.name, stream.name, device, *fault, own)
 
 
-def _note(findings: dict[str, str], sample: dict[str, Any], values: list[Any]) -> list[str]:
+def _note(findings: dict[str, str], sample: dict[str, Any], record: Record) -> list[str]:
     """Add findings to the row's `quality`; the flags noted. The device's own marks stay."""
     own = sample.get("quality") or {}
-    values[_QUALITY] = orjson.dumps(findings | own)
+    note_quality(record, orjson.dumps(findings | own))
     return [flag for at, flag in findings.items() if at not in own]
 
 

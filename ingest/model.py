@@ -86,9 +86,12 @@ class Row(Struct):
 
     stream: str
     device: str
-    values: list[Any]
-    """Device (the store writes `device_id` in its place), ts, seq, received_at, resend, fields …,
-    quality, extra."""
+    ts: datetime
+    """When its values were true, aware UTC."""
+    resend: bool
+    """It was sent later than collected."""
+    record: list[Any]
+    """The values of its columns; only `schema.layout` knows which stands where."""
     present: int
     """Which of the stream's flattened objects are there, and so which fields; see `Layout`."""
     delivery: Delivery

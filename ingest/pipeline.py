@@ -32,8 +32,6 @@ _SURELY_CHEAP_BYTES = 2_048
 """Inflated: so small a message is checked in a tenth of a millisecond at most."""
 _LONGEST_CHECK_S = 0.02
 """A read may bring a thousand messages that were made to be dear; in between others get a turn."""
-_TS, _RECEIVED_AT, _RESEND = 1, 3, 4
-"""Where they stand in a row's values."""
 
 log = structlog.get_logger("pipeline")
 
@@ -238,7 +236,7 @@ class Pipeline:
             metrics.ack_latency.observe(now - arrival.monotonic_s, len(list(group)))
         for stream, rows in batch.rows.items():
             metrics.event_lag.observe_all(_lags(rows), stream)
-            resent = [row for row in rows if row.values[_RESEND]]
+            resent = [row for row in rows if row.resend]
             metrics.resent_event_lag.observe_all(_lags(resent), stream)
 
 
@@ -250,6 +248,6 @@ def _stamped_anew(arrival: Arrival) -> Arrival:
 
 def _lags(rows: Iterable[Row]) -> list[float]:
     """Seconds from `ts` to `received_at`."""
-    lags = [(row.values[_RECEIVED_AT] - row.values[_TS]).total_seconds() for row in rows]
+    lags = [(row.delivery.arrival.at - row.ts).total_seconds() for row in rows]
     # Of a sample that is ahead of us the lag is 0, or there could be no sum of lags.
     return [lag if lag > 0 else 0.0 for lag in lags]

@@ -46,5 +46,5 @@ def rows(payload: bytes, **more: Any) -> dict[str, dict[str, Any]]:
     for outcome in outcomes(payload, **more):
         assert isinstance(outcome, Row), outcome
         stream = CATALOGUE[outcome.stream]
-        found[outcome.stream] = every_column(stream, outcome.values, outcome.present)
+        found[outcome.stream] = every_column(stream, outcome.record, outcome.present)
     return found

@@ -22,7 +22,7 @@ from paho.mqtt.properties import Properties
 from ingest.budget import Budget
 from ingest.check import Checker
 from ingest.config import load
-from ingest.model import Arrival, Delivery
+from ingest.model import Arrival, Delivery, Row
 from ingest.schema import Catalogue, Stream
 from ingest.service import Service
 from ingest.source import source as source_module
@@ -240,10 +240,15 @@ def delivery(
     return Delivery(topic, text, encoding, content_type, packet_id, arrival, connection or Silent())
 
 
-def every_column(stream: Stream, values: list[Any], present: int) -> dict[str, Any]:
-    """A row by its table's columns, null where it has no value."""
+def every_column(stream: Stream, record: list[Any], present: int) -> dict[str, Any]:
+    """Return a record by its table's columns, None where it has no value."""
     names = stream.layout.columns(present)
-    return dict.fromkeys(stream.column_names) | dict(zip(names, values, strict=True))
+    return dict.fromkeys(stream.column_names) | dict(zip(names, record, strict=True))
+
+
+def column(row: Row, catalogue: Catalogue, name: str) -> Any:
+    """Return the value a row has for one column."""
+    return every_column(catalogue[row.stream], row.record, row.present)[name]
 
 
 class Silent:

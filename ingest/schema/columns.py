@@ -9,7 +9,7 @@ flattened name is taken; `x-device` says that a value belongs to the device and 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,7 +29,6 @@ _INTEGERS = (
 )
 UNITY = "1"
 """`x-unit` of a bare number: a count, an identifier, a ratio (UCUM, the unity)."""
-RESERVED = {"device_id", "received_at", "extra", *ENVELOPE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +44,16 @@ class Column:
     """For COMMENT ON COLUMN, see `comment`."""
 
 
-def columns(schema: dict[str, Any], where: str) -> list[Column]:
-    """The columns of one schema, in the order of its properties.
+def columns(schema: dict[str, Any], where: str, reserved: Collection[str]) -> list[Column]:
+    """Return the columns of one schema, in the order of its properties.
 
-    Raises SchemaError for a property that no column can hold, or two that want the same name.
+    `reserved` are the names of columns that every table has. Raises SchemaError for a property that
+    no column can hold, or one whose name is taken.
     """
     found = list(_walk(schema, (), (), where))
     seen: dict[str, Column] = {}
     for column in found:
-        if column.name in RESERVED or column.name in seen:
+        if column.name in reserved or column.name in seen:
             raise SchemaError(f"{where}: /{'/'.join(column.path)}: column {column.name} is taken")
         if not _COLUMN_NAME.fullmatch(column.name):
             raise SchemaError(f"{where}: {column.name!r} is not a column name (snake_case, 63)")

@@ -18,16 +18,23 @@ from msgspec.structs import astuple
 
 from ingest.schema.accept import NOTHING, Member, only, struct, type_of
 from ingest.schema.columns import ENVELOPE, device_fields
-from ingest.schema.layout import LEADING, Layout, Object, Path
+from ingest.schema.layout import (
+    FIRST,
+    LEADING,
+    TRAILING,
+    Layout,
+    Object,
+    Path,
+    Record,
+    keep_extra,
+)
 from ingest.schema.rfc3339 import rfc3339
 from ingest.schema.variants import Variant, variants
 
-Extracted = tuple[list[Any], int, int]
-"""(row values, which objects are there, number of unknown fields); see `Layout`."""
-Extract = Callable[[str, datetime, int, datetime, dict[str, Any]], Extracted]
-"""(device, ts, seq, received_at, sample) → Extracted; raises ValueError where it is not sure."""
-
-_EXTRA = -1
+Extracted = tuple[Record, int, bool, int]
+"""(record, which objects are there, resend, number of unknown fields); see `Layout`."""
+Extract = Callable[[datetime, int, datetime, dict[str, Any]], Extracted]
+"""(ts, seq, received_at, sample) → Extracted; raises ValueError if it is not sure."""
 
 Care = Literal["any", "known", "all"]
 """How well a sample must fit: not at all; what the schema names; that, and there is nothing else.
@@ -63,10 +70,10 @@ def functions(schema: dict[str, Any], layout: Layout) -> Functions:
 
     def keeping_unknown(extract: Extract) -> Extract:
         def extract_all(
-            device: str, ts: datetime, seq: int, received_at: datetime, sample: dict[str, Any]
+            ts: datetime, seq: int, received_at: datetime, sample: dict[str, Any]
         ) -> Extracted:
-            values, present, _ = extract(device, ts, seq, received_at, sample)
-            return values, present, _keep_unknown(values, sample, names)
+            record, present, resend, _ = extract(ts, seq, received_at, sample)
+            return record, present, resend, _keep_unknown(record, sample, names)
 
         return extract_all
 
@@ -106,17 +113,21 @@ def source(layout: Layout, found: Sequence[Variant], care: Care) -> str:
     columns, the objects in it, what else the schema names, `quality`.
     """
     own = len(layout.sample.columns)
+    leading, trailing = (", ".join(c.name for c in fixed) for fixed in (LEADING, TRAILING))
     lines = [
-        "def extract(device, ts, seq, received_at, sample):",
+        "def extract(ts, seq, received_at, sample):",
         *_refuse_foreign(found),
         "    parts = astuple(convert(sample, fitting))",
-        f"    row = [device, ts, seq, received_at, parts[0] is True, *parts[1:{own + 1}]]",
-        *_convert(layout.sample, len(LEADING), care),
+        "    device_id, resend = None, parts[0] is True",
+        f"    record = [{leading}, *parts[1:{own + 1}]]",
+        *_convert(layout.sample, FIRST, care),
         "    present = 0",
         *_add_objects(layout, layout.sample, "parts", own + 1, care),
-        "    quality = parts[-1]",
-        "    row += None if quality is None else dumps(quality), None",
-        "    return row, present, 0",
+        "    quality, extra = parts[-1], None",
+        "    if quality is not None:",
+        "        quality = dumps(quality)",
+        f"    record += {trailing}",
+        "    return record, present, resend, 0",
     ]
     return "\n".join(lines) + "\n"
 
@@ -135,20 +146,20 @@ def _convert(object_: Object, place: int, care: Care) -> Iterator[str]:
         conversion = _CONVERSIONS.get(column.convert)
         if conversion and not (care != "any" and column.convert in _DONE_BY_TYPE):
             found = "sample" + "".join(f"[{name!r}]" for name in column.path)
-            yield f"    if row[{number}] is not None:"
-            yield f"        row[{number}] = {conversion.format(found=found)}"
+            yield f"    if record[{number}] is not None:"
+            yield f"        record[{number}] = {conversion.format(found=found)}"
 
 
 def _add_objects(
     layout: Layout, object_: Object, parts: str, first: int, care: Care
 ) -> Iterator[str]:
-    """Add the objects in an object to the row; they are its `parts` from `first` on."""
+    """Add the objects in an object to the record; they are its `parts` from `first` on."""
     for number, inner in enumerate(object_.objects, first):
         bit, own = layout.bits[inner.path], len(inner.columns)
         inner_parts = f"parts_{bit}"
         lines = [
             f"    {inner_parts} = astuple({parts}[{number}])",
-            f"    row += {inner_parts}[:{own}]",
+            f"    record += {inner_parts}[:{own}]",
             f"    present |= {bit}",
             *_convert(inner, -own, care),
             *_add_objects(layout, inner, inner_parts, own, care),
@@ -212,7 +223,7 @@ def _known_names(schema: dict[str, Any], sample: Object) -> dict[Path, frozenset
 
 
 def _keep_unknown(
-    values: list[Any], sample: dict[str, Any], names: Mapping[Path, frozenset[str]]
+    record: Record, sample: dict[str, Any], names: Mapping[Path, frozenset[str]]
 ) -> int:
     """Put what the schema does not name into `extra`, at the place it had; how many fields."""
     extra: dict[str, Any] = {}
@@ -229,7 +240,7 @@ def _keep_unknown(
             place.update(fields)
             number += len(fields)
     if extra:
-        values[_EXTRA] = orjson.dumps(extra)
+        keep_extra(record, orjson.dumps(extra))
     return number
 
 

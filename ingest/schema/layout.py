@@ -1,22 +1,55 @@
-"""Which values a row has, and which columns they are for.
+"""The record of a row: which value stands where, and which column it is for. Nobody else knows.
 
 First what every row has, then the sample's own columns, then those of the objects that are
 flattened, one object after the other. Most samples lack most objects, and what is not there takes
-no place in the row: half the columns of a driving car's `nev` sample, which would otherwise be
+no place in the record: half the columns of a driving car's `nev` sample, which would otherwise be
 made, sent and read as nulls. Which objects are there is a number with a bit for each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, reduce
+from operator import itemgetter, or_
 from typing import Any, NamedTuple
 
+from ingest.model import Row
 from ingest.schema.columns import Column
 
-LEADING = ("device_id", "ts", "seq", "received_at", "resend")
-TRAILING = ("quality", "extra")
+Record = list[Any]
 
+
+class Fixed(NamedTuple):
+    """A column that every stream's table has."""
+
+    name: str
+    sql_type: str
+    """With its constraints."""
+    comment: str
+
+
+LEADING = (
+    Fixed("device_id", "integer NOT NULL", "Who sent it: iov.device"),
+    Fixed("ts", "timestamptz NOT NULL", "When the values were true"),
+    Fixed("seq", "bigint NOT NULL", "Counted by the device; negative: derived from the content"),
+    Fixed("received_at", "timestamptz NOT NULL", "When the message arrived"),
+    Fixed("resend", "boolean NOT NULL DEFAULT false", "Sent later than collected"),
+)
+TRAILING = (
+    Fixed("quality", "jsonb", "JSON pointer of a field to what is wrong with its value"),
+    Fixed("extra", "jsonb", "Fields the schema does not name, as they came"),
+)
+RESERVED = frozenset(column.name for column in LEADING + TRAILING)
+KEY = ("device_id", "ts", "seq")
+"""Primary key of every stream's table."""
+
+FIRST = len(LEADING)
+"""Place of the first of a sample's own columns in a record."""
+
+_NAMES = [column.name for column in LEADING]
+_DEVICE_ID = _NAMES.index("device_id")
+_KEY = [_NAMES.index(name) for name in KEY]
+_QUALITY, _EXTRA = -2, -1
 _REMEMBERED = 256
 """Sets of objects whose columns are remembered: a fleet has some, a hostile vehicle thousands."""
 
@@ -75,15 +108,71 @@ class Layout:
             own = [column.name for column in self.sample.columns]
             if len(self._columns) >= _REMEMBERED:
                 self._columns.clear()
-            found = self._columns[present] = [*LEADING, *own, *names, *TRAILING]
+            trailing = [column.name for column in TRAILING]
+            found = self._columns[present] = [*_NAMES, *own, *names, *trailing]
         return found
 
-    def widen(self, values: list[Any], present: int, wanted: int) -> None:
-        """Put nulls into a row where objects would be that are wanted and not there."""
-        place = len(LEADING) + len(self.sample.columns)
+    def reader(self, present: int, names: Sequence[str]) -> Callable[[Record], tuple[Any, ...]]:
+        """Return a function that takes the values of some columns out of a record.
+
+        Raises ValueError if one of them belongs to an object that is not there.
+        """
+        columns = self.columns(present)
+        return itemgetter(*map(columns.index, names))
+
+    def records(
+        self, rows: Sequence[Row], ids: Mapping[str, int]
+    ) -> tuple[list[str], list[Record]]:
+        """Return the columns that some of the rows have values for, and each row's record for them.
+
+        Each gets its device's id, and nulls for the objects that only other rows have; in place,
+        because a copy of every record was 4 % of all CPU time. Doing it again, with other ids or
+        with other rows beside, changes nothing of what a row says.
+        """
+        wanted = reduce(or_, {row.present for row in rows})
+        for row in rows:
+            if row.present != wanted:
+                self._widen(row.record, row.present, wanted)
+                row.present = wanted
+            row.record[_DEVICE_ID] = ids[row.device]
+        return self.columns(wanted), [row.record for row in rows]
+
+    def _widen(self, record: Record, present: int, wanted: int) -> None:
+        """Insert NULLs for every object that is in `wanted` but not in `present`."""
+        place = FIRST + len(self.sample.columns)
         for bit, names in self._names:
             if present & bit:
                 place += len(names)
             elif wanted & bit:
-                values[place:place] = [None] * len(names)
+                record[place:place] = [None] * len(names)
                 place += len(names)
+
+
+in_key_order = itemgetter(*_KEY)
+"""Key of a record that has its device's id, to sort by."""
+_KEY_BACKWARDS = [itemgetter(place) for place in reversed(_KEY)]
+
+
+def sort(records: list[Record]) -> None:
+    """Sort records by their key, in place.
+
+    Three stable sorts, of values nearly in order but for the last: 0.7 µs a record instead of 1.0
+    for one sort by tuples of all three (measured).
+    """
+    for place in _KEY_BACKWARDS:
+        records.sort(key=place)
+
+
+def note_quality(record: Record, text: bytes) -> None:
+    """Write JSON into the column `quality`."""
+    record[_QUALITY] = text
+
+
+def keep_extra(record: Record, text: bytes) -> None:
+    """Write JSON into the column `extra`."""
+    record[_EXTRA] = text
+
+
+def weight(record: Record) -> int:
+    """Return the size of its texts and arrays: bytes, characters, items."""
+    return sum(len(value) for value in record if isinstance(value, bytes | str | list))

@@ -13,7 +13,7 @@ from ingest.errors import SchemaError
 from ingest.schema.columns import Column, columns, device_fields
 from ingest.schema.extract import Extracted, Functions, functions, never_sure, sha256
 from ingest.schema.fault import Whole, first_fault, whole
-from ingest.schema.layout import Layout
+from ingest.schema.layout import RESERVED, Layout
 from ingest.schema.plausible import Rules
 from ingest.schema.private import NeverStored
 from ingest.schema.rfc3339 import rfc3339
@@ -31,7 +31,7 @@ class Stream:
     whole: Whole
     """The same of arrays and objects as a whole."""
     layout: Layout
-    """Which of a row's values belongs to which column."""
+    """The places in the record of a row."""
     functions: Functions
     never_stored: NeverStored
     """Removed wherever it stands in a sample, before anything is stored."""
@@ -51,26 +51,26 @@ class Stream:
         return self.layout.columns(self.layout.all)
 
     def exact(
-        self, device: str, ts: datetime, seq: int, received_at: datetime, sample: dict[str, Any]
+        self, ts: datetime, seq: int, received_at: datetime, sample: dict[str, Any]
     ) -> Extracted | None:
         """A row, if the sample is as the schema wants it and holds nothing that it does not name.
 
         So there is nothing in it that must not be stored. None for what `row` has to look at.
         """
         try:
-            return self.functions.exact(device, ts, seq, received_at, sample)
+            return self.functions.exact(ts, seq, received_at, sample)
         except ValueError:
             return None
 
     def row(
-        self, device: str, ts: datetime, seq: int, received_at: datetime, sample: dict[str, Any]
+        self, ts: datetime, seq: int, received_at: datetime, sample: dict[str, Any]
     ) -> Extracted | str:
         """A row, or what the schema has against the sample."""
         try:
-            return self.functions.known(device, ts, seq, received_at, sample)
+            return self.functions.known(ts, seq, received_at, sample)
         except ValueError:
             pass
-        return self.fault(sample) or self.functions.extract(device, ts, seq, received_at, sample)
+        return self.fault(sample) or self.functions.extract(ts, seq, received_at, sample)
 
     @property
     def hashes(self) -> bool:
@@ -107,7 +107,7 @@ def stream(
 
     `hashed_elsewhere`: names of fields that other streams store as digests only.
     """
-    found = columns(schema, name)
+    found = columns(schema, name, RESERVED)
     try:
         validator = jsonschema_rs.Draft202012Validator(
             schema, validate_formats=True, formats={"date-time": _is_date_time}

@@ -4,27 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ingest.schema.layout import KEY, LEADING, TRAILING
 from ingest.schema.stream import Stream
-
-_ENVELOPE_COLUMNS = (
-    ("device_id", "integer NOT NULL", "Who sent it: iov.device"),
-    ("ts", "timestamptz NOT NULL", "When the values were true"),
-    ("seq", "bigint NOT NULL", "Counted by the device; negative: derived from the content"),
-    ("received_at", "timestamptz NOT NULL", "When the message arrived"),
-    ("resend", "boolean NOT NULL DEFAULT false", "Sent later than collected"),
-)
-_LAST_COLUMNS = (
-    ("quality", "jsonb", "JSON pointer of a field to what is wrong with its value"),
-    ("extra", "jsonb", "Fields the schema does not name, as they came"),
-)
 
 
 def table_columns(stream: Stream) -> Iterator[tuple[str, str, str]]:
     """(name, SQL type with constraints, comment) of every column, in order."""
-    yield from _ENVELOPE_COLUMNS
+    yield from LEADING
     for column in stream.columns:
         yield column.name, column.sql_type, column.comment
-    yield from _LAST_COLUMNS
+    yield from TRAILING
 
 
 def create_table(stream: Stream, *, partitioned: bool) -> Iterator[str]:
@@ -33,7 +22,7 @@ def create_table(stream: Stream, *, partitioned: bool) -> Iterator[str]:
     # No foreign key to iov.device: its check would cost more than all the rest of the insert, and
     # rows are written with ids that were read from there.
     lines = [f"    {quoted(name)} {type_}" for name, type_, _ in table_columns(stream)]
-    lines.append("    PRIMARY KEY (device_id, ts, seq)")
+    lines.append(f"    PRIMARY KEY ({', '.join(KEY)})")
     end = ") PARTITION BY RANGE (ts)" if partitioned else ")"
     yield f"CREATE TABLE {table} (\n" + ",\n".join(lines) + f"\n{end}"
     if not partitioned:

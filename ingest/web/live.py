@@ -18,6 +18,7 @@ from ingest.batch import Batch, DeadLetter
 from ingest.metrics import Histogram, Metrics
 from ingest.model import Row
 from ingest.schema import Catalogue, Stream
+from ingest.schema.layout import Record
 
 _LETTERS, _GROUPS = 20, 50
 _NUMBERS = re.compile(r"\d+")
@@ -25,12 +26,12 @@ _DEVICES = 20_000
 """Positions that are kept, the newest: 5 MB."""
 _LOOKS_PER_TICK = 500
 """Rows looked at between two events: looking at all of 40,000 a second took 2 µs of each."""
-_TS, _RECEIVED_AT = 1, 3
 _PLACES = (("location_lon", "location_lat"), ("position_lon", "position_lat"), ("lon", "lat"))
 """Columns of a device's own position, in whichever stream has them."""
 _QUANTILES = {"p50": 0.5, "p99": 0.99}
 
-Columns = tuple[int, int] | None
+Reader = Callable[[Record], tuple[Any, ...]]
+"""Takes (longitude, latitude) out of a record."""
 
 
 class State(NamedTuple):
@@ -70,7 +71,7 @@ class Live:
         self._letters: deque[DeadLetter] = deque(maxlen=_LETTERS)
         self._positions: dict[str, list[Any]] = {}
         self._moved: dict[str, list[Any]] = {}
-        self._columns: dict[tuple[str, int], Columns] = {}
+        self._readers: dict[tuple[str, int], Reader | None] = {}
         self._looks_left = _LOOKS_PER_TICK
         self._last = _Counts(metrics)
         self.map_is_open = False
@@ -88,7 +89,7 @@ class Live:
             return
         for name, rows in batch.rows.items():
             stream = self._catalogue[name]
-            if self._looks_left and _columns(stream.column_names) is not None:
+            if self._looks_left and _position(stream, stream.layout.all) is not None:
                 newest = rows[-self._looks_left :]
                 self._looks_left -= len(newest)
                 self._take_positions(stream, newest)
@@ -111,16 +112,17 @@ class Live:
     def _take_positions(self, stream: Stream, rows: Sequence[Row]) -> None:
         for row in rows:
             key = stream.name, row.present
-            if key not in self._columns:
-                self._columns[key] = _columns(stream.layout.columns(row.present))
-            at = self._columns[key]
-            if at is None or row.values[at[0]] is None or row.values[at[1]] is None:
+            if key not in self._readers:
+                self._readers[key] = _position(stream, row.present)
+            reader = self._readers[key]
+            lon, lat = reader(row.record) if reader is not None else (None, None)
+            if lon is None or lat is None:
                 continue
-            ts = row.values[_TS].timestamp()
+            ts = row.ts.timestamp()
             known = self._positions.get(row.device)
             if known is not None and known[2] > ts:
                 continue  # resent, or late
-            place = [row.values[at[0]], row.values[at[1]], ts, stream.name]
+            place = [lon, lat, ts, stream.name]
             # Taken out first, so that the oldest are at the front.
             self._positions.pop(row.device, None)
             self._positions[row.device] = self._moved[row.device] = place
@@ -262,8 +264,9 @@ def _quantiles(
     return found
 
 
-def _columns(names: Sequence[str]) -> Columns:
-    for lon, lat in _PLACES:
-        if lon in names and lat in names:
-            return names.index(lon), names.index(lat)
+def _position(stream: Stream, present: int) -> Reader | None:
+    """Return what reads the position of a stream's rows; None if these rows have none."""
+    for names in _PLACES:
+        if set(names).issubset(stream.layout.columns(present)):
+            return stream.layout.reader(present, names)
     return None

@@ -19,6 +19,7 @@ from ingest.config import load
 from ingest.model import Delivery
 from ingest.pipeline import Pipeline
 from ingest.schema import load_catalogue
+from ingest.schema.layout import keep_extra
 from ingest.service import Service
 from ingest.source import Inbox
 from ingest.store import More, Writer, Written
@@ -64,11 +65,12 @@ class Spoilt:
                 case "lose":
                     del rows[-1]
                 case "alter":
-                    rows[-1].values[-1] = None
+                    keep_extra(rows[-1].record, b'{"altered": true}')
                 case "twice":
-                    again = list(rows[-1].values)
-                    again[1] += timedelta(microseconds=1)
-                    rows.append(replace(rows[-1], values=again))
+                    last = rows[-1]
+                    later = last.ts + timedelta(microseconds=1)
+                    again = [later if value is last.ts else value for value in last.record]
+                    rows.append(replace(last, ts=later, record=again))
         return await self._writer.write(batch, more)
 
 

@@ -85,16 +85,17 @@ def _as_a_batch(message: Delivery, checked: Checked) -> None:
 
 
 def _can_be_copied(row: Row) -> None:
-    _, ts, seq, received_at, resend = row.values[:5]
-    assert isinstance(ts, datetime)
-    assert ts.tzinfo is not None
-    assert type(seq) is int
-    assert -(2**32) <= seq < 2**32
-    assert received_at == NOW
-    assert resend is None or isinstance(resend, bool)
     stream = CATALOGUE[row.stream]
     names = stream.layout.columns(row.present)
-    values = dict(zip(names, row.values, strict=True))
+    values = dict(zip(names, row.record, strict=True))
+    assert isinstance(row.ts, datetime)
+    assert row.ts.tzinfo is not None
+    assert values["ts"] is row.ts
+    assert type(values["seq"]) is int
+    assert -(2**32) <= values["seq"] < 2**32
+    assert values["received_at"] == NOW
+    assert values["resend"] is row.resend
+    assert isinstance(row.resend, bool)
     for column in stream.columns:
         value = values.get(column.name)
         bound = _WHOLE_NUMBERS.get(column.sql_type)

@@ -20,7 +20,7 @@ from ingest.check import Checker
 from ingest.config import load
 from ingest.errors import NotReady
 from ingest.metrics import Metrics
-from ingest.model import Delivery
+from ingest.model import Delivery, Row
 from ingest.schema import Catalogue
 from ingest.schema.stream import stream
 from ingest.store import Writer, connect, expect_migrated, migrate
@@ -117,11 +117,11 @@ class Trusting(Checker):
     def check(self, one: Delivery) -> Any:
         checked = super().check(one)
         for outcome in checked.outcomes:
-            values = getattr(outcome, "values", None)
-            if values is not None and isinstance(values, list):
-                position = self._catalogue["nev"].column_names.index("sw_version")
-                text = values[position]
-                values[position] = "a\0b" if text == "nul" else 7 if text == "type" else text
+            if isinstance(outcome, Row):
+                names = self._catalogue["nev"].layout.columns(outcome.present)
+                place = names.index("sw_version")
+                text = outcome.record[place]
+                outcome.record[place] = {"nul": "a\0b", "type": 7}.get(text, text)
         return checked
 
 

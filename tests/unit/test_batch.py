@@ -15,7 +15,11 @@ NOW = datetime(2026, 11, 22, tzinfo=UTC)
 
 
 def checked(rows: int, bad: int = 0, size_bytes: int = 10) -> Checked:
-    good = [Row("nev", "V1", ["V1", n], 0, delivery({}), n, 1) for n in range(rows)]
+    good = [
+        Row("nev", "V1", NOW, resend=False, record=[n], present=0, delivery=delivery({}),
+            position=n, unknown_fields=1)
+        for n in range(rows)
+    ]  # fmt: skip
     wrong = [Rejected("nev", "nev", "V1", Reason.SCHEMA, "/x", b"{}") for _ in range(bad)]
     return Checked("nev", [*good, *wrong], size_bytes)
 
@@ -66,7 +70,7 @@ def test_a_batch_holds_rows_by_stream_and_counts_what_was_rejected() -> None:
     batch.add(first, checked(2), plenty(), 0.0)
     batch.add(second, checked(1, bad=2), plenty(), 0.0)
     assert batch.deliveries == [first, second]
-    assert [row.values for row in batch.rows["nev"]] == [["V1", 0], ["V1", 1], ["V1", 0]]
+    assert [row.record for row in batch.rows["nev"]] == [[0], [1], [0]]
     assert batch.rejected == {("nev", Reason.SCHEMA): 2}
     assert batch.unknown_fields == {"nev": 3}
     assert (batch.samples, batch.size_bytes, len(batch.dead_letters)) == (5, 20, 2)

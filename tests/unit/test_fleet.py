@@ -19,7 +19,7 @@ from ingest.tools.fleet import STREAMS, Fleet, Message, Mischief, city
 from ingest.tools.fleet.kinds import Bus, DeliveryRobot, Robotaxi, Truck
 from ingest.tools.fleet.roadside import RoadsideUnit
 from ingest.tools.fleet.vehicle import BURST_S, Vehicle
-from tests.support import delivery
+from tests.support import column, delivery
 
 NOW = datetime(2026, 11, 22, 8, 0, tzinfo=UTC)
 CATALOGUE = load_catalogue()
@@ -50,7 +50,7 @@ def test_what_the_fleet_says_is_accepted_plausible_and_of_all_streams() -> None:
             assert set(row.flags) <= ({"invalid"} if checked.stream == "gbt32960" else set())
             assert row.unknown_fields == 0
             streams[row.stream] += 1
-            keys.add((row.stream, row.device, row.values[1], row.values[2]))
+            keys.add((row.stream, row.device, row.ts, column(row, CATALOGUE, "seq")))
     assert set(streams) == set(CATALOGUE)
     assert len(keys) == streams.total(), "no sample is taken for another"
     assert fleet.said["gbt32960"] > 0
@@ -66,7 +66,7 @@ def test_what_the_fleet_says_wrong_is_rejected_and_nothing_else() -> None:
         wrong = [outcome for outcome in checked.outcomes if isinstance(outcome, Rejected)]
         assert bool(wrong) == (message.kind == "bad")
         if message.kind == "late":
-            assert all(o.values[4] for o in checked.outcomes if isinstance(o, Row)), "resend"
+            assert all(o.resend for o in checked.outcomes if isinstance(o, Row)), "resend"
         kinds[message.kind] += 1
     assert set(kinds) == {"good", "bad", "duplicate", "late"}
     assert 200 < kinds["bad"] < 400
@@ -108,7 +108,7 @@ def test_a_device_sends_one_frame_a_second_for_frames_have_whole_seconds() -> No
     for at, message in messages(Fleet(1, 1, ["gbt32960", "chassis"]), 600, 0.05):
         for row in checker.check(delivery(message.payload, message.topic, at=at)).outcomes:
             assert isinstance(row, Row)
-            keys.append((row.stream, row.values[1], row.values[2]))
+            keys.append((row.stream, row.ts, column(row, CATALOGUE, "seq")))
     assert len(set(keys)) == len(keys)
     assert len([key for key in keys if key[0] == "nev"]) > 20
 

@@ -22,7 +22,7 @@ from tests.frames import (
     rows,
     samples,
 )
-from tests.support import delivery, every_column
+from tests.support import column, delivery, every_column
 
 VEHICLE_2016 = bytes.fromhex("01 01 03 01 01D4 000315A3 0DB8 2795 47 01 2E 1FFF 0E 65")
 VEHICLE_2025 = bytes.fromhex("01 01 03 01 0BB8 000315A3 1F40 7595 47 01 8E 1FFF")
@@ -211,7 +211,7 @@ def test_a_unit_without_a_readable_length_ends_the_decoding_there(rest: str) -> 
     found = outcomes(frame(TIME + VEHICLE_2016 + data))
     (row,) = found
     assert isinstance(row, Row)
-    values = every_column(CATALOGUE["nev"], row.values, row.present)
+    values = every_column(CATALOGUE["nev"], row.record, row.present)
     assert values["speed_kmh"] == 46.8
     assert orjson.loads(values["extra"]) == {
         "units": [{"id": f"0x{data[0]:02X}", "hex": data[1:].hex()}]
@@ -232,7 +232,7 @@ def test_units_beyond_any_vehicles_number_are_kept_unread() -> None:
     found = outcomes(frame(TIME + VEHICLE_2016 + custom * 5_000))
     (row,) = found
     assert isinstance(row, Row)
-    values = every_column(CATALOGUE["nev"], row.values, row.present)
+    values = every_column(CATALOGUE["nev"], row.record, row.present)
     assert values["speed_kmh"] == 46.8
     assert orjson.loads(values["quality"])["/units"] == "undecoded"
     *read, rest = orjson.loads(values["extra"])["units"]
@@ -259,7 +259,7 @@ def test_a_list_of_nothing_but_one_sentinel_has_one_mark() -> None:
     found = outcomes(frame(TIME + cells, edition=2025))
     (row,) = found
     assert isinstance(row, Row), row
-    assert orjson.loads(row.values[-2]) == {
+    assert orjson.loads(column(row, CATALOGUE, "quality")) == {
         "/packs/0/voltage_v": "invalid",
         "/packs/0/current_a": "invalid",
         "/packs/0/cell_v": "invalid",
@@ -270,7 +270,7 @@ def test_a_battery_with_thousands_of_marks_is_stored_all_the_same() -> None:
     cells = bytes.fromhex("07 01 01 FFFF FFFF 0BB8") + b"\xff\xff\xff\xfe" * 1_500
     (row,) = outcomes(frame(TIME + cells, edition=2025))
     assert isinstance(row, Row), row
-    assert len(orjson.loads(row.values[-2])) == 3_002
+    assert len(orjson.loads(column(row, CATALOGUE, "quality"))) == 3_002
 
 
 def test_a_hostile_frame_is_read_in_the_time_its_size_takes() -> None:
@@ -307,7 +307,7 @@ def test_counts_of_a_login_that_say_nothing_are_null_and_marked() -> None:
         payload = frame(head + tail, command=1, edition=edition)
         (row,) = outcomes(payload)
         assert isinstance(row, Row), row
-        assert orjson.loads(row.values[-2]) == expected
+        assert orjson.loads(column(row, CATALOGUE, "quality")) == expected
         found = decode(payload)
         assert isinstance(found, Frame)
         assert encode(found) == payload
@@ -405,14 +405,14 @@ def test_a_clock_that_is_utc_in_a_gmt_8_field_is_noted() -> None:
     utc = TIME[:3] + bytes([8, 0, 3])
     (row,) = outcomes(frame(utc + VEHICLE_2016))
     assert isinstance(row, Row)
-    assert orjson.loads(row.values[-2])["/ts"] == "clock_off_8h"
+    assert orjson.loads(column(row, CATALOGUE, "quality"))["/ts"] == "clock_off_8h"
 
 
 def test_the_content_type_makes_a_frame_of_any_topic() -> None:
     topic = "iov/v1/V1/nev"
     (row,) = outcomes(GOOD, topic, content_type=CONTENT_TYPE)
     assert isinstance(row, Row)
-    assert row.values[2] == rows(GOOD)["nev"]["seq"]
+    assert column(row, CATALOGUE, "seq") == rows(GOOD)["nev"]["seq"]
     (json,) = outcomes(orjson.dumps({"ts": TS}), topic, content_type="application/json")
     assert isinstance(json, Row)
 
@@ -429,7 +429,7 @@ def test_extremes_are_compared_with_the_cells_of_the_same_frame() -> None:
     found = {o.stream: o for o in outcomes(frame(TIME + extremes + cells))}
     nev = found["nev"]
     assert isinstance(nev, Row)
-    assert orjson.loads(nev.values[-2]) == {
+    assert orjson.loads(column(nev, CATALOGUE, "quality")) == {
         "/extremes/max_cell/v": "extremes_disagree",
         "/extremes/max_cell/sys": "extreme_points_nowhere",
         "/extremes/max_cell/cell": "extreme_points_nowhere",

@@ -16,10 +16,11 @@ from ingest.model import Row
 from ingest.schema import load_catalogue
 from ingest.schema.plausible import check_rules
 from ingest.schema.vin import check_digit_agrees
-from tests.support import delivery
+from tests.support import column, delivery
 
 NOW = datetime(2026, 11, 22, 8, 0, tzinfo=UTC)
-CHECKER = Checker(load_catalogue())
+CATALOGUE = load_catalogue()
+CHECKER = Checker(CATALOGUE)
 GOOD_VIN, BAD_VIN = "LSVAA4181E2123456", "LSVAA4182E2123456"
 
 
@@ -30,7 +31,7 @@ def noted(
     found = []
     for outcome in CHECKER.check(delivery(payload, f"iov/v1/{device}/{stream}", at=NOW)).outcomes:
         assert isinstance(outcome, Row), outcome
-        quality = outcome.values[-2]
+        quality = column(outcome, CATALOGUE, "quality")
         found.append((None if quality is None else orjson.loads(quality), outcome.flags))
     return found
 

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import copy
+import re
 import shutil
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import orjson
@@ -12,14 +14,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ingest.errors import SchemaError
+from ingest.model import Row
 from ingest.schema import Stream, default_directory, load_catalogue, pointer
+from ingest.schema import layout as layout_module
 from ingest.schema.catalogue import load_schema
 from ingest.schema.columns import columns
 from ingest.schema.docs import page, pages
+from ingest.schema.layout import KEY, RESERVED, in_key_order, sort
 from ingest.schema.stream import stream
 from ingest.schema.table import add_column, create_table, literal, quoted
 from tests.instances import instances
-from tests.support import every_column
+from tests.support import delivery, every_column
 
 CATALOGUE = load_catalogue()
 DIRECTORY = default_directory()
@@ -78,7 +83,7 @@ def accepts(found: Stream, instance: dict[str, Any]) -> Any:
     """The row, if one of the types fits; None where the validator has to decide."""
     for extract in (found.functions.exact, found.functions.known):
         try:
-            return extract("V1", NOW, 1, NOW, instance)
+            return extract(NOW, 1, NOW, instance)
         except ValueError:
             continue
     return None
@@ -120,7 +125,7 @@ def test_what_the_types_accept_the_validator_accepts_too(name: str, data: st.Dat
         if accepted is not None:
             assert found.validator.is_valid(instance)
             # JSON makes no difference between 1 and 1.0; nor does a number column.
-            assert accepted == found.functions.extract("V1", NOW, 1, NOW, instance)
+            assert accepted == found.functions.extract(NOW, 1, NOW, instance)
 
 
 @pytest.mark.parametrize("file", [f for f in EXAMPLES if f.parent.name == "invalid"], ids=name_of)
@@ -163,7 +168,7 @@ def test_a_keyword_the_types_do_not_know_is_left_to_the_validator(
 
 def row(name: str, instance: dict[str, Any]) -> dict[str, Any]:
     found = CATALOGUE[name]
-    result = found.row("V1", NOW, 1, NOW, instance)
+    result = found.row(NOW, 1, NOW, instance)
     assert not isinstance(result, str), result
     return every_column(found, result[0], result[1])
 
@@ -193,14 +198,15 @@ def test_date_times_become_instants_and_the_iccid_its_hash() -> None:
 
 def test_unknown_fields_are_kept_where_they_stood_and_null_is_absent() -> None:
     found = CATALOGUE["nev"].row(
-        "V1", NOW, 1, NOW,
+        NOW, 1, NOW,
         {"ts": 0, "a": 1, "b": None, "location": {"c": [2]}, "extremes": {"min_temp": {"d": {}}}},
     )  # fmt: skip
     assert not isinstance(found, str)
-    assert orjson.loads(found[0][-1]) == {
+    record, present, _, unknown = found
+    assert orjson.loads(every_column(CATALOGUE["nev"], record, present)["extra"]) == {
         "a": 1, "location": {"c": [2]}, "extremes": {"min_temp": {"d": {}}},
     }  # fmt: skip
-    assert found[2] == 3
+    assert unknown == 3
 
 
 def test_empty_objects_are_as_good_as_absent_ones() -> None:
@@ -208,7 +214,7 @@ def test_empty_objects_are_as_good_as_absent_ones() -> None:
 
 
 def types(properties: dict[str, Any]) -> dict[str, str]:
-    found = columns({"type": "object", "properties": properties}, "test")
+    found = columns({"type": "object", "properties": properties}, "test", RESERVED)
     return {column.name: column.sql_type for column in found}
 
 
@@ -316,7 +322,7 @@ def test_what_describes_the_device_has_no_column_and_is_not_unknown() -> None:
     found = CATALOGUE["session"]
     assert found.device_fields == ("vin", "kind", "region", "fleet")
     assert not {"vin", "kind"} & set(found.column_names)
-    result = found.row("V1", NOW, 1, NOW, {"ts": 0, "event": "login", "kind": "car", "vin": None})
+    result = found.row(NOW, 1, NOW, {"ts": 0, "event": "login", "kind": "car", "vin": None})
     assert not isinstance(result, str)
     assert (result[2], result[0][-1]) == (0, None)
     assert (
@@ -365,8 +371,8 @@ def test_adding_a_stream_is_adding_one_file(tmp_path: Path) -> None:
     catalogue = load_catalogue(tmp_path)
     assert list(catalogue) == ["sea-ice"]
     assert catalogue["sea-ice"].table == "sea_ice"
-    result = catalogue["sea-ice"].row("V", NOW, 1, NOW, {"ts": 0, "level_pct": 3})
-    assert result == (["V", NOW, 1, NOW, False, 3, None, None], 0, 0)
+    result = catalogue["sea-ice"].row(NOW, 1, NOW, {"ts": 0, "level_pct": 3})
+    assert result == ([None, NOW, 1, NOW, False, 3, None, None], 0, False, 0)
 
 
 def test_what_stands_beside_a_reference_overrides_its_target(tmp_path: Path) -> None:
@@ -402,30 +408,76 @@ def test_a_directory_without_schemas_is_an_error(tmp_path: Path) -> None:
         load_catalogue(tmp_path)
 
 
+def row_of(
+    found: Stream, instance: dict[str, Any], device: str = "V1", ts: datetime = NOW, seq: int = 1
+) -> Row:
+    result = found.row(ts, seq, NOW, instance)
+    assert not isinstance(result, str)
+    record, present, resend, unknown = result
+    return Row(found.name, device, ts, resend, record, present, delivery({}), 0, unknown)
+
+
 def test_what_is_not_there_takes_no_place_until_another_row_has_it() -> None:
     found = CATALOGUE["nev"]
     driving = example(DIRECTORY / "nev" / "valid" / "driving.json")
     truck = example(DIRECTORY / "nev" / "valid" / "fuel_cell_truck.json")
-    rows = [found.row("V1", NOW, 1, NOW, instance) for instance in (driving, truck, {"ts": 0})]
-    wanted = 0
-    for result in rows:
-        assert not isinstance(result, str)
-        wanted |= result[1]
-    before = [every_column(found, row[0], row[1]) for row in rows if not isinstance(row, str)]
-    for result, whole in zip(rows, before, strict=True):
-        assert not isinstance(result, str)
-        values, present, _ = result
-        assert len(values) == len(found.layout.columns(present))
-        found.layout.widen(values, present, wanted)
-        assert every_column(found, values, wanted) == whole
-    assert set(found.layout.columns(wanted)) < set(found.column_names)
+    rows = [row_of(found, instance) for instance in (driving, truck, {"ts": 0})]
+    before = [every_column(found, row.record, row.present) for row in rows]
+    columns, records = found.layout.records(rows, {"V1": 7})
+    assert set(columns) < set(found.column_names)
+    for record, row, said in zip(records, rows, before, strict=True):
+        assert dict(zip(columns, record, strict=True)).items() <= (said | {"device_id": 7}).items()
+        assert every_column(found, row.record, row.present) == said | {"device_id": 7}
+
+
+def test_a_second_store_sees_the_rows_that_the_first_saw() -> None:
+    found = CATALOGUE["nev"]
+    driving = example(DIRECTORY / "nev" / "valid" / "driving.json")
+    rows = [row_of(found, instance) for instance in (driving, {"ts": 0})]
+    told = [(row.device, row.ts, row.resend) for row in rows]
+    columns, records = found.layout.records(rows, {"V1": 7})
+    first = [dict(zip(columns, record, strict=True)) for record in records]
+    columns, records = found.layout.records(rows, {"V1": 8})
+    assert [dict(zip(columns, record, strict=True)) for record in records] == [
+        said | {"device_id": 8} for said in first
+    ]
+    assert [(row.device, row.ts, row.resend) for row in rows] == told
+
+
+def test_only_the_layout_knows_places() -> None:
+    package, knows = Path(layout_module.__file__).parents[1], {"layout.py", "extract.py"}
+    at_a_place = re.compile(r"\brecord\[(-?\d|_|place)")
+    found = [
+        f"{file.name}: {line.strip()}"
+        for file in package.rglob("*.py")
+        if file.name not in knows
+        for line in file.read_text().splitlines()
+        if at_a_place.search(line)
+    ]
+    assert found == []
+    assert at_a_place.search(Path(layout_module.__file__).read_text())
+
+
+def test_records_are_sorted_by_their_key() -> None:
+    found, chance = CATALOGUE["nev"], Random(1)
+    rows = [
+        row_of(found, {"ts": 0}, f"V{n % 3}", NOW + timedelta(seconds=n // 9), n) for n in range(30)
+    ]
+    chance.shuffle(rows)
+    columns, records = found.layout.records(rows, {"V0": 2, "V1": 1, "V2": 3})
+    expected = sorted(records, key=in_key_order)
+    sort(records)
+    assert records == expected
+    key = found.layout.reader(rows[0].present, KEY)
+    assert list(map(key, records)) == sorted(map(key, records))
+    assert columns[:3] == list(KEY)
 
 
 def test_what_no_schema_names_is_never_taken_the_short_way() -> None:
     """There it would not be looked at for what must never be stored, so not even in arrays."""
     truck = example(DIRECTORY / "truck" / "valid" / "trailer_and_warning_lamps.json")
     exact = CATALOGUE["truck"].exact
-    assert exact("V1", NOW, 1, NOW, truck) is not None
+    assert exact(NOW, 1, NOW, truck) is not None
     hidden = [truck | {"x": 1}]
     for name, value in truck.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
@@ -434,13 +486,13 @@ def test_what_no_schema_names_is_never_taken_the_short_way() -> None:
             hidden.append(truck | {name: value | {"licensePlate": "B 1"}})
     assert len(hidden) > 2
     for instance in hidden:
-        assert exact("V1", NOW, 1, NOW, instance) is None
+        assert exact(NOW, 1, NOW, instance) is None
 
 
 def test_a_schema_that_names_what_must_never_be_stored_has_no_short_way() -> None:
     fields = {"ts": {"type": "integer"}, "plate": {"type": ["string", "null"]}}
     schema = {"type": "object", "properties": fields, "x-never-stored": ["plate"]}
-    assert stream("s", schema).exact("V1", NOW, 1, NOW, {"ts": 0, "plate": "B 1"}) is None
+    assert stream("s", schema).exact(NOW, 1, NOW, {"ts": 0, "plate": "B 1"}) is None
 
 
 @pytest.mark.parametrize(

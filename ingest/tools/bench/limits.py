@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import cast
 
 import asyncpg
 import mqtt5
 import orjson
 
+from ingest.check import Checker
 from ingest.config import load
+from ingest.model import Arrival, Delivery, Row
 from ingest.schema import Stream, load_catalogue
+from ingest.schema.layout import Record
 from ingest.source.packets import PacketReader
 from ingest.store import connect, copy
 from ingest.tools.bench.figures import Figures, figure
@@ -43,37 +47,42 @@ async def limits(stand: Stand, plan: Plan) -> Figures:
     }
 
 
-def ready_rows(stream: Stream, first: int, number: int) -> tuple[list[list[Any]], list[str]]:
-    """Rows as the service would copy them, and their columns."""
-    at = datetime.now(UTC)
-    sample = orjson.loads(orjson.dumps(nev(at)))
+class _Nobody:
+    """Waits for no acknowledgement."""
+
+    def acknowledge(self, packet_ids: Sequence[int]) -> None:
+        pass
+
+
+def ready_records(checker: Checker, stream: Stream, first: int) -> tuple[list[str], list[Record]]:
+    """Columns and records as the service would copy them, of a thousand devices in turn."""
+    arrival = Arrival(datetime.now(UTC), time.monotonic())
     rows = []
-    present = 0
-    for seq in range(first, first + number):
-        found = stream.row("", at, seq, at, sample)
-        assert not isinstance(found, str)
-        values, present, _ = found
-        values[0] = seq % _DEVICES + 1
-        rows.append(values)
-    return rows, stream.layout.columns(present)
+    for seq in range(first, first + _COPY_ROWS):
+        payload = orjson.dumps(nev(arrival.at) | {"seq": seq})
+        topic = f"iov/v1/{seq % _DEVICES}/{stream.name}"
+        checked = checker.check(Delivery(topic, payload, None, None, None, arrival, _Nobody()))
+        rows += [outcome for outcome in checked.outcomes if isinstance(outcome, Row)]
+    assert len(rows) == _COPY_ROWS
+    return stream.layout.records(rows, {str(n): n + 1 for n in range(_DEVICES)})
 
 
 async def _copy(url: str, seconds: float, number: int) -> float:
     """Rows a second, in transactions of a batch's size, as the service's writer does it."""
     settings = load(environ={"IOV_DATABASE_URL": url})
-    stream = load_catalogue(settings.schema_dir)["nev"]
+    catalogue = load_catalogue(settings.schema_dir)
+    stream, checker = catalogue["nev"], Checker(catalogue)
     connection: asyncpg.Connection = await connect(settings, "iov-bench-copy")
-    rows, columns = ready_rows(stream, number * 1_000_000_000, _COPY_ROWS)
-    copied, started_s = 0, time.monotonic()
-    while time.monotonic() - started_s < seconds:
+    copied, took_s = 0, 0.0
+    while took_s < seconds:
+        columns, records = ready_records(checker, stream, number * 100_000_000 + copied)
+        began_s = time.monotonic()
         async with connection.transaction():
-            await copy(connection, "iov", stream.table, columns, rows)
-        copied += len(rows)
-        for row in rows:
-            row[2] += len(rows)
-    elapsed_s = time.monotonic() - started_s
+            await copy(connection, "iov", stream.table, columns, records)
+        took_s += time.monotonic() - began_s
+        copied += len(records)
     await connection.close()
-    return copied / elapsed_s
+    return copied / took_s
 
 
 class _Subscriber(asyncio.Protocol):

@@ -26,6 +26,7 @@ from ingest.config import load
 from ingest.decode import Decoded, Limits, decode
 from ingest.model import Delivery
 from ingest.schema import load_catalogue
+from ingest.schema.layout import sort
 from ingest.source import Inbox
 from ingest.source.connection import Connection
 from ingest.store import connect, copy
@@ -76,7 +77,7 @@ async def stages(stand: Stand, plan: Plan) -> Figures:
                 decoded = [decode(delivery.payload, None, limits) for delivery in deliveries]
             assert all(isinstance(found, Decoded) for found in decoded)
             with clock.stage("extract"):
-                rows = [stream.exact("", at, 1, at, document) for document in documents]
+                rows = [stream.exact(at, 1, at, document) for document in documents]
             del documents, decoded, rows
             batcher = Batcher(BatchLimits(2 * _MESSAGES), Budget(1, 1))
             with clock.stage("check"):
@@ -86,13 +87,13 @@ async def stages(stand: Stand, plan: Plan) -> Figures:
                     batcher.add(delivery, outcome, 0.0)
             batch = batcher.take()
             assert batch is not None
-            values = [row.values for row in batch.rows["nev"]]
-            columns = stream.layout.columns(batch.rows["nev"][0].present)
-            for place, row in enumerate(values):
-                row[0] = place % _DEVICES + 1
+            ids = {row.device: 1 + n % _DEVICES for n, row in enumerate(batch.rows["nev"])}
+            with clock.stage("records"):
+                columns, records = stream.layout.records(batch.rows["nev"], ids)
+                sort(records)
             with clock.stage("copy"):
                 async with connection.transaction():
-                    await copy(connection, "iov", stream.table, columns, values)
+                    await copy(connection, "iov", stream.table, columns, records)
             with clock.stage("acknowledge"):
                 inbox.settle(deliveries)
         gc.unfreeze()
