@@ -119,6 +119,19 @@ def naming(settings: Settings) -> Iterator[None]:
         raise named(failure, settings) from exc
 
 
+@contextmanager
+def translated(settings: Settings) -> Iterator[None]:
+    """Raise Unavailable, with the name of the database, for whatever the database fails in."""
+    try:
+        yield
+    except Exception as exc:
+        unless_cancelled(exc)
+        failure = away(exc)
+        if failure is None or failure is exc:
+            raise
+        raise named(failure, settings) from exc
+
+
 def named(failure: IngestError, settings: Settings) -> IngestError:
     """Put the name of the database before what is told of it."""
     return type(failure)(f"database {settings.database_address}: {failure}")

@@ -19,6 +19,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from random import Random
 
+import asyncpg
 import orjson
 import structlog
 
@@ -27,6 +28,8 @@ from ingest.config import Settings
 from ingest.errors import Unavailable
 from ingest.model import Delivery
 from ingest.store import registry
+from ingest.store.connect import connect
+from ingest.store.failures import translated
 
 TOGETHER = 100
 """Messages that are noted, read and committed together while care is taken."""
@@ -53,6 +56,8 @@ class Guard:
         self._settings = settings
         self._key = registry.broker_of(settings), settings.mqtt_client_id
         self._backoff = Backoff(_FIRST_DELAY_S, _MOST_DELAY_S, random)
+        self._connection: asyncpg.Connection | None = None
+        """While care is taken: connecting for each note held up a slow stream by half a minute."""
         self._begun = False
         self._left = 0
         self._suspects: dict[str, int] = {}
@@ -118,21 +123,31 @@ class Guard:
         self._left -= len(group)
         if not self.takes_care:
             await self._write(_NOTE, *self._key, None)
+            self._disconnect()
             log.info("messages are read as usual again")
 
     async def _write(self, statement: str, *values: object) -> None:
         while True:
             try:
-                async with registry.reading(self._settings) as connection:
-                    await connection.execute(statement, *values)
+                with translated(self._settings):
+                    if self._connection is None:
+                        self._connection = await connect(self._settings, registry.NAME)
+                    await self._connection.execute(statement, *values)
             except Unavailable:
+                self._disconnect()
                 await asyncio.sleep(self._backoff.delay_s())
             else:
                 self._backoff.reset()
                 return
 
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.terminate()
+            self._connection = None
+
     async def end(self) -> None:
         """Note that this reader has ended in order; if that cannot be, the next one takes care."""
+        self._disconnect()
         if not self._begun:
             return
         try:

@@ -7,6 +7,7 @@ database that takes no new connections makes a worker look silent that is at wor
 from __future__ import annotations
 
 import asyncio
+import time
 
 import structlog
 
@@ -16,6 +17,8 @@ from ingest.metrics import Metrics
 from ingest.store import registry
 
 EVERY_S = 5.0
+GRACE_S = 20.0
+"""After a time without the register: by then others that work have found it again."""
 _TIMEOUT_S = 10.0
 
 log = structlog.get_logger("store")
@@ -39,6 +42,8 @@ class Heartbeat:
         """Whether the register knew this worker before it began."""
         self._settings = settings
         self._metrics = metrics
+        self._found_s: float | None = None
+        """Monotonic time since when the register has been there without a break."""
 
     async def run(self) -> None:
         """Beat until cancelled; while the register is away nobody is heard of."""
@@ -61,10 +66,10 @@ class Heartbeat:
                         self._hear(heard)
                         self.workers = workers
                         refused = ""
-                        self._note_silent([worker.client_id for worker in silent])
+                        self._note([worker.client_id for worker in silent])
                         await asyncio.sleep(EVERY_S)
             except Unavailable as exc:
-                self.workers = None
+                self.workers = self._found_s = None
                 # That the database is away others say; that it does not take the heartbeat nobody.
                 if type(exc) is Unavailable or str(exc) == refused:
                     log.debug("not heard of", why=str(exc))
@@ -84,9 +89,17 @@ class Heartbeat:
             self.asked_to_leave = True
             self.leave_wanted.set()
 
-    def _note_silent(self, silent: list[str]) -> None:
+    def _note(self, silent: list[str]) -> None:
+        """Say who is silent now and who is not any more; not before others could be heard of."""
+        now_s = time.monotonic()
+        if self._found_s is None:
+            self._found_s = now_s
+        if now_s - self._found_s < GRACE_S:
+            return
         for client_id in sorted(set(silent) - set(self.silent)):
             log.warning("worker silent", client_id=client_id, hint=mend(client_id))
+        for client_id in sorted(set(self.silent) - set(silent)):
+            log.info("worker not silent any more", client_id=client_id)
         self.silent = silent
         self._metrics.workers_silent.set(len(silent))
 

@@ -13,8 +13,10 @@ import asyncpg
 
 from ingest.config import Settings
 from ingest.store.connect import connect
-from ingest.store.failures import away, named, naming, unless_cancelled
+from ingest.store.failures import naming, translated
 
+NAME = "iov-ingest register"
+"""Name of a connection to it in `pg_stat_activity`."""
 ALIVE_S = 30.0
 """A worker heard of within so long is at work: six heartbeats."""
 SILENT_S = 45.0
@@ -83,25 +85,19 @@ class Registered(NamedTuple):
 
 @asynccontextmanager
 async def reading(
-    settings: Settings, name: str = "iov-ingest register", **how: Any
+    settings: Settings, name: str = NAME, **how: Any
 ) -> AsyncIterator[asyncpg.Connection]:
     """A connection for the register; Unavailable is raised for whatever the database fails in.
 
     Or for something else under another `name`; `how` is what `connect` takes.
     """
-    try:
+    with translated(settings):
         with naming(settings):
             connection = await connect(settings, name, **how)
         try:
             yield connection
         finally:
             connection.terminate()
-    except Exception as exc:
-        unless_cancelled(exc)
-        failure = away(exc)
-        if failure is None or failure is exc:
-            raise
-        raise named(failure, settings) from exc
 
 
 def broker_of(settings: Settings) -> str:

@@ -7,10 +7,13 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
+import asyncpg
 import pytest
 
 from ingest.schema import Catalogue
+from ingest.store import Guard, connect
 from ingest.tools.embedded import Mosquitto
 from tests.integration.test_nothing_stops_it import raising
 from tests.support import Database, environment, publish_many, sample, until, working
@@ -61,6 +64,36 @@ async def test_a_message_that_kills_whoever_reads_it_is_set_aside(
     assert "in flight at the last three ends" in letters[0]["detail"]
     assert await database.count() == 600
     assert await database.one("SELECT count(*) FROM iov.guard WHERE running") == 0
+
+
+async def test_while_care_is_taken_one_connection_is_enough(
+    broker: Mosquitto, database: Database, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = 0
+
+    async def counted(*args: Any, **how: Any) -> asyncpg.Connection:
+        nonlocal opened
+        opened += 1
+        return await connect(*args, **how)
+
+    monkeypatch.setattr(f"{Guard.__module__}.connect", counted)
+    async with working(broker.url, database.url, catalogue) as worker:
+        await publish_many(broker.url, [sample(0)])
+        await worker.settles(1)
+    await database.execute("UPDATE iov.guard SET running = true")  # as after a SIGKILL
+    monkeypatch.setattr(f"{Guard.__module__}.TOGETHER", 10)
+    async with working(broker.url, database.url, catalogue, mqtt_receive_maximum="300") as worker:
+        await publish_many(broker.url, [sample(n) for n in range(1, 201)])
+        await worker.settles(200)
+        assert opened == 1
+        # It is cut, and made anew.
+        assert worker.service.guard._connection is not None
+        worker.service.guard._connection.terminate()
+        await publish_many(broker.url, [sample(n) for n in range(201, 301)])
+        await worker.settles(300)
+        assert opened == 2
+        assert worker.service.guard._connection is None, "care has ended"
+    assert await database.count() == 301
 
 
 async def test_while_care_is_taken_a_row_that_fails_alone_still_waits_for_others(

@@ -10,10 +10,13 @@ import sys
 import aiohttp
 import asyncpg
 import mqtt5
+import pytest
 import structlog
 
 from ingest.config import Settings
 from ingest.schema import Catalogue
+from ingest.store import heartbeat
+from ingest.store.registry import NAME
 from ingest.tools import check
 from ingest.tools.embedded import Mosquitto, mosquitto
 from tests.integration.test_leaving import FILTER, has_session, settings_of
@@ -40,8 +43,9 @@ async def silent(database: Database, broker: Mosquitto, client_id: str, seconds:
 
 
 async def test_a_silent_worker_is_told_of_by_every_other_one_with_what_to_do(
-    broker: Mosquitto, database: Database, catalogue: Catalogue
+    broker: Mosquitto, database: Database, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(heartbeat, "GRACE_S", 0)
     await silent(database, broker, "gone-1")
     await silent(database, broker, "restarting", seconds=20)
     with structlog.testing.capture_logs() as logs:
@@ -60,6 +64,38 @@ async def test_a_silent_worker_is_told_of_by_every_other_one_with_what_to_do(
     stopped = next(line for line in logs if line["event"] == "stopped")
     assert "kept by the broker for 86400 s" in stopped["session"]
     assert "--client-id worker-1" in stopped["hint"]
+
+
+async def test_after_the_register_was_away_others_get_time_to_be_heard_of(
+    broker: Mosquitto, database: Database, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeat, "EVERY_S", 0.05)
+    monkeypatch.setattr(heartbeat, "GRACE_S", 2)
+    await silent(database, broker, "as-slow-as-we", seconds=600)
+    beats = "SELECT heartbeat_at FROM iov.worker WHERE client_id = 'worker-1'"
+    with structlog.testing.capture_logs() as logs:
+        async with working(broker.url, database.url, catalogue) as worker:
+            seen = set()
+
+            async def beaten() -> bool:
+                seen.add(await database.one(beats))
+                return len(seen) > 5
+
+            await until(beaten, "some heartbeats")
+            assert worker.metric("iov_workers_silent") == 0
+            await until(lambda: worker.metric("iov_workers_silent") == 1, "the end of its grace")
+            found_s = worker.service.heartbeat._found_s
+            assert found_s is not None
+            await database.all(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> "
+                "pg_backend_pid() AND application_name = $1", NAME,
+            )  # fmt: skip
+            await until(lambda: worker.service.heartbeat._found_s is None, "the register away")
+            await until(lambda: worker.service.heartbeat._found_s, "the register found again")
+            await database.execute("UPDATE iov.worker SET heartbeat_at = now() + interval '1 day'")
+            await until(lambda: worker.metric("iov_workers_silent") == 0, "that it came back")
+    told = [line["event"] for line in logs if line.get("client_id") == "as-slow-as-we"]
+    assert told == ["worker silent", "worker not silent any more"]
 
 
 def test_adoption_is_on_by_default() -> None:
