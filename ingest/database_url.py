@@ -18,6 +18,7 @@ _OF_LIBPQ = frozenset({
 _FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
 _DEFAULT_ROOT = Path(os.path.expanduser("~/.postgresql/root.crt"))  # noqa: PTH111  a user may have no home
 _HOST = re.compile(r"(\[[\w:.%]+\]|[\w.-]*)(:[0-9]{0,5})?")
+_NOT_ENCODED = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _PORT, _MOST_PORT = "5432", 65_535
 _FORM = (
     "is not postgresql://user:password@host:port/database; in the password "
@@ -82,7 +83,8 @@ def _split(url: str) -> SplitResult | None:
         return None
     # A / or ? in a password ends the host for whoever reads the URL, and an @ ends the password.
     cut = "@" not in parts.netloc and ":" in parts.netloc and "@" in parts.path + parts.query
-    return None if cut or parts.netloc.count("@") > 1 or parts.fragment else parts
+    cut |= parts.netloc.count("@") > 1 or bool(parts.fragment)
+    return None if cut or _NOT_ENCODED.search(parts.netloc) else parts
 
 
 def _hosts(parts: SplitResult) -> list[str]:

@@ -17,7 +17,7 @@ _CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)
     ord("\n"): "\\n", ord("\r"): "\\r", ord("\t"): "\\t", 0x2028: "\\u2028", 0x2029: "\\u2029",
 }  # fmt: skip
 _render = structlog.processors.LogfmtRenderer(
-    key_order=["timestamp", "level", "logger", "event"], drop_missing=True
+    key_order=["timestamp", "level", "logger", "event"], drop_missing=True, bool_as_flag=False
 )
 
 

@@ -7,6 +7,7 @@ again. One log line per change of state.
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from math import inf
 from random import Random
 from time import monotonic
@@ -167,6 +168,7 @@ class Source:
 
     def _subscribed(self, session_present: bool) -> None:  # noqa: FBT001  a callback
         self._subscribed_s = monotonic()
+        away_s = (datetime.now(UTC) - self.trouble.since).total_seconds()
         self.trouble.text = None
         self._failures = 0
         self._metrics.mqtt_connected.set(1)
@@ -184,6 +186,8 @@ class Source:
             client=self._client.name,
             client_id=self._settings.mqtt_client_id,
             session_present=session_present,
+            # A broker that has restarted may have kept nothing of what was published meanwhile.
+            away_s=round(away_s, 1),
         )
 
     def session_lost(self) -> None:

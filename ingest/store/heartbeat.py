@@ -107,6 +107,6 @@ class Heartbeat:
 def mend(client_id: str) -> str:
     """What to do about a worker that is silent."""
     return (
-        "its session goes on taking its share of what is published: start it again, or "
-        f"iov-ingest drain --client-id {client_id}"
+        "its session goes on taking its share of what is published: start it again, or, with the "
+        f"settings of a worker (--config FILE), iov-ingest drain --client-id {client_id}"
     )

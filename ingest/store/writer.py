@@ -72,6 +72,18 @@ WHERE application_name = $1 AND usename = current_user AND datname = current_dat
   AND pid <> pg_backend_pid()
 """
 
+_HOLDER = """
+SELECT format('process %s (%s) %s iov.%s', a.pid,
+    coalesce(nullif(a.application_name, ''), 'unnamed'),
+    CASE WHEN l.granted THEN 'has locked' ELSE 'waits to lock' END, c.relname)
+FROM pg_locks l JOIN pg_class c ON c.oid = l.relation JOIN pg_stat_activity a ON a.pid = l.pid
+WHERE l.locktype = 'relation' AND a.datname = current_database() AND a.pid <> pg_backend_pid()
+  AND l.mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+  AND c.relnamespace = 'iov'::regnamespace
+ORDER BY l.granted DESC, c.relname LIMIT 1
+"""
+"""Somebody whose lock keeps rows out (PostgreSQL, 13.3.1); what they do is not ours to see."""
+
 log = structlog.get_logger("store")
 
 
@@ -476,9 +488,23 @@ class Writer:
                         # Others may show whose fault it is.
                         parts.insert(0, parts.pop())
                 self._batch_waits = True
+                holder = await self._holder() if isinstance(failure, Locked) else None
                 self._drop()
-                self._away(str(failure))
+                self._away(f"{failure}: {holder}" if holder else str(failure))
                 await asyncio.sleep(self._backoff.delay_s())
+
+    async def _holder(self) -> str | None:
+        """Say who has locked one of our tables, or waits to; None if nobody knows."""
+        try:
+            async with self._lock, self._deadline():
+                connection, _ = await self._connected()
+                holder: str | None = await connection.fetchval(_HOLDER)
+        except Exception as exc:
+            unless_cancelled(exc)
+            if meaning(exc) is None:
+                raise
+            return None
+        return holder
 
     def _refuse_if_hopeless(self, part: Part, failure: IngestError) -> None:
         """Refuse the one row of a part if the server has said often enough that it is too much.

@@ -199,7 +199,8 @@ async def _measure(settings: Settings, found: Findings) -> None:
             "max_queued_messages 0 (mosquitto) or mqtt.max_mqueue_len (EMQX)"
         )
     else:
-        found.measured["broker_queue"] = f"at least {PROBES - window}" if window < PROBES else None
+        queued = PROBES - window
+        found.measured["broker_queue"] = f"at least {queued}" if queued else "no limit seen"
 
 
 @asynccontextmanager

@@ -202,3 +202,30 @@ def test_start_md_line_by_line() -> None:
         told = [json.loads(line) for line in lines if '"event=' in line or "event=" in line]
         assert {line["PRIORITY"] for line in told} >= {"6"}
         assert not any("timestamp=" in line["MESSAGE"] for line in told)
+        a_setting_that_was_wrong_is_mended(enter)
+        # A worker that shall not come back, as docs/alerts.md says.
+        run([*enter, "systemctl", "stop", "iov-ingest@2"])
+        host = run([*enter, "hostname"]).strip()
+        drained = run([
+            *enter, "iov-ingest", "drain", "--client-id", f"iov.ingest-{host}-2",
+            "--config", "/etc/iov-ingest/iov-ingest.toml",
+        ])  # fmt: skip
+        assert "messages" in drained, drained
+
+
+def a_setting_that_was_wrong_is_mended(enter: list[str]) -> None:
+    """Nothing has to be reset, however often it was tried."""
+    file, unit = "/etc/iov-ingest/iov-ingest.toml", "iov-ingest@1"
+    run([*enter, "sh", "-c", f"echo 'IOV_MQTT_TOPC = 1' >>{file}"])
+    run([*enter, "systemctl", "restart", unit])
+    until(
+        lambda: run([*enter, "systemctl", "is-failed", unit], status=None).strip() == "failed",
+        "the end of a worker with a wrong setting",
+    )
+    told = run([*enter, "journalctl", "--unit", unit, "--output", "cat"])
+    assert "did you mean IOV_MQTT_TOPIC?" in told
+    restarts = run([*enter, "systemctl", "show", "--property", "NRestarts", "--value", unit])
+    assert restarts.strip() == "0"
+    run([*enter, "sed", "-i", "/TOPC/d", file])
+    run([*enter, "systemctl", "restart", unit])
+    assert run([*enter, "systemctl", "is-active", unit]).strip() == "active"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import sys
 from datetime import UTC, datetime, timedelta
@@ -164,6 +165,7 @@ async def test_today_that_is_locked_waits_and_becomes_no_dead_letter(
         batch = batch_of(catalogue, [delivery([sample(2, now), sample(2, past)])])
         writes = asyncio.create_task(writer.write(batch))
         await until(lambda: "55P03" in str(writer.problem), "a lock that was not to be had")
+        assert re.search(r"process \d+ \(unnamed\) has locked iov\.nev", str(writer.problem))
         await other.close()
         written = await writes
     assert written.stored == {"nev": 2}
@@ -180,6 +182,7 @@ async def test_a_table_that_is_locked_waits_with_its_late_samples_too(
         batch = batch_of(catalogue, [delivery(sample(2, past))])
         writes = asyncio.create_task(writer.write(batch))
         await until(lambda: "55P03" in str(writer.problem), "a lock that was not to be had")
+        assert re.search(r"process \d+ \(unnamed\) has locked iov\.nev", str(writer.problem))
         await other.close()
         assert (await writes).stored == {"nev": 1}
         assert writer.closed is None
