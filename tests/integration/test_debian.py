@@ -30,6 +30,8 @@ OF_README = ("git", "make", "python3-venv")
 OF_THE_HOST = ("etc/resolv.conf", "etc/hosts", "etc/pip.conf", "etc/ssl/certs/ca-certificates.crt")
 """Files by which this machine reaches the servers of packages."""
 STEP_S = 600
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""Root's on a Debian."""
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -92,7 +94,7 @@ def mounted(root: Path) -> Iterator[None]:
 
 def environment(home: str) -> dict[str, str]:
     passed = {k: v for k, v in os.environ.items() if k.lower().endswith("_proxy") or "PIP_" in k}
-    return passed | {"HOME": home, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+    return passed | {"HOME": home, "PATH": _PATH, "LANG": "C.UTF-8"}
 
 
 @pytest.mark.parametrize("user", ["somebody", "root"])
