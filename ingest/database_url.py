@@ -75,6 +75,18 @@ def address(url: str) -> str:
     return f"{','.join(hosts)}/{own or os.environ.get('PGDATABASE') or user or ''}"
 
 
+def asked_in_clear(url: str) -> list[tuple[str, int]]:
+    """Return (host, port) of the servers that the driver does not ask for TLS first."""
+    parts = _split(url)
+    if parts is None:
+        return []
+    mode = _query(parts).get("sslmode") or os.environ.get("PGSSLMODE", "prefer")
+    if mode not in {"disable", "allow"}:
+        return []
+    named = [host.rpartition(":") for host in _hosts(parts) if not host.startswith("/")]
+    return [(host.strip("[]"), int(port)) for host, _, port in named]
+
+
 def _split(url: str) -> SplitResult | None:
     """Split a URL; None if a part may hold some of a password that was not encoded."""
     try:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import ssl
+import struct
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
@@ -12,6 +15,7 @@ import orjson
 from asyncpg.exceptions import InternalClientError, TargetServerAttributeNotMatched
 
 from ingest.config import Settings
+from ingest.database_url import asked_in_clear
 from ingest.errors import NotReady, Unavailable
 from ingest.reach import why
 from ingest.schema import Catalogue
@@ -23,6 +27,10 @@ STATEMENT_TIMEOUT_S = 30.0
 _ZERO = datetime(2000, 1, 1, tzinfo=UTC)
 """From here PostgreSQL counts microseconds (Date/Time Types, 8.5)."""
 _JSONB_VERSION = b"\x01"
+
+_SSL_REQUEST = struct.pack("!ii", 8, 80877103)
+_ANSWERS = {b"S", b"N", b"E", b""}
+"""Nothing, if it hung up."""
 
 _MIGRATE = "run iov-ingest migrate"
 _HINTS = {
@@ -78,6 +86,8 @@ async def connect(
         "lock_timeout": "5000",
         **server_settings,
     }
+    for host, port in asked_in_clear(settings.dsn()):
+        await _expect_postgres(host, port)
     connection = await _opened(settings, command_timeout=command_timeout_s, server_settings=session)
     try:
         await pooler.set_limits(connection, session)
@@ -100,6 +110,24 @@ async def connect(
         connection.terminate()
         raise
     return connection
+
+
+async def _expect_postgres(host: str, port: int) -> None:
+    """Raise NotReady if what listens there answers in no language of PostgreSQL's.
+
+    Asked for TLS a server says S, N or E (54.2.12). asyncpg, which does not ask if the URL says no
+    TLS, reads an answer that begins with a zero byte for ever, and nothing else runs meanwhile.
+    """
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            reader, writer = await asyncio.open_connection(host, port)
+            with contextlib.closing(writer):
+                writer.write(_SSL_REQUEST)
+                answer = await reader.read(1)
+    except (OSError, TimeoutError):
+        return  # the driver meets it as well, and knows more hosts
+    if answer not in _ANSWERS:
+        raise NotReady("what listens there is no PostgreSQL: mend host and port")
 
 
 async def _opened(settings: Settings, **how: Any) -> asyncpg.Connection:

@@ -36,6 +36,8 @@ from ingest.trouble import Trouble
 from tests.integration.test_cli import iov_ingest
 from tests.support import environment, until
 
+SSL_REQUEST = struct.pack("!ii", 8, 80877103)
+
 
 class Listening(NamedTuple):
     """A PostgreSQL on a TCP port, which wants passwords there."""
@@ -84,7 +86,7 @@ async def speaks_tls(certificate: trustme.LeafCert) -> AsyncIterator[int]:
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            if struct.unpack("!ii", await reader.readexactly(8)) == (8, 80877103):
+            if await reader.readexactly(8) == SSL_REQUEST:
                 writer.write(b"S")
                 await writer.start_tls(context)
         writer.close()
@@ -141,6 +143,22 @@ async def test_what_is_no_postgresql_at_all(broker: Mosquitto) -> None:
         assert_told(await failure(url), "hung up|no TLS|not PostgreSQL's")
 
 
+@pytest.mark.parametrize("mode", ["disable", "allow", "prefer", "require"])
+async def test_a_server_that_answers_with_zero_bytes(mode: str) -> None:
+    """asyncpg would read them for ever and stop the event loop."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(bytes(50))
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        url = f"postgresql://w@127.0.0.1:{port}/d?sslmode={mode}"
+        assert_told(await failure(url), "is no PostgreSQL")
+
+
 async def test_a_server_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[connect.__module__], "CONNECT_TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as mute:
@@ -159,8 +177,8 @@ ODD_ANSWERS = {
 @pytest.mark.parametrize("answer", ODD_ANSWERS)
 async def test_answers_that_nobody_expects(answer: str) -> None:
     async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read(1)
-        writer.write(ODD_ANSWERS[answer])
+        asked = await reader.readexactly(8)
+        writer.write(b"N" if asked == SSL_REQUEST else ODD_ANSWERS[answer])
         await writer.drain()
         writer.close()
 
