@@ -11,7 +11,7 @@ from ingest.metrics import Metrics
 
 EVERY_S = 3_600.0
 
-log = structlog.get_logger("service")
+log = structlog.get_logger(__name__)
 
 
 async def account(metrics: Metrics, every_s: float = EVERY_S) -> None:

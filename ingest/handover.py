@@ -24,7 +24,7 @@ from ingest.store.registry import Registered
 RETRY_S = 600.0
 """So long a session is left alone after an adoption of it that did not come to its end."""
 
-log = structlog.get_logger("service")
+log = structlog.get_logger(__name__)
 
 
 async def drain(

@@ -54,7 +54,7 @@ def _is_journal() -> bool:
 
 
 def configure(form: Literal["logfmt", "json"], level: str) -> None:
-    """Send our log and that of the libraries to standard error, in one form."""
+    """Send our log from `level` on, and the libraries' warnings, to standard error in one form."""
     shared: list[structlog.typing.Processor] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
@@ -73,8 +73,8 @@ def configure(form: Literal["logfmt", "json"], level: str) -> None:
     out = logging.StreamHandler(sys.stderr)
     out.setFormatter(_Journal(formatter) if journal else formatter)
     logging.basicConfig(handlers=[out], level=logging.WARNING, force=True)
-    for name in ("service", "source", "store", "pipeline", "tools"):
-        logging.getLogger(name).setLevel(level.upper())
+    # Every module has a logger of its own name, below this one.
+    logging.getLogger("ingest").setLevel(level.upper())
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),

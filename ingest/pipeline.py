@@ -33,7 +33,7 @@ _SURELY_CHEAP_BYTES = 2_048
 _LONGEST_CHECK_S = 0.02
 """A read may bring a thousand messages that were made to be dear; in between others get a turn."""
 
-log = structlog.get_logger("pipeline")
+log = structlog.get_logger(__name__)
 
 
 class Store(Protocol):

@@ -14,7 +14,7 @@ HOLD_S = 10.0
 """How long it is told afterwards: longer than the usual period of a probe, which cannot be
 answered while it lasts."""
 
-log = structlog.get_logger("service")
+log = structlog.get_logger(__name__)
 
 
 class Pulse:

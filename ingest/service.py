@@ -52,7 +52,7 @@ _STRIKE_OFF_TIMEOUT_S = 2.0
 _ADVICE_EVERY_S = 1.0
 _IPV6 = 6
 
-log = structlog.get_logger("service")
+log = structlog.get_logger(__name__)
 
 
 class Service:

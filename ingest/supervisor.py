@@ -33,7 +33,7 @@ _ASK_TIMEOUT_S = 2.0
 _SURPLUS_EVERY_S = 5.0
 _ANY, _LOOPBACK = {"", "0.0.0.0", "::"}, "127.0.0.1"  # noqa: S104  compared with, not bound to
 
-log = structlog.get_logger("supervisor")
+log = structlog.get_logger(__name__)
 
 
 def environments(settings: Settings, workers: int) -> list[dict[str, str]]:

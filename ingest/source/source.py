@@ -35,7 +35,7 @@ Not every broker says that the session was taken over (mosquitto 2.0.11 just clo
 _LOG_EVERY = 20
 """Of the same failure over and over, one attempt in so many is logged."""
 
-log = structlog.get_logger("source")
+log = structlog.get_logger(__name__)
 
 
 class Source:

@@ -46,7 +46,7 @@ RETURNING (SELECT running FROM iov.guard WHERE broker = $1 AND client_id = $2) A
 _NOTE = "UPDATE iov.guard SET suspects = $3 WHERE broker = $1 AND client_id = $2"
 _END = "UPDATE iov.guard SET running = false, suspects = NULL WHERE broker = $1 AND client_id = $2"
 
-log = structlog.get_logger("store")
+log = structlog.get_logger(__name__)
 
 
 class Guard:

@@ -21,7 +21,7 @@ GRACE_S = 20.0
 """After a time without the register: by then others that work have found it again."""
 _TIMEOUT_S = 10.0
 
-log = structlog.get_logger("store")
+log = structlog.get_logger(__name__)
 
 
 class Heartbeat:

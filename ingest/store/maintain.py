@@ -135,7 +135,7 @@ WHERE h.hypertable_schema = 'iov' AND h.hypertable_name = ANY($1::text[])
 GROUP BY 1, 2 ORDER BY 1
 """
 
-log = structlog.get_logger("store")
+log = structlog.get_logger(__name__)
 
 
 @dataclass

@@ -35,7 +35,7 @@ _TIMEOUT_S = 30.0
 NAME = "iov-ingest watch"
 _CLOCK = "SELECT clock_timestamp()"
 
-log = structlog.get_logger("store")
+log = structlog.get_logger(__name__)
 
 
 class Watch:

@@ -84,7 +84,7 @@ ORDER BY l.granted DESC, c.relname LIMIT 1
 """
 """Somebody whose lock keeps rows out (PostgreSQL, 13.3.1); what they do is not ours to see."""
 
-log = structlog.get_logger("store")
+log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import logging
 import os
+import pkgutil
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import structlog
 
+import ingest
 from ingest import log
 from ingest.account import account
 from ingest.metrics import Metrics
@@ -38,10 +41,27 @@ def test_a_line_stays_one_line_whatever_a_vehicle_says(
     said: str, shown: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log.configure("logfmt", "info")
-    structlog.get_logger("service").info("looked at", topic=said)
+    structlog.get_logger("ingest.service").info("looked at", topic=said)
     (line,) = capsys.readouterr().err.splitlines()
     assert shown in line
     assert "\x1b" not in line
+
+
+def test_every_module_that_logs_is_heard_and_named(capsys: pytest.CaptureFixture[str]) -> None:
+    log.configure("logfmt", "info")
+    named = []
+    for module in pkgutil.walk_packages(ingest.__path__, "ingest."):
+        # These need what only some have: a library to draw with.
+        if module.name.startswith("ingest.tools.") or module.name == "ingest.__main__":
+            continue
+        logger: Any = getattr(importlib.import_module(module.name), "log", None)
+        if hasattr(logger, "bind"):
+            named.append(module.name)
+            logger.info("heard")
+            logger.debug("not asked for")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split("logger=")[1] for line in lines] == [f"{n} event=heard" for n in named]
+    assert {"ingest.supervisor", "ingest.service", "ingest.store.writer"} < set(named)
 
 
 @pytest.mark.parametrize("form", ["logfmt", "json"])
@@ -56,14 +76,14 @@ def test_a_line_in_the_journal_has_its_priority_and_no_time_of_its_own(
         monkeypatch.setattr("sys.stderr", stderr)
         log.configure(form, "debug")
         for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
-            structlog.get_logger("service").log(level, "said", why="so")
+            structlog.get_logger("ingest.service").log(level, "said", why="so")
     lines = capfd.readouterr().err.splitlines()
     assert [line[:3] for line in lines] == ["<7>", "<6>", "<4>", "<3>"]
     assert not any("timestamp" in line for line in lines)
     if form == "json":
         assert json.loads(lines[3][3:])["level"] == "error"
     else:
-        assert lines[3] == "<3>level=error logger=service event=said why=so"
+        assert lines[3] == "<3>level=error logger=ingest.service event=said why=so"
 
 
 @pytest.mark.parametrize("stream", [None, "1:2"])
@@ -77,7 +97,7 @@ def test_elsewhere_a_line_has_its_time(
     with os.fdopen(os.dup(2), "w", buffering=1) as stderr:
         monkeypatch.setattr("sys.stderr", stderr)
         log.configure("logfmt", "info")
-        structlog.get_logger("service").warning("said")
+        structlog.get_logger("ingest.service").warning("said")
     assert capfd.readouterr().err.startswith("timestamp=")
 
 
