@@ -2,7 +2,7 @@
 
 from ingest.store.connect import connect, durability_problem, expect_migrated, may_be_accepted
 from ingest.store.copy import copy
-from ingest.store.failures import away, naming
+from ingest.store.failures import away, naming, translated
 from ingest.store.guard import Guard
 from ingest.store.heartbeat import Heartbeat
 from ingest.store.maintain import Account, maintain, maintain_hourly
@@ -30,4 +30,5 @@ __all__ = [
     "may_be_accepted",
     "migrate",
     "naming",
+    "translated",
 ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import asyncpg
@@ -107,29 +107,33 @@ def away(exc: Exception) -> Unavailable | None:
 
 
 @contextmanager
-def naming(settings: Settings) -> Iterator[None]:
-    """Raise what a database error means, with the name of the database."""
+def translated(
+    means: Callable[[Exception], IngestError | None] = meaning, settings: Settings | None = None
+) -> Iterator[None]:
+    """Raise what an error of the database `means` in its place; let bugs of ours pass.
+
+    With the name of the database if `settings` are given; what has a meaning already has its name.
+    Raises CancelledError if the task was cancelled: asyncpg's roll-back may have put another error
+    in its place.
+    """
     try:
         yield
     except Exception as exc:
         unless_cancelled(exc)
-        failure = meaning(exc)
-        if failure is None:
+        failure = means(exc)
+        if failure is None or failure is exc:
             raise
-        raise named(failure, settings) from exc
+        raise (named(failure, settings) if settings else failure) from exc
 
 
 @contextmanager
-def translated(settings: Settings) -> Iterator[None]:
-    """Raise Unavailable, with the name of the database, for whatever the database fails in."""
+def naming(settings: Settings) -> Iterator[None]:
+    """Put the name of the database before everything that it fails in."""
     try:
-        yield
-    except Exception as exc:
-        unless_cancelled(exc)
-        failure = away(exc)
-        if failure is None or failure is exc:
-            raise
-        raise named(failure, settings) from exc
+        with translated():
+            yield
+    except IngestError as failure:
+        raise named(failure, settings) from failure
 
 
 def named(failure: IngestError, settings: Settings) -> IngestError:

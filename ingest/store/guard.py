@@ -29,7 +29,7 @@ from ingest.errors import Unavailable
 from ingest.model import Delivery
 from ingest.store import registry
 from ingest.store.connect import connect
-from ingest.store.failures import translated
+from ingest.store.failures import away, translated
 
 TOGETHER = 100
 """Messages that are noted, read and committed together while care is taken."""
@@ -129,7 +129,7 @@ class Guard:
     async def _write(self, statement: str, *values: object) -> None:
         while True:
             try:
-                with translated(self._settings):
+                with translated(away, self._settings):
                     if self._connection is None:
                         self._connection = await connect(self._settings, registry.NAME)
                     await self._connection.execute(statement, *values)

@@ -8,7 +8,7 @@ from typing import TypeVar
 import asyncpg
 
 from ingest.errors import IngestError, Refused, Unforeseen
-from ingest.store.failures import DuplicateKey, meaning, unless_cancelled
+from ingest.store.failures import DuplicateKey, translated
 
 _T = TypeVar("_T")
 
@@ -33,13 +33,10 @@ async def write_what_can_be(
     while parts:
         start, end = parts.pop()
         try:
-            async with connection.transaction():
-                await write(items[start:end])
-        except Exception as exc:
-            unless_cancelled(exc)
-            failure = meaning(exc)
-            if not isinstance(failure, Refused | Unforeseen | DuplicateKey):
-                raise
+            with translated():
+                async with connection.transaction():
+                    await write(items[start:end])
+        except (Refused, Unforeseen, DuplicateKey) as failure:
             if end - start == 1:
                 refused[start] = failure
             else:

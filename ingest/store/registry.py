@@ -13,7 +13,7 @@ import asyncpg
 
 from ingest.config import Settings
 from ingest.store.connect import connect
-from ingest.store.failures import naming, translated
+from ingest.store.failures import away, naming, translated
 
 NAME = "iov-ingest register"
 """Name of a connection to it in `pg_stat_activity`."""
@@ -91,7 +91,7 @@ async def reading(
 
     Or for something else under another `name`; `how` is what `connect` takes.
     """
-    with translated(settings):
+    with translated(away, settings):
         with naming(settings):
             connection = await connect(settings, name, **how)
         try:

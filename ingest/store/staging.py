@@ -25,7 +25,7 @@ from ingest.store.failures import (
     meaning,
     of_others,
     single,
-    unless_cancelled,
+    translated,
 )
 from ingest.store.halves import write_what_can_be
 
@@ -90,14 +90,14 @@ async def merge(
         f'FROM pg_temp.{stage} ORDER BY "{_PLACE}" ON CONFLICT DO NOTHING'
     )
     try:
-        async with connection.transaction():
-            status: str = await connection.execute(insert)
-            merged.stored = int(status.rsplit(" ", 1)[1])
-    except Exception as exc:
-        unless_cancelled(exc)
-        failure = meaning(exc)
+        with translated():
+            async with connection.transaction():
+                status: str = await connection.execute(insert)
+                merged.stored = int(status.rsplit(" ", 1)[1])
+    except IngestError as failure:
         of_rows = isinstance(failure, Refused | Unforeseen | DuplicateKey)
-        of_rows |= isinstance(exc, asyncpg.PostgresError) and exc.sqlstate == POLICY
+        # A policy of the table's may have refused a row, as a right that is missing refuses all.
+        of_rows |= getattr(failure.__cause__, "sqlstate", None) == POLICY
         if not (of_rows or (misplaced and isinstance(failure, NoPartition))):
             raise
         await _one_by_one(connection, stream, names, merged, misplaced=misplaced)

@@ -16,6 +16,7 @@ import structlog
 
 from ingest.clock import Clock
 from ingest.config import Settings
+from ingest.errors import Unavailable
 from ingest.metrics import Metrics
 from ingest.schema import Catalogue
 from ingest.store import pooler
@@ -25,7 +26,7 @@ from ingest.store.connect import (
     expect_migrated,
     may_be_accepted,
 )
-from ingest.store.failures import away, unless_cancelled
+from ingest.store.failures import away, translated
 from ingest.store.partitions import DAYS_AHEAD, make_ahead
 from ingest.store.writer import Writer
 from ingest.trouble import Trouble
@@ -76,14 +77,12 @@ class Watch:
 
     async def look(self) -> None:
         """One look; has the writer connect where it could and does not."""
+        limit_s = min(_TIMEOUT_S, self._settings.commit_timeout_s)
         try:
-            async with asyncio.timeout(min(_TIMEOUT_S, self._settings.commit_timeout_s)):
-                problem = await self._problem()
-        except Exception as exc:
-            unless_cancelled(exc)
-            failure = away(exc)
-            if failure is None:
-                raise
+            with translated(away):
+                async with asyncio.timeout(limit_s):
+                    problem = await self._problem()
+        except Unavailable as failure:
             self._metrics.database_up.set(0)
             self._say(str(failure))
             return

@@ -46,7 +46,7 @@ from ingest.store.failures import (
     NoPartition,
     away,
     meaning,
-    unless_cancelled,
+    translated,
 )
 from ingest.store.halves import halves, write_what_can_be
 from ingest.store.partitions import make_partitions, missing
@@ -228,20 +228,19 @@ class Writer:
         kept: dict[int, bool] = {}
         while parts:
             try:
-                async with self._lock, self._deadline():
-                    written = await self._attempt(parts[-1], kept, proven=total.good)
-            except Exception as exc:
-                unless_cancelled(exc)
-                failure = meaning(exc)
-                if failure is None:
-                    self._drop()
-                    raise
+                with translated():
+                    async with self._lock, self._deadline():
+                        written = await self._attempt(parts[-1], kept, proven=total.good)
+            except IngestError as failure:
                 await self._recover(failure, parts, proven=total.good)
                 whole = len(parts) == 1 and not total.good
                 alone = isinstance(failure, Unforeseen | TooMuch)
                 if whole and alone and (another := more()) is not None:
                     batch.absorb(another)
                     parts = [Part(batch.rows, batch.dead_letters, batch.described)]
+            except Exception:
+                self._drop()
+                raise
             else:
                 parts.pop()
                 total.add(written)
@@ -496,13 +495,11 @@ class Writer:
     async def _holder(self) -> str | None:
         """Say who has locked one of our tables, or waits to; None if nobody knows."""
         try:
-            async with self._lock, self._deadline():
-                connection, _ = await self._connected()
-                holder: str | None = await connection.fetchval(_HOLDER)
-        except Exception as exc:
-            unless_cancelled(exc)
-            if meaning(exc) is None:
-                raise
+            with translated():
+                async with self._lock, self._deadline():
+                    connection, _ = await self._connected()
+                    holder: str | None = await connection.fetchval(_HOLDER)
+        except IngestError:
             return None
         return holder
 
@@ -517,17 +514,14 @@ class Writer:
 
     async def _is_locked(self, table: str) -> bool:
         """Tell if a whole table is locked, or nobody knows; then its days are not to blame."""
+        lock = f"LOCK TABLE ONLY iov.{quoted(table)} IN ROW EXCLUSIVE MODE NOWAIT"
         try:
-            async with self._lock, self._deadline():
-                connection, _ = await self._connected()
-                async with connection.transaction():
-                    await connection.execute(
-                        f"LOCK TABLE ONLY iov.{quoted(table)} IN ROW EXCLUSIVE MODE NOWAIT"
-                    )
-        except Exception as exc:
-            unless_cancelled(exc)
-            if meaning(exc) is None:
-                raise
+            with translated():
+                async with self._lock, self._deadline():
+                    connection, _ = await self._connected()
+                    async with connection.transaction():
+                        await connection.execute(lock)
+        except IngestError:
             return True
         return False
 
@@ -539,19 +533,16 @@ class Writer:
                 place = self._catalogue[name].table, row.ts.date()
                 wanted.setdefault(place, {})[row.device] = None
         try:
-            async with self._lock, self._deadline():
-                connection, _ = await self._connected()
-                lacking = await missing(connection, wanted)
-                made = [
-                    place
-                    for place in lacking
-                    if await self._make_partition(connection, *place, wanted[place])
-                ]
-        except Exception as exc:
-            unless_cancelled(exc)
-            failure = meaning(exc)
-            if failure is None:
-                raise
+            with translated():
+                async with self._lock, self._deadline():
+                    connection, _ = await self._connected()
+                    lacking = await missing(connection, wanted)
+                    made = [
+                        place
+                        for place in lacking
+                        if await self._make_partition(connection, *place, wanted[place])
+                    ]
+        except IngestError as failure:
             self._drop()
             self._away(str(failure))
             await asyncio.sleep(self._backoff.delay_s())
@@ -658,12 +649,10 @@ class Writer:
         # Dropped, not cancelled: asyncpg would ask a server that is silent to cancel.
         timer = asyncio.get_running_loop().call_later(_ANSWER_S, self._drop)
         try:
-            await connection.fetchval("SELECT 1")
-        except Exception as exc:
-            unless_cancelled(exc)
-            if meaning(exc) is None:
-                raise
-            log.warning("the connection was dead", why=str(exc) or type(exc).__name__)
+            with translated():
+                await connection.fetchval("SELECT 1")
+        except IngestError as failure:
+            log.warning("the connection was dead", why=str(failure))
             return False
         finally:
             timer.cancel()
@@ -687,13 +676,10 @@ class Writer:
             # Connecting may well work; whether committing does, the next attempt will tell.
             return
         try:
-            async with self._lock, self._deadline():
-                await self._connected()
-        except Exception as exc:
-            unless_cancelled(exc)
-            failure = away(exc)
-            if failure is None:
-                raise
+            with translated(away):
+                async with self._lock, self._deadline():
+                    await self._connected()
+        except Unavailable as failure:
             self._drop()
             self._away(str(failure))
         else:

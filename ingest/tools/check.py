@@ -31,6 +31,7 @@ from ingest.store import (
     expect_migrated,
     may_be_accepted,
     registry,
+    translated,
 )
 from ingest.store.heartbeat import mend
 from ingest.tools.fleet import Message
@@ -80,26 +81,24 @@ async def check(settings: Settings) -> Findings:
 async def _database(settings: Settings, catalogue: Catalogue, found: Findings) -> None:
     where, state = f"database {settings.database_address}", dict[str, Any]()
     try:
-        async with asyncio.timeout(_TIMEOUT_S):
-            connection = await connect(settings, "iov-ingest check")
-            try:
-                state = dict(await connection.fetchrow(_DATABASE))
-                if problem := await durability_problem(connection):
-                    accepted = may_be_accepted(problem, settings)
-                    (found.warnings if accepted else found.problems).append(f"{where}: {problem}")
-                await expect_migrated(connection, catalogue)
-                for gone in await registry.silent(connection, settings, registry.SILENT_S):
-                    found.problems.append(
-                        f"worker {gone.client_id} is silent: {mend(gone.client_id)}"
-                    )
-            finally:
-                connection.terminate()
-    except Exception as exc:
-        match away(exc):
-            case Unavailable() as failure:
-                found.problems.append(f"{where}: {failure}")
-            case _:
-                raise
+        with translated(away):
+            async with asyncio.timeout(_TIMEOUT_S):
+                connection = await connect(settings, "iov-ingest check")
+                try:
+                    state = dict(await connection.fetchrow(_DATABASE))
+                    if problem := await durability_problem(connection):
+                        accepted = may_be_accepted(problem, settings)
+                        told = found.warnings if accepted else found.problems
+                        told.append(f"{where}: {problem}")
+                    await expect_migrated(connection, catalogue)
+                    for gone in await registry.silent(connection, settings, registry.SILENT_S):
+                        found.problems.append(
+                            f"worker {gone.client_id} is silent: {mend(gone.client_id)}"
+                        )
+                finally:
+                    connection.terminate()
+    except Unavailable as failure:
+        found.problems.append(f"{where}: {failure}")
     if state.pop("is_superuser", False):
         found.warnings.append(
             f"{where}: IOV_DATABASE_URL names a superuser: a worker needs the role iov_worker only"

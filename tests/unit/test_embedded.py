@@ -1,0 +1,18 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ingest.tools.embedded import free_port, neighbouring_ports
+
+
+def test_a_free_port_is_none_that_a_connection_may_take_before_its_server_starts() -> None:
+    try:
+        lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except FileNotFoundError:
+        pytest.skip("no Linux, so its range is not told here")
+    if lowest <= 20_000:
+        pytest.skip(f"here connections take ports from {lowest} on")
+    assert max(neighbouring_ports(3) + 2 for _ in range(50)) < lowest
+    assert max(free_port() for _ in range(50)) < lowest

@@ -1,0 +1,13 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize("module", ["ingest.service", "ingest.cli.run"])
+def test_a_worker_does_not_import_the_tools(module: str) -> None:
+    code = f"import sys, {module}; print([m for m in sys.modules if 'ingest.tools' in m])"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, generate_latest
+
+from ingest.metrics import Histogram, Metrics
+from ingest.model import Reason
+
+
+@given(st.lists(st.floats(-10, 400, allow_nan=False), max_size=50))
+def test_a_histogram_counts_like_prometheus_does(values: list[float]) -> None:
+    registry = CollectorRegistry()
+    bounds = (0.0, 1.0, 60.0)
+    histogram = Histogram("h", "test", bounds, "stream", registry=registry)
+    histogram.observe_all(values, "nev")
+    for value in values:
+        histogram.observe(value, 2, "twice")
+    for bound in bounds:
+        wanted = sum(value <= bound for value in values)
+        labels = {"stream": "nev", "le": str(bound)}
+        assert registry.get_sample_value("h_bucket", labels) == wanted
+        if values:
+            found = registry.get_sample_value("h_bucket", labels | {"stream": "twice"})
+            assert found == 2 * wanted
+    assert registry.get_sample_value("h_count", {"stream": "nev"}) == len(values)
+    assert registry.get_sample_value("h_sum", {"stream": "nev"}) == pytest.approx(sum(values))
+
+
+def test_an_observed_value_shows_in_the_text_prometheus_reads() -> None:
+    metrics = Metrics({"nev": ["clock_off"]})
+    metrics.commit_seconds.observe(0.02)
+    text = generate_latest(metrics.registry).decode()
+    assert 'iov_commit_seconds_bucket{le="0.025"} 1.0' in text
+    assert "iov_commit_seconds_sum 0.02" in text
+    for reason in Reason:
+        assert f'iov_samples_rejected_total{{reason="{reason}",stream="other"}} 0.0' in text
