@@ -7,7 +7,7 @@ passive: a loop adds, asks and takes; the clock is an argument.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
@@ -155,6 +155,48 @@ class Batch:
             self.flags[row.stream, flag] += 1
         if row.described:
             self.described.append(Description(row.device, row.ts, row.described))
+
+
+More = Callable[[], Batch | None]
+"""What has come since the batch was closed; None if nothing has, or it would be too much."""
+
+
+@dataclass(slots=True)
+class Written:
+    """What one committed batch came to."""
+
+    stored: Counter[str] = field(default_factory=Counter)
+    duplicate: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
+    suppressed: Counter[str] = field(default_factory=Counter)
+    """Of these, dead letters beyond their device's budget, or that the store refuses as well."""
+    letters: list[DeadLetter] = field(default_factory=list)
+    """All that are kept."""
+
+    @property
+    def good(self) -> bool:
+        """Whether a row was stored, now or before: so the store as such works."""
+        return self.stored.total() + self.duplicate.total() > 0
+
+    def add(self, other: Written) -> None:
+        """Take in what a part of the batch came to."""
+        self.stored += other.stored
+        self.duplicate += other.duplicate
+        self.refused += other.refused
+        self.suppressed += other.suppressed
+        self.letters += other.letters
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """A batch that is stored and acknowledged, for whoever counts it or shows it."""
+
+    batch: Batch
+    written: Written
+    closed_s: float
+    """Monotonic time when it was closed,"""
+    at_s: float
+    """and when it was acknowledged."""
 
 
 class Batcher:

@@ -13,19 +13,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from itertools import groupby
-from operator import attrgetter
 from typing import Protocol
 
 import structlog
 
-from ingest.batch import Batch, Batcher, DeadLetter
+from ingest.batch import Batch, Batcher, Committed, More, Written
 from ingest.check import Checker
 from ingest.clock import Clock
 from ingest.metrics import Metrics, Trigger
-from ingest.model import Arrival, Checked, Delivery, Reason, Row
+from ingest.model import Arrival, Checked, Delivery
 from ingest.source import Inbox
-from ingest.store import Guard, More, Written
 
 _LOG_INTERNAL_EVERY_S = 10.0
 _SURELY_CHEAP_BYTES = 2_048
@@ -46,6 +43,29 @@ class Store(Protocol):
         """
 
 
+class Guard(Protocol):
+    """Has messages read with care where one of them may have ended a process; see `store.guard`."""
+
+    @property
+    def takes_care(self) -> bool:
+        """True while messages are to be read in `groups`, each noted before."""
+
+    async def begin(self) -> None:
+        """Find out how the last reader of the session ended."""
+
+    def groups(self, deliveries: Sequence[Delivery]) -> Iterable[list[Delivery]]:
+        """Return deliveries in their order, in the pieces they are to be read in."""
+
+    async def note(self, group: Sequence[Delivery]) -> None:
+        """Write down what is about to be read."""
+
+    async def read(self, group: Sequence[Delivery]) -> None:
+        """Take note that a group is committed."""
+
+    def sets_aside(self, delivery: Delivery) -> bool:
+        """Return True if a message is not to be read at all."""
+
+
 class Pipeline:
     """Reads the inbox, fills batches, has them written, and settles what they hold."""
 
@@ -58,9 +78,9 @@ class Pipeline:
         metrics: Metrics,
         guard: Guard,
         clock: Clock,
-        committed: Callable[[Batch, Sequence[DeadLetter]], None],
+        committed: Callable[[Committed], None],
     ) -> None:
-        """`committed` is told of each batch and its dead letters, once they are settled."""
+        """`committed` is told of each batch, once it is settled."""
         self._inbox = inbox
         self._checker = checker
         self._batcher = batcher
@@ -176,8 +196,7 @@ class Pipeline:
             closed_s = time.monotonic()
             written = await self._store.write(batch, partial(self._more, batch))
             self._inbox.settle(batch.deliveries)
-            self._count(batch, written, closed_s)
-            self._committed(batch, written.letters)
+            self._committed(Committed(batch, written, closed_s, time.monotonic()))
             if self._batcher.due_in(0.0) is None:
                 self._all_settled = True
                 self._go_on.set()
@@ -217,37 +236,8 @@ class Pipeline:
             return "wait" if self._batcher.waits else "idle"
         return None
 
-    def _count(self, batch: Batch, written: Written, closed_s: float) -> None:
-        metrics, now = self._metrics, time.monotonic()
-        metrics.count(metrics.samples_stored, written.stored)
-        metrics.count(metrics.samples_duplicate, written.duplicate)
-        for (stream, reason), number in batch.rejected.items():
-            metrics.samples_rejected.labels(stream, reason).inc(number)
-        for stream, number in written.refused.items():
-            metrics.samples_rejected.labels(stream, Reason.REFUSED_BY_STORE).inc(number)
-        metrics.count(metrics.dead_letters_suppressed, batch.suppressed)
-        metrics.count(metrics.dead_letters_suppressed, written.suppressed)
-        metrics.count(metrics.unknown_fields, batch.unknown_fields)
-        for (stream, flag), number in batch.flags.items():
-            metrics.quality_flags.labels(stream, flag).inc(number)
-        metrics.batch_rows.observe(batch.samples)
-        metrics.commit_seconds.observe(now - closed_s)
-        for arrival, group in groupby(batch.deliveries, key=attrgetter("arrival")):
-            metrics.ack_latency.observe(now - arrival.monotonic_s, len(list(group)))
-        for stream, rows in batch.rows.items():
-            metrics.event_lag.observe_all(_lags(rows), stream)
-            resent = [row for row in rows if row.resend]
-            metrics.resent_event_lag.observe_all(_lags(resent), stream)
-
 
 def _stamped_anew(arrival: Arrival) -> Arrival:
     """Give the same moment by the clock as it is now."""
     since = timedelta(seconds=time.monotonic() - arrival.monotonic_s)
     return Arrival(datetime.now(UTC) - since, arrival.monotonic_s)
-
-
-def _lags(rows: Iterable[Row]) -> list[float]:
-    """Seconds from `ts` to `received_at`."""
-    lags = [(row.delivery.arrival.at - row.ts).total_seconds() for row in rows]
-    # Of a sample that is ahead of us the lag is 0, or there could be no sum of lags.
-    return [lag if lag > 0 else 0.0 for lag in lags]

@@ -23,7 +23,7 @@ import structlog
 
 from ingest import gbt32960, web
 from ingest.account import account
-from ingest.batch import Batcher
+from ingest.batch import Batcher, Committed
 from ingest.batch import Limits as BatchLimits
 from ingest.budget import Budget
 from ingest.check import Checker
@@ -33,6 +33,7 @@ from ingest.decode import Limits
 from ingest.envelope import Ages
 from ingest.errors import Unavailable
 from ingest.metrics import Metrics, release
+from ingest.observe import observe
 from ingest.pipeline import Pipeline
 from ingest.pulse import Pulse
 from ingest.schema import Catalogue
@@ -108,13 +109,13 @@ class Service:
             settings.subscription,
             settings.database_address,
         )
-        live = web.Live(self.metrics, catalogue, self._state, about)
+        self._live = web.Live(self.metrics, catalogue, self._state, about)
         token = settings.http_token
-        self._page = web.Page(live, token.get_secret_value() if token else None)
+        self._page = web.Page(self._live, token.get_secret_value() if token else None)
         self.guard = Guard(settings, random)
         self.pipeline = Pipeline(
             self.source.inbox, self.checker, Batcher(limits, budget), self.writer, self.metrics,
-            self.guard, self.clock, live.committed,
+            self.guard, self.clock, self._committed,
         )  # fmt: skip
         self.metrics.ready.set_function(lambda: not self.problems())
         self.http_port: int | None = None
@@ -128,6 +129,10 @@ class Service:
         self._once_only = once_only
         self._leaving = False
         self._has_left = False
+
+    def _committed(self, committed: Committed) -> None:
+        observe(self.metrics, committed)
+        self._live.committed(committed)
 
     def problems(self) -> list[str]:
         """What keeps this worker from being ready; empty while nothing does."""

@@ -9,16 +9,14 @@ from ingest.store.maintain import Account, maintain, maintain_hourly
 from ingest.store.migrate import migrate
 from ingest.store.partitions import make_ahead
 from ingest.store.watch import Watch
-from ingest.store.writer import More, Writer, Written
+from ingest.store.writer import Writer
 
 __all__ = [
     "Account",
     "Guard",
     "Heartbeat",
-    "More",
     "Watch",
     "Writer",
-    "Written",
     "away",
     "connect",
     "copy",

@@ -17,7 +17,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from random import Random
@@ -27,7 +27,7 @@ import asyncpg
 import structlog
 
 from ingest.backoff import Backoff
-from ingest.batch import Batch, DeadLetter, Description, dead_letter
+from ingest.batch import Batch, DeadLetter, Description, More, Written, dead_letter
 from ingest.budget import Budget
 from ingest.config import Settings
 from ingest.errors import IngestError, Refused, TooMuch, Unavailable, Unforeseen
@@ -88,32 +88,6 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
-class Written:
-    """What one committed batch came to."""
-
-    stored: Counter[str] = field(default_factory=Counter)
-    duplicate: Counter[str] = field(default_factory=Counter)
-    refused: Counter[str] = field(default_factory=Counter)
-    suppressed: Counter[str] = field(default_factory=Counter)
-    """Of these, dead letters beyond their device's budget, or that the store refuses as well."""
-    letters: list[DeadLetter] = field(default_factory=list)
-    """All that are kept."""
-
-    @property
-    def good(self) -> bool:
-        """Whether a row was stored, now or before: so the store as such works."""
-        return self.stored.total() + self.duplicate.total() > 0
-
-    def add(self, other: Written) -> None:
-        """Take in what a part of the batch came to."""
-        self.stored += other.stored
-        self.duplicate += other.duplicate
-        self.refused += other.refused
-        self.suppressed += other.suppressed
-        self.letters += other.letters
-
-
-@dataclass(slots=True)
 class Part:
     """What is committed in one transaction: a batch, or a half of one that was too much."""
 
@@ -167,10 +141,6 @@ class Closed(NamedTuple):
     until_s: float
     """Monotonic time when it is tried again."""
     why: str
-
-
-More = Callable[[], Batch | None]
-"""What has come since the batch was closed; None if nothing has, or it would be too much."""
 
 
 def _no_more() -> None:

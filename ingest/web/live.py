@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate, islice
 from typing import Any, NamedTuple
 
-from ingest.batch import Batch, DeadLetter
+from ingest.batch import Committed, DeadLetter
 from ingest.metrics import Histogram, Metrics
 from ingest.model import Row
 from ingest.schema import Catalogue, Stream
@@ -77,17 +77,17 @@ class Live:
         self.map_is_open = False
         """Whether positions are worth taking down."""
 
-    def committed(self, batch: Batch, letters: Iterable[DeadLetter]) -> None:
+    def committed(self, committed: Committed) -> None:
         """Take down what a page shows of a batch that is stored."""
         # Each payload may have megabytes, and the page shows no payload.
-        for letter in letters:
+        for letter in committed.written.letters:
             self._letters.append(letter._replace(payload=b""))
             self._group(letter)
         if not self.map_is_open:
             if self._positions:
                 self._positions, self._moved = {}, {}
             return
-        for name, rows in batch.rows.items():
+        for name, rows in committed.batch.rows.items():
             stream = self._catalogue[name]
             if self._looks_left and _position(stream, stream.layout.all) is not None:
                 newest = rows[-self._looks_left :]

@@ -14,7 +14,7 @@ import uvloop
 from msgspec.structs import replace
 
 from ingest import log, service
-from ingest.batch import Batch
+from ingest.batch import Batch, Committed, More, Written
 from ingest.config import load
 from ingest.model import Delivery
 from ingest.pipeline import Pipeline
@@ -22,7 +22,7 @@ from ingest.schema import load_catalogue
 from ingest.schema.layout import keep_extra
 from ingest.service import Service
 from ingest.source import Inbox
-from ingest.store import More, Writer, Written
+from ingest.store import Writer
 
 _EVERY = 50
 
@@ -31,7 +31,8 @@ async def early(self: Pipeline) -> None:
     """Acknowledge before the commit."""
     while (batch := await self._next()) is not None:
         self._inbox.settle(batch.deliveries)
-        self._count(batch, await self._store.write(batch, lambda: None), 0.0)
+        written = await self._store.write(batch, lambda: None)
+        self._committed(Committed(batch, written, 0.0, 0.0))
 
 
 def never(inbox: Inbox) -> None:

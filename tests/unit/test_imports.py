@@ -6,6 +6,12 @@ import sys
 import pytest
 
 
+def test_the_sentence_is_read_without_a_database() -> None:
+    code = "import sys, ingest.pipeline; print([m for m in sys.modules if m == 'asyncpg'])"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
+
+
 @pytest.mark.parametrize("module", ["ingest.service", "ingest.cli.run"])
 def test_a_worker_does_not_import_the_tools(module: str) -> None:
     code = f"import sys, {module}; print([m for m in sys.modules if 'ingest.tools' in m])"

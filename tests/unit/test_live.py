@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from ingest.batch import Batch
+from ingest.batch import Batch, Committed, Written
 from ingest.check import Checker
 from ingest.metrics import Histogram, Metrics
 from ingest.model import Reason
@@ -36,19 +36,24 @@ def batch(*messages: tuple[str, str, dict[str, Any]]) -> Batch:
     return made
 
 
+def done(made: Batch) -> Committed:
+    """The same batch, committed."""
+    return Committed(made, Written(letters=made.dead_letters), 0.0, 0.0)
+
+
 def nev(lon: float, seconds_ago: float = 0) -> dict[str, Any]:
     return sample(ts=NOW - timedelta(seconds=seconds_ago), location={"lon": lon, "lat": 31.0})
 
 
 def test_positions_are_taken_down_only_while_a_map_is_open() -> None:
     shown = live()
-    shown.committed(batch(("V1", "nev", nev(121))), ())
+    shown.committed(done(batch(("V1", "nev", nev(121)))))
     assert not shown.positions()
     shown.map_is_open = True
-    shown.committed(batch(("V1", "nev", nev(121)), ("V2", "nev", sample(ts=NOW))), ())
+    shown.committed(done(batch(("V1", "nev", nev(121)), ("V2", "nev", sample(ts=NOW)))))
     assert shown.positions() == {"V1": [121, 31.0, NOW.timestamp(), "nev"]}
     shown.map_is_open = False
-    shown.committed(batch(), ())
+    shown.committed(done(batch()))
     assert not shown.positions()
 
 
@@ -56,15 +61,13 @@ def test_every_stream_with_a_position_of_the_device_is_on_the_map() -> None:
     shown = live()
     shown.map_is_open = True
     ts, place = NOW.isoformat(), {"lon": 1.5, "lat": 2.5}
-    shown.committed(
-        batch(
-            ("R1", "v2x", {"ts": ts, "msg_type": "BSM", **place}),
-            ("T1", "truck", {"ts": ts, "position": place}),
-            ("A1", "ad-state", {"ts": ts, "position": place}),
-            ("B1", "battery", {"ts": ts}),
-        ),
-        (),
+    whole = batch(
+        ("R1", "v2x", {"ts": ts, "msg_type": "BSM", **place}),
+        ("T1", "truck", {"ts": ts, "position": place}),
+        ("A1", "ad-state", {"ts": ts, "position": place}),
+        ("B1", "battery", {"ts": ts}),
     )
+    shown.committed(done(whole))
     assert {device: place[:2] for device, place in shown.positions().items()} == {
         "R1": [1.5, 2.5], "T1": [1.5, 2.5], "A1": [1.5, 2.5],
     }  # fmt: skip
@@ -73,9 +76,9 @@ def test_every_stream_with_a_position_of_the_device_is_on_the_map() -> None:
 def test_what_moved_is_told_once_and_what_is_older_not_at_all() -> None:
     shown = live()
     shown.map_is_open = True
-    shown.committed(batch(("V1", "nev", nev(121, 5))), ())
+    shown.committed(done(batch(("V1", "nev", nev(121, 5)))))
     assert list(shown.moved()) == ["V1"]
-    shown.committed(batch(("V1", "nev", nev(99, 60))), ())
+    shown.committed(done(batch(("V1", "nev", nev(99, 60)))))
     assert not shown.moved()
     assert shown.positions()["V1"][0] == 121
 
@@ -84,11 +87,13 @@ def test_no_more_is_looked_at_than_can_be_shown(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("ingest.web.live._LOOKS_PER_TICK", 3)
     shown = live()
     shown.map_is_open = True
-    shown.committed(batch(("B1", "battery", {"ts": NOW.isoformat()}), ("V0", "nev", nev(121))), ())
-    shown.committed(batch(*[(f"V{n}", "nev", nev(121)) for n in range(1, 6)]), ())
-    shown.committed(batch(("V6", "nev", nev(121))), ())
+    shown.committed(
+        done(batch(("B1", "battery", {"ts": NOW.isoformat()}), ("V0", "nev", nev(121))))
+    )
+    shown.committed(done(batch(*[(f"V{n}", "nev", nev(121)) for n in range(1, 6)])))
+    shown.committed(done(batch(("V6", "nev", nev(121)))))
     assert list(shown.moved()) == ["V0", "V4", "V5"]
-    shown.committed(batch(("V1", "nev", nev(121))), ())
+    shown.committed(done(batch(("V1", "nev", nev(121)))))
     assert list(shown.moved()) == ["V1"]
 
 
@@ -97,7 +102,7 @@ def test_positions_are_bounded_and_the_oldest_go_first(monkeypatch: pytest.Monke
     shown = live()
     shown.map_is_open = True
     for name in ("V1", "V2", "V3", "V1", "V4"):
-        shown.committed(batch((name, "nev", nev(121))), ())
+        shown.committed(done(batch((name, "nev", nev(121)))))
     assert list(shown.positions()) == ["V3", "V1", "V4"]
     assert set(shown.moved()) == {"V3", "V1", "V4"}
 
@@ -106,7 +111,7 @@ def test_the_newest_dead_letters_are_details_and_their_number_is_not() -> None:
     shown = live()
     bad = batch(*[(f"V{n}", "nev", sample(n, NOW, gear="Q")) for n in range(30)])
     shown._metrics.samples_rejected.labels("nev", Reason.SCHEMA).inc(30)
-    shown.committed(bad, bad.dead_letters)
+    shown.committed(done(bad))
     letters = shown.status(details=True)["dead_letters"]
     assert [letter["device"] for letter in letters] == [f"V{n}" for n in range(29, 9, -1)]
     public = shown.status(details=False)
@@ -125,7 +130,7 @@ def test_dead_letters_are_grouped_and_the_newest_group_comes_first(
         ("V4", {"speed_kmh": "fast"}),
     ):  # fmt: skip
         bad = batch((device, "nev", sample(1, NOW, **fields)))
-        shown.committed(bad, bad.dead_letters)
+        shown.committed(done(bad))
     found = shown.status(details=True)["dead_letter_groups"]
     # Of three the one that was quiet for longest is forgotten.
     assert [(group["count"], group["device"], group["detail"][:10]) for group in found] == [
@@ -143,7 +148,7 @@ def test_places_in_a_text_make_no_group_of_their_own() -> None:
         message = delivery(b'{"seq":' + b" " * number + b"}", "iov/v1/V1/nev", at=NOW)
         made = Batch(0.0)
         made.add(message, Checker(CATALOGUE).check(message), plenty(), 0.0)
-        shown.committed(made, made.dead_letters)
+        shown.committed(done(made))
     (group,) = shown.status(details=True)["dead_letter_groups"]
     assert (group["count"], group["reason"]) == (100, "bad_json")
 

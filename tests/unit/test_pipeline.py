@@ -2,18 +2,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from ingest.batch import Batch, Batcher, Limits
+from ingest.batch import Batch, Batcher, Committed, Limits, More, Written
 from ingest.check import Checker
 from ingest.clock import Clock
 from ingest.metrics import Metrics
 from ingest.model import Checked, Delivery
 from ingest.pipeline import Pipeline
 from ingest.source import Inbox
-from ingest.store import More, Written
 from tests.support import delivery, plenty
 
 DEAR_S, ANSWERING_S = 0.025, 4
@@ -66,7 +64,7 @@ def clock() -> Clock:
 
 
 def pipeline(inbox: Inbox, checker: Checker, store: Any, guard: Any = CALM) -> Pipeline:
-    def committed(_: Batch, __: Sequence[Any]) -> None:
+    def committed(_: Committed) -> None:
         pass
 
     batcher = Batcher(Limits(), plenty())
