@@ -24,7 +24,8 @@ from ingest.config import load
 from ingest.schema import load_catalogue
 from ingest.store import migrate
 from ingest.tools.embedded import mosquitto, postgres
-from ingest.tools.fleet import Fleet, Message, Mischief
+from ingest.tools.fleet import Fleet, Mischief
+from ingest.tools.message import Message
 from ingest.tools.publisher import Publisher
 from ingest.tools.simulate import Simulation
 from tests.grafana import FLEET, OPERATIONS, Panel, dashboard, panels, promql, sql

@@ -34,7 +34,7 @@ from ingest.store import (
     translated,
 )
 from ingest.store.heartbeat import mend
-from ingest.tools.fleet import Message
+from ingest.tools.message import Message
 from ingest.tools.publisher import Publisher, client_for
 
 PROBES = 3_000

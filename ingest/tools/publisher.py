@@ -16,7 +16,7 @@ from paho.mqtt.properties import Properties
 
 from ingest.config import Settings
 from ingest.errors import Unavailable
-from ingest.tools.fleet import Message
+from ingest.tools.message import Message
 
 _AT_ONCE = 100
 _RETRY_S = 0.5

@@ -15,7 +15,7 @@ import orjson
 
 from ingest.errors import ConfigError
 from ingest.schema import rfc3339
-from ingest.tools.fleet import Message
+from ingest.tools.message import Message
 from ingest.tools.publisher import Publisher
 
 _GZIP = b"\x1f\x8b"

@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from ingest.tools.fleet import Fleet, Message
+from ingest.tools.fleet import Fleet
+from ingest.tools.message import Message
 from ingest.tools.publisher import Publisher
 
 

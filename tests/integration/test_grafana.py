@@ -19,7 +19,8 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from ingest.config import load
 from ingest.schema import Catalogue
 from ingest.tools.embedded import Mosquitto
-from ingest.tools.fleet import Fleet, Message, Mischief
+from ingest.tools.fleet import Fleet, Mischief
+from ingest.tools.message import Message
 from ingest.tools.publisher import Publisher
 from tests.grafana import FLEET, OPERATIONS, SHIPPED, dashboard, panels, promql, sql
 from tests.prometheus import ask, program, prometheus

@@ -15,10 +15,11 @@ from ingest import gbt32960
 from ingest.check import Checker
 from ingest.model import Rejected, Row
 from ingest.schema import load_catalogue
-from ingest.tools.fleet import STREAMS, Fleet, Message, Mischief, city
+from ingest.tools.fleet import STREAMS, Fleet, Mischief, city
 from ingest.tools.fleet.kinds import Bus, DeliveryRobot, Robotaxi, Truck
 from ingest.tools.fleet.roadside import RoadsideUnit
 from ingest.tools.fleet.vehicle import BURST_S, Vehicle
+from ingest.tools.message import Message
 from tests.support import column, delivery
 
 NOW = datetime(2026, 11, 22, 8, 0, tzinfo=UTC)

@@ -6,6 +6,12 @@ import sys
 import pytest
 
 
+def test_a_check_does_not_load_the_simulator() -> None:
+    code = "import sys, ingest.tools.check; print([m for m in sys.modules if '.fleet' in m])"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
+
+
 def test_the_sentence_is_read_without_a_database() -> None:
     code = "import sys, ingest.pipeline; print([m for m in sys.modules if m == 'asyncpg'])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

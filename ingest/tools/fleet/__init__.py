@@ -5,6 +5,6 @@ its streams.
 """
 
 from ingest.tools.fleet.fleet import STREAMS, Fleet
-from ingest.tools.fleet.message import Message, Mischief
+from ingest.tools.fleet.mischief import Mischief
 
-__all__ = ["STREAMS", "Fleet", "Message", "Mischief"]
+__all__ = ["STREAMS", "Fleet", "Mischief"]

@@ -14,9 +14,10 @@ from ingest import gbt32960
 from ingest.gbt32960.tables import Edition
 from ingest.tools.fleet.device import Device, text
 from ingest.tools.fleet.kinds import Bus, DeliveryRobot, Robotaxi, Truck
-from ingest.tools.fleet.message import Message, Mischief
+from ingest.tools.fleet.mischief import Mischief
 from ingest.tools.fleet.roadside import RoadsideUnit
 from ingest.tools.fleet.vehicle import Vehicle
+from ingest.tools.message import Message
 
 FRAMES = "gbt32960"
 STREAMS = (
