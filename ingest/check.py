@@ -24,9 +24,9 @@ from ingest.decode import (
     too_much,
     topic_fault,
     unpack,
-    values,
 )
 from ingest.envelope import Ages, instant, sequence, timely
+from ingest.letters import Letters
 from ingest.model import (
     GBT32960,
     OTHER,
@@ -38,7 +38,7 @@ from ingest.model import (
     Rejected,
     Row,
 )
-from ingest.schema import Catalogue, NeverStored, Siblings, Stream, pointer
+from ingest.schema import Catalogue, Siblings, Stream, pointer
 from ingest.schema.layout import Record, note_quality, weight
 
 _NO_OBJECT = Fault(Reason.BAD_ENVELOPE, "a sample is an object")
@@ -57,16 +57,13 @@ class Checker:
         keep_unreadable: bool = False,
     ) -> None:
         """`keep_unreadable`: dead letters keep what cannot be taken apart as it came."""
-        self._keep_unreadable = keep_unreadable
         self._catalogue = catalogue
         self._limits = limits or Limits()
+        self._letters = Letters(catalogue, self._limits, keep_unreadable=keep_unreadable)
         self._surely_small = most_bytes(self._limits.sample_values)
         self._ages = ages or Ages()
         self._bounded: datetime | None = None
         self._bounds: tuple[datetime, datetime]
-        self._never_stored = NeverStored(
-            name for stream in catalogue.values() for name in stream.never_stored.names
-        )
 
     def check(self, delivery: Delivery) -> Checked:
         """One outcome per sample, or one rejection for a message that cannot be split."""
@@ -118,7 +115,7 @@ class Checker:
         for name, sample in samples:
             if name not in self._catalogue:
                 fault = Fault(Reason.UNKNOWN_STREAM, "no such schema")
-                kept = orjson.dumps(self._never_stored.without(sample))
+                kept = self._letters.of_sample(None, sample)
                 outcomes.append(Rejected(OTHER, name, device, *fault, kept))
         counts = Counter(o.stream if isinstance(o, Row) else o.label for o in outcomes)
         # What a frame says in bits its samples may say in long texts.
@@ -158,18 +155,9 @@ class Checker:
         """The outcome of a sample from a message so large that one sample may be too much."""
         fault = too_much(sample, self._limits)
         if fault is not None:
-            kept = self._unread(orjson.dumps(sample), stream.never_stored)
+            kept = self._letters.of_large_sample(stream, sample)
             return Rejected(stream.name, stream.name, device, *fault, kept)
         return self._outcome(delivery, stream, device, sample, *others)
-
-    def _unread(self, text: bytes, private: NeverStored) -> bytes:
-        """Keep what may be kept of a sample that is too large to be looked through by its names.
-
-        All of it if nothing in it looks like what must never be stored, which takes a tenth.
-        """
-        if self._keep_unreadable or not private.may_be_in(text):
-            return text
-        return _digest(text)
 
     def _outcome(
         self,
@@ -183,24 +171,25 @@ class Checker:
     ) -> Outcome:
         """A row, or why there is none."""
         if not isinstance(sample, dict):
-            return _rejected(stream, device, sample, _NO_OBJECT)
+            return self._rejected(stream, device, sample, _NO_OBJECT)
         ts = timely(sample, self._bounds)
         if isinstance(ts, Fault):
-            return _rejected(stream, device, sample, ts)
+            return self._rejected(stream, device, sample, ts)
         seq = sequence(sample, stream.never_stored.without)
         if isinstance(seq, Fault):
-            return _rejected(stream, device, sample, seq)
+            return self._rejected(stream, device, sample, seq)
         received_at = delivery.arrival.at
         row = stream.exact(ts, seq, received_at, sample)
         if row is None:
             sample = stream.never_stored.without(sample)
             found = stream.row(ts, seq, received_at, sample)
             if isinstance(found, str):
-                return _rejected(stream, device, sample, Fault(Reason.SCHEMA, found), clean=True)
+                fault = Fault(Reason.SCHEMA, found)
+                return self._rejected(stream, device, sample, fault, clean=True)
             row = found
         if may_hold_nul and (where := _nul(sample)) is not None:
             fault = Fault(Reason.REFUSED_BY_STORE, f"{pointer(where)} holds U+0000")
-            return _rejected(stream, device, sample, fault)
+            return self._rejected(stream, device, sample, fault)
         record, present, resend, unknown_fields = row
         flags: Collection[str] = ()
         findings = stream.plausibility.findings(sample, device, received_at, ts, siblings)
@@ -211,6 +200,12 @@ class Checker:
             stream.name, device, ts, resend, record, present, delivery, position,
             unknown_fields, flags, described,
         )  # fmt: skip
+
+    def _rejected(
+        self, stream: Stream, device: str, sample: Any, fault: Fault, *, clean: bool = False
+    ) -> Rejected:
+        kept = self._letters.of_sample(stream, sample, clean=clean)
+        return Rejected(stream.name, stream.name, device, *fault, kept)
 
     def internal_error(self, delivery: Delivery) -> Checked:
         """The one rejection of a message on which checking itself failed."""
@@ -247,7 +242,7 @@ class Checker:
             assert not isinstance(decoded, Fault)
             known = [(name, sample) for sample in decoded.samples]
         kept = (known[index] for index in indexes)
-        return [orjson.dumps(self._catalogue[of].letter(sample)) for of, sample in kept]
+        return [self._letters.of_sample(self._catalogue[of], sample) for of, sample in kept]
 
     def _too_large(self, delivery: Delivery) -> Fault | None:
         size, most = len(delivery.payload), self._limits.payload_bytes
@@ -259,47 +254,10 @@ class Checker:
         label = (
             name if name is not None and (name in self._catalogue or name == GBT32960) else OTHER
         )
-        rejected = Rejected(label, name, device, *fault, self._raw(delivery, name))
+        rejected = Rejected(label, name, device, *fault, self._letters.of_message(delivery, name))
         # What is kept of a packed message may be a thousand times its size.
         size_bytes = max(len(delivery.payload), len(rejected.payload)) + len(delivery.topic)
         return Checked(label, [rejected], size_bytes)
-
-    def _raw(self, delivery: Delivery, name: str | None) -> bytes:
-        """What is kept of a message that cannot be split: its JSON, without what must not be kept.
-
-        Of what cannot be taken apart (no JSON, packed unknown to us, a broken frame) nobody can say
-        what is in it, so its size and digest are kept, unless the operator wants it as it is.
-        """
-        stream = self._catalogue.get(name or "")
-        # A message of no stream we know may hold what any stream must not.
-        private = stream.never_stored if stream else self._never_stored
-        letter = stream.letter if stream else private.without
-        text = self._text(delivery)
-        if text is not None and not values(text, self._limits.values):
-            try:
-                document = orjson.loads(text)
-                if not private.may_be_in(text):
-                    return delivery.payload
-                # Read and written again: of a name that stands there twice one value is kept.
-                samples = document if isinstance(document, list) else [document]
-                kept = [letter(sample) for sample in samples]
-                return orjson.dumps(kept if isinstance(document, list) else kept[0])
-            except (TypeError, ValueError, RecursionError):
-                pass  # no JSON, or nested deeper than anybody follows it
-        if self._keep_unreadable or not delivery.payload:
-            return delivery.payload
-        return _digest(delivery.payload)
-
-    def _text(self, delivery: Delivery) -> bytes | None:
-        """What a message says, inflated if it is packed; None if it cannot be read."""
-        text = unpack(delivery.payload, delivery.encoding, self._limits)
-        return None if isinstance(text, Fault) else text
-
-
-def _digest(text: bytes) -> bytes:
-    """Make the size and SHA-256 that stand for a text nobody has looked through."""
-    told = {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
-    return orjson.dumps(told)
 
 
 def _weight(outcome: Outcome) -> int:
@@ -330,14 +288,6 @@ def _siblings(samples: Iterable[tuple[Stream, Any]]) -> Siblings:
         for stream, sample in samples
         if isinstance(sample, dict) and isinstance(ts := instant(sample.get("ts")), datetime)
     )
-
-
-def _rejected(
-    stream: Stream, device: str, sample: Any, fault: Fault, *, clean: bool = False
-) -> Rejected:
-    """The sample as a dead letter; `clean` if what must never be stored was taken out of it."""
-    own = orjson.dumps(stream.letter(sample, clean=clean))
-    return Rejected(stream.name, stream.name, device, *fault, own)
 
 
 def _note(findings: dict[str, str], sample: dict[str, Any], record: Record) -> list[str]:

@@ -53,7 +53,10 @@ class Terminal:
 
     def hears_ctrl_c(self, pid: int) -> bool:
         """Tell if a process is in the group of the command, which Ctrl-C is for."""
-        return os.getpgid(pid) == self._process.pid
+        try:
+            return os.getpgid(pid) == self._process.pid
+        except ProcessLookupError:
+            return False  # it has ended since it was listed
 
     async def ended(self) -> int:
         """The exit status, once it ends."""

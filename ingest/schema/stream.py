@@ -11,7 +11,7 @@ import jsonschema_rs
 
 from ingest.errors import SchemaError
 from ingest.schema.columns import Column, columns, device_fields
-from ingest.schema.extract import Extracted, Functions, functions, never_sure, sha256
+from ingest.schema.extract import Extracted, Functions, functions, never_sure
 from ingest.schema.fault import Whole, first_fault, whole
 from ingest.schema.layout import RESERVED, Layout
 from ingest.schema.plausible import Rules
@@ -71,23 +71,6 @@ class Stream:
         except ValueError:
             pass
         return self.fault(sample) or self.functions.extract(ts, seq, received_at, sample)
-
-    @property
-    def hashes(self) -> bool:
-        """Whether a field is stored as a digest only."""
-        return any(column.convert == "sha256" for column in self.columns)
-
-    def letter(self, sample: Any, *, clean: bool = False) -> Any:
-        """A sample as a dead letter may keep it: nothing private, and digests for what is hashed.
-
-        A value that should be text and is none is left out where its digest should be. `clean`
-        says that nothing private is in it any more.
-        """
-        kept = sample if clean else self.never_stored.without(sample)
-        for column in self.columns:
-            if column.convert == "sha256":
-                kept = _with_digest(kept, column.path)
-        return kept
 
     def fault(self, sample: dict[str, Any]) -> str | None:
         """What the schema has against `sample`, or None.
@@ -153,16 +136,6 @@ def hashed_names(schema: dict[str, Any]) -> Iterator[str]:
             yield name
         yield from hashed_names(field)
         yield from hashed_names(field.get("items", {}))
-
-
-def _with_digest(node: Any, path: tuple[str, ...]) -> Any:
-    """A copy of `node` with the value at a path replaced by its digest."""
-    if not isinstance(node, dict) or node.get(path[0]) is None:
-        return node
-    value = node[path[0]]
-    if len(path) > 1:
-        return node | {path[0]: _with_digest(value, path[1:])}
-    return node | {path[0]: sha256(value) if isinstance(value, str) else None}
 
 
 def _is_date_time(text: str) -> bool:

@@ -1,0 +1,104 @@
+"""No dead letter keeps what must never be stored: neither its value, nor a text it may stand in.
+
+What a schema lists (`x-never-stored`) is taken out of a sample, wherever it stands; of a field that
+is stored as a digest (`x-hash`) the digest is kept; of what nobody can look through, the size and
+a digest of the whole, unless the operator wants it as it came (`IOV_DEAD_LETTER_UNREADABLE`). Pure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import orjson
+
+from ingest.decode import Limits, unpack, values
+from ingest.model import Delivery, Fault
+from ingest.schema import Catalogue, NeverStored, Stream
+from ingest.schema.extract import sha256
+
+
+class Letters:
+    """Makes the payloads of dead letters."""
+
+    def __init__(self, catalogue: Catalogue, limits: Limits, *, keep_unreadable: bool) -> None:
+        """`keep_unreadable`: what nobody can look through is kept as it came."""
+        self._catalogue = catalogue
+        self._limits = limits
+        self._keep_unreadable = keep_unreadable
+        # What is of no stream we know may hold what any stream must not.
+        self._of_all = NeverStored(
+            name for stream in catalogue.values() for name in stream.never_stored.names
+        )
+
+    def of_sample(self, stream: Stream | None, sample: Any, *, clean: bool = False) -> bytes:
+        """Return what is kept of a sample; `stream` is None if no schema describes it.
+
+        `clean`: what must never be stored has been taken out of it.
+        """
+        return orjson.dumps(self._kept(stream, sample, clean=clean))
+
+    def of_large_sample(self, stream: Stream, sample: Any) -> bytes:
+        """Return what is kept of a sample that is too large to be looked through by its names.
+
+        All of it if nothing in it looks like what must never be stored, which takes a tenth.
+        """
+        text = orjson.dumps(sample)
+        if self._keep_unreadable or not stream.never_stored.may_be_in(text):
+            return text
+        return _size_and_digest(text)
+
+    def of_message(self, delivery: Delivery, name: str | None) -> bytes:
+        """Return what is kept of a message that cannot be split; `name` is its stream's, if known.
+
+        Its JSON if it has some. What cannot be taken apart (no JSON, packed unknown to us, a broken
+        frame) may hold anything.
+        """
+        stream = self._catalogue.get(name or "")
+        private = stream.never_stored if stream else self._of_all
+        text = self._inflated(delivery)
+        if text is not None and not values(text, self._limits.values):
+            try:
+                document = orjson.loads(text)
+                if not private.may_be_in(text):
+                    return delivery.payload
+                # Read and written again: of a name that stands there twice one value is kept.
+                if isinstance(document, list):
+                    return orjson.dumps([self._kept(stream, sample) for sample in document])
+                return self.of_sample(stream, document)
+            except (TypeError, ValueError, RecursionError):
+                pass  # no JSON, or nested deeper than anybody follows it
+        if self._keep_unreadable or not delivery.payload:
+            return delivery.payload
+        return _size_and_digest(delivery.payload)
+
+    def _kept(self, stream: Stream | None, sample: Any, *, clean: bool = False) -> Any:
+        private = stream.never_stored if stream else self._of_all
+        kept = sample if clean else private.without(sample)
+        for column in stream.columns if stream else ():
+            if column.convert == "sha256":
+                kept = _with_digest(kept, column.path)
+        return kept
+
+    def _inflated(self, delivery: Delivery) -> bytes | None:
+        """Return what a message says, inflated if it is packed; None if it cannot be read."""
+        text = unpack(delivery.payload, delivery.encoding, self._limits)
+        return None if isinstance(text, Fault) else text
+
+
+def _with_digest(node: Any, path: tuple[str, ...]) -> Any:
+    """Return a copy of `node` with the value at a path replaced by its digest.
+
+    A value that should be text and is not is left out, because nobody knows what is in it.
+    """
+    if not isinstance(node, dict) or node.get(path[0]) is None:
+        return node
+    value = node[path[0]]
+    if len(path) > 1:
+        return node | {path[0]: _with_digest(value, path[1:])}
+    return node | {path[0]: sha256(value) if isinstance(value, str) else None}
+
+
+def _size_and_digest(text: bytes) -> bytes:
+    """Make what stands for a text that nobody has looked through."""
+    return orjson.dumps({"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()})
