@@ -10,9 +10,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from ingest.budget import Budget
+from ingest.config import Settings
 from ingest.model import Checked, Delivery, Reason, Rejected, Row
 
 _DETAIL_CHARACTERS = 300
@@ -51,15 +52,24 @@ def _ascii(text: str) -> str:
     return text.encode("ascii", "backslashreplace").decode()
 
 
-class Limits(NamedTuple):
+SIZE_BYTES = 4 * 1024 * 1024
+"""Inflated payloads that close a batch."""
+
+
+class BatchLimits(NamedTuple):
     """When a batch closes."""
 
-    rows: int = 2_000
+    rows: int
     """Samples, accepted or rejected."""
-    size_bytes: int = 4 * 1024 * 1024
+    size_bytes: int
     """Inflated payloads, a measure of memory: of numbers it takes up to thirteen times as much."""
-    wait_s: float = 0.0
+    wait_s: float
     """How long the first message may wait for company while the writer is idle."""
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Return those that are set."""
+        return cls(settings.batch_rows, SIZE_BYTES, settings.batch_wait_ms / 1000)
 
 
 def dead_letter(delivery: Delivery, rejected: Rejected) -> DeadLetter:
@@ -202,7 +212,7 @@ class Committed:
 class Batcher:
     """The batch that is filling, and whether it is time to take it."""
 
-    def __init__(self, limits: Limits, budget: Budget) -> None:
+    def __init__(self, limits: BatchLimits, budget: Budget) -> None:
         self._limits = limits
         self._budget = budget
         self._open: Batch | None = None

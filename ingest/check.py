@@ -10,13 +10,14 @@ import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Self
 
 import orjson
 
 from ingest import gbt32960
+from ingest.config import Settings
 from ingest.decode import (
-    Limits,
+    MessageLimits,
     decode,
     most_bytes,
     parse_topic,
@@ -51,19 +52,29 @@ class Checker:
     def __init__(
         self,
         catalogue: Catalogue,
-        limits: Limits | None = None,
-        ages: Ages | None = None,
+        limits: MessageLimits,
+        ages: Ages,
         *,
         keep_unreadable: bool = False,
     ) -> None:
         """`keep_unreadable`: dead letters keep what cannot be taken apart as it came."""
         self._catalogue = catalogue
-        self._limits = limits or Limits()
+        self._limits = limits
         self._letters = Letters(catalogue, self._limits, keep_unreadable=keep_unreadable)
         self._surely_small = most_bytes(self._limits.sample_values)
-        self._ages = ages or Ages()
+        self._ages = ages
         self._bounded: datetime | None = None
         self._bounds: tuple[datetime, datetime]
+
+    @classmethod
+    def of(cls, catalogue: Catalogue, settings: Settings) -> Self:
+        """Return one with the limits that are set."""
+        return cls(
+            catalogue,
+            MessageLimits.of(settings),
+            Ages.of(settings),
+            keep_unreadable=settings.dead_letter_unreadable == "payload",
+        )
 
     def check(self, delivery: Delivery) -> Checked:
         """One outcome per sample, or one rejection for a message that cannot be split."""

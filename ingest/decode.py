@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import re
 import zlib
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import orjson
 import zstandard
 from msgspec import Struct
 
+from ingest.config import Settings
 from ingest.model import Fault, Reason
 
 _DEVICE = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
@@ -43,19 +44,30 @@ _WEIGHTS = {b",": 1, b":": 1, b"[": 4, b"{": 4}
 _MOST_WEIGHT = max(_WEIGHTS.values())
 
 
-class Limits(NamedTuple):
+class MessageLimits(NamedTuple):
     """What one message may weigh, and what it may become."""
 
-    payload_bytes: int = 262_144
-    inflated_bytes: int = 4_194_304
-    samples: int = 1_000
-    values: int = 300_000
+    payload_bytes: int
+    inflated_bytes: int
+    samples: int
+    values: int
     """A number or a text counts as 1, a member of an object as 2, an array or an object as 4 more.
 
     That is about what each costs in time.
     """
-    sample_values: int = 100_000
+    sample_values: int
     """The same for one sample: while it is checked an object takes a kilobyte (measured)."""
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Return those that are set."""
+        return cls(
+            settings.max_payload_bytes,
+            settings.max_inflated_bytes,
+            settings.max_samples,
+            settings.max_values,
+            settings.max_sample_values,
+        )
 
 
 class Decoded(Struct):
@@ -89,14 +101,14 @@ def topic_fault(topic: str) -> Fault:
     return Fault(Reason.BAD_TOPIC, f"not iov/v1/{{device}}/{{stream}}: {part}")
 
 
-def unpack(payload: bytes, encoding: str | None, limits: Limits) -> bytes | Fault:
+def unpack(payload: bytes, encoding: str | None, limits: MessageLimits) -> bytes | Fault:
     """The payload without its `content-encoding`, if it is not too large."""
     if len(payload) > limits.payload_bytes:
         return Fault(Reason.TOO_LARGE, f"{len(payload)} bytes, at most {limits.payload_bytes}")
     return payload if encoding is None else inflate(payload, encoding, limits.inflated_bytes)
 
 
-def decode(payload: bytes, encoding: str | None, limits: Limits) -> Decoded | Fault:
+def decode(payload: bytes, encoding: str | None, limits: MessageLimits) -> Decoded | Fault:
     """The samples of a payload, one for an object and each item of an array."""
     if encoding is not None or len(payload) > limits.payload_bytes:
         unpacked = unpack(payload, encoding, limits)
@@ -128,7 +140,7 @@ def most_bytes(values: int) -> int:
     return values // _MOST_WEIGHT
 
 
-def too_much(sample: Any, limits: Limits) -> Fault | None:
+def too_much(sample: Any, limits: MessageLimits) -> Fault | None:
     """Why one sample is too large; None if it is not."""
     text = orjson.dumps(sample)
     if not _surely_short_names(text) and _has_long_name(sample):

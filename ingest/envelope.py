@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 from zlib import crc32
 
 import orjson
 
+from ingest.config import Settings
 from ingest.model import Fault, Reason
 from ingest.schema import rfc3339
 
@@ -20,8 +21,13 @@ _NOT_IN_SEQ = {"resend", "sent_at"}
 class Ages(NamedTuple):
     """How far from the clock a sample's `ts` may be."""
 
-    oldest: timedelta = timedelta(days=30)
-    ahead: timedelta = timedelta(seconds=300)
+    oldest: timedelta
+    ahead: timedelta
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Return those that are set."""
+        return cls(timedelta(days=settings.max_age_days), timedelta(seconds=settings.max_ahead_s))
 
 
 def timely(sample: dict[str, Any], bounds: tuple[datetime, datetime]) -> datetime | Fault:

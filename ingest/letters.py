@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from ingest.decode import Limits, unpack, values
+from ingest.decode import MessageLimits, unpack, values
 from ingest.model import Delivery, Fault
 from ingest.schema import Catalogue, NeverStored, Stream
 from ingest.schema.extract import sha256
@@ -21,7 +21,9 @@ from ingest.schema.extract import sha256
 class Letters:
     """Makes the payloads of dead letters."""
 
-    def __init__(self, catalogue: Catalogue, limits: Limits, *, keep_unreadable: bool) -> None:
+    def __init__(
+        self, catalogue: Catalogue, limits: MessageLimits, *, keep_unreadable: bool
+    ) -> None:
         """`keep_unreadable`: what nobody can look through is kept as it came."""
         self._catalogue = catalogue
         self._limits = limits

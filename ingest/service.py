@@ -15,7 +15,6 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from ipaddress import ip_address
 from random import Random
 
@@ -23,14 +22,11 @@ import structlog
 
 from ingest import gbt32960, web
 from ingest.account import account
-from ingest.batch import Batcher, Committed
-from ingest.batch import Limits as BatchLimits
+from ingest.batch import Batcher, BatchLimits, Committed
 from ingest.budget import Budget
 from ingest.check import Checker
 from ingest.clock import Clock
 from ingest.config import Settings
-from ingest.decode import Limits
-from ingest.envelope import Ages
 from ingest.errors import Unavailable
 from ingest.metrics import Metrics, release
 from ingest.observe import observe
@@ -77,18 +73,7 @@ class Service:
         self._catalogue = catalogue
         self._random = random
         self.metrics = Metrics(_flags(catalogue))
-        self.checker = checker or Checker(
-            catalogue,
-            Limits(
-                settings.max_payload_bytes,
-                settings.max_inflated_bytes,
-                settings.max_samples,
-                settings.max_values,
-                settings.max_sample_values,
-            ),
-            Ages(timedelta(days=settings.max_age_days), timedelta(seconds=settings.max_ahead_s)),
-            keep_unreadable=settings.dead_letter_unreadable == "payload",
-        )
+        self.checker = checker or Checker.of(catalogue, settings)
         self.source = Source(settings, self.metrics, random)
         budget = Budget(settings.dead_letters_per_minute, settings.dead_letter_bytes_per_minute)
         self.writer = Writer(
@@ -102,7 +87,7 @@ class Service:
         )
         self.clock = Clock()
         self.watch = Watch(settings, catalogue, self.metrics, self.writer, self.clock)
-        limits = BatchLimits(settings.batch_rows, wait_s=settings.batch_wait_ms / 1000)
+        batcher = Batcher(BatchLimits.of(settings), budget)
         about = web.About(
             settings.mqtt_client_id,
             settings.broker_address,
@@ -114,7 +99,7 @@ class Service:
         self._page = web.Page(self._live, token.get_secret_value() if token else None)
         self.guard = Guard(settings, random)
         self.pipeline = Pipeline(
-            self.source.inbox, self.checker, Batcher(limits, budget), self.writer, self.metrics,
+            self.source.inbox, self.checker, batcher, self.writer, self.metrics,
             self.guard, self.clock, self._committed,
         )  # fmt: skip
         self.metrics.ready.set_function(lambda: not self.problems())

@@ -9,6 +9,7 @@ from operator import xor
 from typing import Any
 
 from ingest.check import Checker
+from ingest.config import Settings
 from ingest.gbt32960 import Frame, decode
 from ingest.gbt32960.tables import Edition
 from ingest.model import Outcome, Row
@@ -17,7 +18,7 @@ from tests.support import delivery, every_column
 
 VIN = "LTEST0000TEST0001"
 CATALOGUE = load_catalogue()
-CHECKER = Checker(CATALOGUE)
+CHECKER = Checker.of(CATALOGUE, Settings())
 AT = datetime(2026, 11, 22, 8, 0, 5, tzinfo=UTC)
 TIME = bytes([26, 11, 22, 16, 0, 3])
 TS = "2026-11-22T16:00:03+08:00"

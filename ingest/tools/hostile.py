@@ -16,7 +16,8 @@ from typing import Any
 
 import orjson
 
-from ingest.decode import Limits, values
+from ingest.config import Settings
+from ingest.decode import MessageLimits, values
 from ingest.gbt32960.tables import UNITS
 from ingest.schema import Catalogue
 from ingest.schema.columns import json_types
@@ -43,7 +44,7 @@ class Shape:
     samples: int = 1
     seq: bool = True
 
-    def text(self, at: datetime, limits: Limits) -> bytes:
+    def text(self, at: datetime, limits: MessageLimits) -> bytes:
         """The JSON, just within the limits."""
         heads = [self._head(at, number) for number in range(self.samples)]
         digits = len(str(limits.values)) if _COUNTED in self.element else 0
@@ -99,7 +100,7 @@ def shapes(catalogue: Catalogue) -> Iterator[Shape]:
 
 def limits_samples() -> int:
     """Most samples of a message."""
-    return Limits().samples
+    return MessageLimits.of(Settings()).samples
 
 
 def _arrays(schema: dict[str, Any], at: str) -> Iterator[tuple[str, dict[str, Any]]]:

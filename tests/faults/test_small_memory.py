@@ -20,7 +20,8 @@ import pytest
 import structlog
 import zstandard
 
-from ingest.decode import Limits
+from ingest.config import Settings
+from ingest.decode import MessageLimits
 from ingest.schema import Catalogue
 from ingest.tools.bench.hostile import Scales
 from ingest.tools.hostile import Shape, shapes
@@ -98,17 +99,19 @@ def group() -> Iterator[Group]:
 
 def dearest(catalogue: Catalogue) -> list[tuple[str, bytes]]:
     """(stream, packed) of the messages that take the most time, and the most memory."""
-    scales, chance = Scales(catalogue), Random(1)
+    scales, chance, limits = Scales(catalogue), Random(1), MessageLimits.of(Settings())
     known = list(shapes(catalogue))
     tried = known if TRIED is None else chance.sample(known, TRIED)
 
     def packed(shape: Shape) -> bytes:
-        return zstandard.compress(shape.text(scales.at, Limits()), 3)
+        return zstandard.compress(shape.text(scales.at, limits), 3)
 
     costs = []
     for shape in tried:
         cost = scales.weigh(
-            shape.what, f"iov/v1/V1/{shape.stream}", shape.text(scales.at, Limits())
+            shape.what,
+            f"iov/v1/V1/{shape.stream}",
+            shape.text(scales.at, limits),
         )
         if cost.seconds:
             costs.append((cost, shape))

@@ -24,6 +24,7 @@ with atheris.instrument_imports(include=["ingest"]):
     from ingest.batch import Batch, DeadLetter
     from ingest.budget import Budget
     from ingest.check import Checker
+    from ingest.config import Settings
     from ingest.model import GBT32960, Arrival, Checked, Delivery, Reason, Rejected, Row
     from ingest.schema import default_directory, load_catalogue
     from ingest.tools.fleet import Fleet
@@ -33,7 +34,7 @@ CATALOGUE = load_catalogue()
 STREAMS = [*CATALOGUE, GBT32960]
 ENCODINGS = [None, "gzip", "deflate", "zstd"]
 NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
-CHECKER = Checker(CATALOGUE)
+CHECKER = Checker.of(CATALOGUE, Settings())
 _WHOLE_NUMBERS = {"smallint": 2**15, "integer": 2**31, "bigint": 2**63}
 
 

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 
 from ingest.batch import Batch
 from ingest.check import Checker
-from ingest.config import load
+from ingest.config import Settings, load
 from ingest.metrics import Metrics
 from ingest.schema import Catalogue, Stream, load_catalogue
 from ingest.schema.rfc3339 import rfc3339
@@ -58,7 +58,7 @@ async def test_whatever_a_schema_allows_comes_back_from_its_table_unchanged(
 async def _store(
     database: Database, catalogue: Catalogue, name: str, sent: list[dict[str, Any]]
 ) -> None:
-    checker, batch = Checker(catalogue), Batch(0.0)
+    checker, batch = Checker.of(catalogue, Settings()), Batch(0.0)
     for sample in sent:
         one = delivery(sample, f"iov/v1/V1/{name}")
         batch.add(one, checker.check(one), plenty(), 0.0)

@@ -14,7 +14,7 @@ import orjson
 import pytest
 
 from ingest.check import Checker
-from ingest.config import load
+from ingest.config import Settings, load
 from ingest.errors import Unavailable
 from ingest.model import Delivery
 from ingest.schema import Catalogue
@@ -50,7 +50,7 @@ async def test_every_reason_ends_in_a_dead_letter_and_the_account_closes(
 
     now = datetime.now(UTC)
     at = database.url, catalogue
-    async with working(broker.url, *at, checker=Clumsy(catalogue)) as worker:
+    async with working(broker.url, *at, checker=Clumsy.of(catalogue, Settings())) as worker:
         async with publisher(broker.url) as publish:
             await publish(b"x" * 300_000)
             await publish(sample(1), "iov/v1/b%d/nev")
@@ -95,7 +95,8 @@ async def test_an_exception_in_check_costs_one_message_and_no_other(
                 raise RecursionError
             return super().check(delivery)
 
-    async with working(broker.url, database.url, catalogue, checker=Clumsy(catalogue)) as worker:
+    clumsy = Clumsy.of(catalogue, Settings())
+    async with working(broker.url, database.url, catalogue, checker=clumsy) as worker:
         await publish_many(broker.url, [sample(seq) for seq in range(1_000)])
         await worker.settles(1_000)
     assert await database.count() == 999

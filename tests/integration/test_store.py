@@ -17,7 +17,7 @@ import pytest
 
 from ingest.batch import Batch
 from ingest.check import Checker
-from ingest.config import load
+from ingest.config import Settings, load
 from ingest.errors import NotReady
 from ingest.metrics import Metrics
 from ingest.model import Delivery, Row
@@ -45,7 +45,7 @@ async def writing(
         configured,
         catalogue,
         Metrics(dict.fromkeys(catalogue, ())),
-        Checker(catalogue).samples_json,
+        Checker.of(catalogue, Settings()).samples_json,
         plenty(),
         Random(1),
     )
@@ -56,7 +56,7 @@ async def writing(
 
 
 def batch_of(catalogue: Catalogue, deliveries: list[Delivery]) -> Batch:
-    checker, batch = Checker(catalogue), Batch(0.0)
+    checker, batch = Checker.of(catalogue, Settings()), Batch(0.0)
     for one in deliveries:
         batch.add(one, checker.check(one), plenty(), 0.0)
     return batch
@@ -130,7 +130,7 @@ class Trusting(Checker):
 async def test_one_refused_row_in_a_thousand_is_found_and_the_rest_is_stored(
     bad: set[int], kind: str, database: Database, catalogue: Catalogue
 ) -> None:
-    checker, batch = Trusting(catalogue), Batch(0.0)
+    checker, batch = Trusting.of(catalogue, Settings()), Batch(0.0)
     one = delivery([sample(n, sw_version=kind if n in bad else "ok") for n in range(1000)])
     batch.add(one, checker.check(one), plenty(), 0.0)
     async with writing(database, catalogue) as writer:
@@ -466,7 +466,7 @@ async def test_the_workers_role_owns_nothing_and_can_do_its_work(
         configured,
         catalogue,
         Metrics(dict.fromkeys(catalogue, ())),
-        Checker(catalogue).samples_json,
+        Checker.of(catalogue, Settings()).samples_json,
         plenty(),
         Random(1),
     )

@@ -6,11 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.batch import Batch, Batcher, DeadLetter, Limits, dead_letter
+from ingest.batch import Batch, Batcher, BatchLimits, DeadLetter, dead_letter
 from ingest.budget import Budget
+from ingest.config import Settings
 from ingest.model import Checked, Delivery, Reason, Rejected, Row
 from tests.support import delivery, plenty
 
+LIMITS = BatchLimits.of(Settings())
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 
 
@@ -29,19 +31,19 @@ def is_full(batcher: Batcher) -> bool:
 
 
 def test_an_empty_batcher_has_nothing_to_take_and_nothing_due() -> None:
-    batcher = Batcher(Limits(), plenty())
+    batcher = Batcher(LIMITS, plenty())
     assert batcher.take() is None
     assert batcher.due_in(0.0) is None
 
 
 def test_an_idle_writer_takes_what_is_there_at_once() -> None:
-    batcher = Batcher(Limits(wait_s=0), plenty())
+    batcher = Batcher(LIMITS._replace(wait_s=0), plenty())
     batcher.add(delivery({}), checked(1), now=5.0)
     assert batcher.due_in(5.0) == 0.0
 
 
 def test_the_wait_runs_from_the_first_message_of_the_batch() -> None:
-    batcher = Batcher(Limits(wait_s=2.0), plenty())
+    batcher = Batcher(LIMITS._replace(wait_s=2.0), plenty())
     batcher.add(delivery({}), checked(1), now=5.0)
     batcher.add(delivery({}), checked(1), now=6.5)
     assert batcher.due_in(6.5) == 0.5
@@ -52,7 +54,7 @@ def test_the_wait_runs_from_the_first_message_of_the_batch() -> None:
 
 
 def test_it_is_full_by_samples_or_by_size_and_then_due_at_once() -> None:
-    batcher = Batcher(Limits(rows=3, size_bytes=100, wait_s=9.0), plenty())
+    batcher = Batcher(LIMITS._replace(rows=3, size_bytes=100, wait_s=9.0), plenty())
     batcher.add(delivery({}), checked(1, bad=1), now=0.0)
     assert not is_full(batcher)
     batcher.add(delivery({}), checked(1), now=0.0)
@@ -90,7 +92,7 @@ def test_a_dead_letter_can_always_be_stored() -> None:
 def test_every_delivery_is_in_exactly_one_batch_in_order(
     messages: list[tuple[int, int, int]], rows: int
 ) -> None:
-    batcher = Batcher(Limits(rows=rows, size_bytes=100), plenty())
+    batcher = Batcher(LIMITS._replace(rows=rows, size_bytes=100), plenty())
     added: list[Delivery] = []
     taken: list[Batch] = []
     for good, bad, size_bytes in messages:

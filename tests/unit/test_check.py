@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.check import Checker
-from ingest.decode import Limits
-from ingest.envelope import Ages, derived_seq, instant
+from ingest.config import Settings
+from ingest.envelope import derived_seq, instant
 from ingest.model import Fault, Outcome, Reason, Rejected, Row
 from ingest.schema import Catalogue, load_catalogue
 from ingest.schema.private import NeverStored
@@ -24,7 +24,7 @@ from ingest.schema.stream import stream
 from tests.support import column, delivery, every_column, sample
 
 CATALOGUE = load_catalogue()
-CHECKER = Checker(CATALOGUE)
+CHECKER = Checker.of(CATALOGUE, Settings())
 NOW = datetime(2026, 11, 22, 8, 0, tzinfo=UTC)
 
 
@@ -134,7 +134,7 @@ def test_what_cannot_be_taken_apart_is_kept_as_its_size_and_digest(sent: bytes, 
     (found,) = CHECKER.check(delivery(sent, topic, at=NOW)).outcomes
     assert isinstance(found, Rejected)
     assert found.payload == digest_of(sent)
-    keeping = Checker(CATALOGUE, keep_unreadable=True)
+    keeping = Checker.of(CATALOGUE, Settings(dead_letter_unreadable="payload"))
     (kept,) = keeping.check(delivery(sent, topic, at=NOW)).outcomes
     assert isinstance(kept, Rejected)
     assert kept.payload == sent
@@ -166,7 +166,7 @@ def test_of_a_sample_too_large_to_be_looked_through_no_private_field_is_kept(
     assert found.detail.startswith("more than 100000 values in one sample: about ")
     text = orjson.dumps(sent)
     assert found.payload == (text if kept == "all" else digest_of(text))
-    keeping = Checker(CATALOGUE, keep_unreadable=True)
+    keeping = Checker.of(CATALOGUE, Settings(dead_letter_unreadable="payload"))
     as_it_came = keeping.check(message).outcomes[0]
     assert isinstance(as_it_came, Rejected)
     assert as_it_came.payload == text
@@ -246,7 +246,7 @@ def with_never_stored() -> Catalogue:
 
 
 def test_what_must_never_be_stored_is_removed_from_extra_and_dead_letters() -> None:
-    checker = Checker(with_never_stored())
+    checker = Checker.of(with_never_stored(), Settings())
     private = {"plate": "A 1", "deep": [{"heart_rate_bpm": 61, "kept": 1}]}
     (good,) = checker.check(delivery(sample(1, NOW, **private), at=NOW)).outcomes
     assert isinstance(good, Row)
@@ -308,7 +308,7 @@ def test_too_deep_is_bad_json_on_every_stream() -> None:
 
 
 def test_limits_of_the_settings_hold() -> None:
-    checker = Checker(CATALOGUE, Limits(samples=1), Ages(timedelta(days=1), timedelta(0)))
+    checker = Checker.of(CATALOGUE, Settings(max_samples=1, max_age_days=1, max_ahead_s=0))
     found = checker.check(delivery([sample(1, NOW), sample(2, NOW)], at=NOW)).outcomes
     assert [o.reason for o in found if isinstance(o, Rejected)] == [Reason.TOO_LARGE]
     found = checker.check(delivery(sample(1, NOW - timedelta(days=2)), at=NOW)).outcomes
@@ -356,7 +356,7 @@ def test_whatever_is_sent_every_message_ends_in_outcomes(payload: Any) -> None:
 
 
 def test_a_message_that_cannot_be_split_holds_nothing_private_either() -> None:
-    checker = Checker(with_never_stored(), Limits(samples=1))
+    checker = Checker.of(with_never_stored(), Settings(max_samples=1))
     private = [sample(1, NOW, plate="A 1"), sample(2, NOW, plate="A 1")]
     (found,) = checker.check(delivery(private, at=NOW)).outcomes
     assert isinstance(found, Rejected)

@@ -14,9 +14,10 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ingest.config import Settings
 from ingest.decode import (
     Decoded,
-    Limits,
+    MessageLimits,
     decode,
     inflate,
     parse_topic,
@@ -26,7 +27,8 @@ from ingest.decode import (
 )
 from ingest.model import Fault, Reason
 
-LIMITS = Limits(payload_bytes=1_000, inflated_bytes=4_000, samples=3)
+DEFAULTS = MessageLimits.of(Settings())
+LIMITS = DEFAULTS._replace(payload_bytes=1_000, inflated_bytes=4_000, samples=3)
 
 
 def reason(outcome: Decoded | Fault) -> Reason:
@@ -155,7 +157,7 @@ def test_a_payload_bomb_is_refused_without_being_inflated(encoding: str) -> None
     bomb = ENCODERS[encoding](bytes(250_000_000))
     before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started_s = time.process_time()
-    assert reason(decode(bomb, encoding, Limits())) is Reason.BAD_ENCODING
+    assert reason(decode(bomb, encoding, DEFAULTS)) is Reason.BAD_ENCODING
     # Inflated whole it would take 250 MB and, with gzip, some 400 ms.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb < 60_000
     assert time.process_time() - started_s < 0.2
@@ -165,7 +167,7 @@ def test_a_payload_bomb_is_refused_without_being_inflated(encoding: str) -> None
 def test_a_payload_in_thousands_of_parts_is_refused_at_once(encoding: str) -> None:
     started_s = time.process_time()
     many = ENCODERS[encoding](b"") * 10_000
-    assert reason(decode(many, encoding, Limits())) is Reason.BAD_ENCODING
+    assert reason(decode(many, encoding, DEFAULTS)) is Reason.BAD_ENCODING
     assert time.process_time() - started_s < 0.1
 
 
@@ -187,7 +189,7 @@ def test_no_bytes_whatever_raise(payload: bytes, encoding: str | None) -> None:
 def test_a_message_is_bounded_by_what_it_becomes(element: str, fits: Any) -> None:
     """Brackets in a text are no values."""
     text = f'[{{"x":[{",".join([element] * 50_000)}]}}]'.encode()
-    found = decode(text, None, Limits(payload_bytes=len(text), values=100_000))
+    found = decode(text, None, DEFAULTS._replace(payload_bytes=len(text), values=100_000))
     assert isinstance(found, Decoded) is fits
     if isinstance(found, Fault):
         assert found.reason is Reason.TOO_LARGE

@@ -13,6 +13,7 @@ import pytest
 
 from ingest import gbt32960
 from ingest.check import Checker
+from ingest.config import Settings
 from ingest.model import Rejected, Row
 from ingest.schema import load_catalogue
 from ingest.tools.fleet import STREAMS, Fleet, Mischief, city
@@ -39,7 +40,7 @@ def test_the_same_seed_says_the_same() -> None:
 
 
 def test_what_the_fleet_says_is_accepted_plausible_and_of_all_streams() -> None:
-    checker, fleet = Checker(CATALOGUE), Fleet(20, 1)
+    checker, fleet = Checker.of(CATALOGUE, Settings()), Fleet(20, 1)
     streams: Counter[str] = Counter()
     keys: set[Any] = set()
     for at, message in messages(fleet, 6_000):
@@ -58,7 +59,7 @@ def test_what_the_fleet_says_is_accepted_plausible_and_of_all_streams() -> None:
 
 
 def test_what_the_fleet_says_wrong_is_rejected_and_nothing_else() -> None:
-    checker = Checker(CATALOGUE)
+    checker = Checker.of(CATALOGUE, Settings())
     fleet = Fleet(10, 1, STREAMS, 2, Mischief(bad=0.2, duplicate=0.1, late=0.1))
     kinds: Counter[str] = Counter()
     for at, message in messages(fleet, 1_500):
@@ -105,7 +106,7 @@ def test_frames_are_of_both_editions_and_say_who_sends_them() -> None:
 
 
 def test_a_device_sends_one_frame_a_second_for_frames_have_whole_seconds() -> None:
-    checker, keys = Checker(CATALOGUE), []
+    checker, keys = Checker.of(CATALOGUE, Settings()), []
     for at, message in messages(Fleet(1, 1, ["gbt32960", "chassis"]), 600, 0.05):
         for row in checker.check(delivery(message.payload, message.topic, at=at)).outcomes:
             assert isinstance(row, Row)

@@ -7,6 +7,7 @@ import orjson
 import pytest
 
 from ingest.check import Checker
+from ingest.config import Settings
 from ingest.gbt32960 import CONTENT_TYPE, Command, Frame, decode, encode
 from ingest.gbt32960.tables import Edition
 from ingest.model import Fault, Reason, Rejected, Row
@@ -328,7 +329,7 @@ def test_an_activation_that_failed_says_so() -> None:
 
 
 def test_parts_of_a_frame_that_no_schema_describes_are_dead_letters() -> None:
-    checker = Checker({name: s for name, s in CATALOGUE.items() if name != "alarm"})
+    checker = Checker.of({name: s for name, s in CATALOGUE.items() if name != "alarm"}, Settings())
     payload = frame(TIME + VEHICLE_2016 + bytes.fromhex("07 00 00000000 00 00 00 00"))
     checked = checker.check(delivery(payload, "iov/v1/V1/gbt32960", at=AT))
     kept, lost = checked.outcomes
@@ -365,7 +366,7 @@ GOOD = frame(TIME + VEHICLE_2016)
 def test_what_is_no_readable_frame_is_a_dead_letter_with_its_payload_where_that_is_wanted(
     payload: bytes, why: str
 ) -> None:
-    checker = Checker(CATALOGUE, keep_unreadable=True)
+    checker = Checker.of(CATALOGUE, Settings(dead_letter_unreadable="payload"))
     checked = checker.check(delivery(payload, "iov/v1/V1/gbt32960", at=AT))
     assert (checked.stream, checked.samples) == ("gbt32960", None)
     (found,) = checked.outcomes

@@ -13,14 +13,16 @@ import pytest
 import zstandard
 
 from ingest.check import Checker
-from ingest.decode import Limits, values
+from ingest.config import Settings
+from ingest.decode import MessageLimits, values
 from ingest.model import Reason, Rejected, Row
 from ingest.schema import load_catalogue
 from ingest.tools.hostile import shapes, vary
 from tests.support import column, delivery
 
 CATALOGUE = load_catalogue()
-CHECKER = Checker(CATALOGUE)
+CHECKER = Checker.of(CATALOGUE, Settings())
+LIMITS = MessageLimits.of(Settings())
 AT = datetime(2026, 11, 1, 8, tzinfo=UTC)
 HEAD = f'{{"ts":"{AT.isoformat()}","seq":1'
 
@@ -93,11 +95,11 @@ def test_every_shape_stays_within_the_limits_and_fills_them() -> None:
     for shape in shapes(CATALOGUE):
         if shape.stream != "battery":
             continue
-        text = shape.text(AT, Limits())
-        assert len(text) <= Limits().inflated_bytes
-        assert values(text, Limits().values) == 0, shape
-        fills = values(text, 0) > 0.5 * Limits().values
-        assert fills or len(text) > 0.4 * Limits().inflated_bytes, shape.what
+        text = shape.text(AT, LIMITS)
+        assert len(text) <= LIMITS.inflated_bytes
+        assert values(text, LIMITS.values) == 0, shape
+        fills = values(text, 0) > 0.5 * LIMITS.values
+        assert fills or len(text) > 0.4 * LIMITS.inflated_bytes, shape.what
 
 
 def test_a_shape_varies_by_chance() -> None:

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from ingest.batch import Batch, Committed, Written
 from ingest.check import Checker
+from ingest.config import Settings
 from ingest.metrics import Histogram, Metrics
 from ingest.model import Reason
 from ingest.schema import load_catalogue
@@ -29,7 +30,7 @@ def live() -> Live:
 
 def batch(*messages: tuple[str, str, dict[str, Any]]) -> Batch:
     """A batch of one sample of (device, stream, fields) each."""
-    made, checker = Batch(0.0), Checker(CATALOGUE)
+    made, checker = Batch(0.0), Checker.of(CATALOGUE, Settings())
     for device, stream, payload in messages:
         message = delivery(payload, f"iov/v1/{device}/{stream}", at=NOW)
         made.add(message, checker.check(message), plenty(), 0.0)
@@ -147,7 +148,7 @@ def test_places_in_a_text_make_no_group_of_their_own() -> None:
     for number in range(100):
         message = delivery(b'{"seq":' + b" " * number + b"}", "iov/v1/V1/nev", at=NOW)
         made = Batch(0.0)
-        made.add(message, Checker(CATALOGUE).check(message), plenty(), 0.0)
+        made.add(message, Checker.of(CATALOGUE, Settings()).check(message), plenty(), 0.0)
         shown.committed(done(made))
     (group,) = shown.status(details=True)["dead_letter_groups"]
     assert (group["count"], group["reason"]) == (100, "bad_json")

@@ -5,9 +5,12 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from ingest.batch import Batch, Batcher, Committed, Limits, More, Written
+from ingest.batch import Batch, Batcher, BatchLimits, Committed, More, Written
 from ingest.check import Checker
 from ingest.clock import Clock
+from ingest.config import Settings
+from ingest.decode import MessageLimits
+from ingest.envelope import Ages
 from ingest.metrics import Metrics
 from ingest.model import Checked, Delivery
 from ingest.pipeline import Pipeline
@@ -44,7 +47,7 @@ class Dear(Checker):
     """Takes its time over every message."""
 
     def __init__(self) -> None:
-        super().__init__({})
+        super().__init__({}, MessageLimits.of(Settings()), Ages.of(Settings()))
         self.checked = 0
 
     def check(self, delivery: Delivery) -> Checked:
@@ -67,7 +70,7 @@ def pipeline(inbox: Inbox, checker: Checker, store: Any, guard: Any = CALM) -> P
     def committed(_: Committed) -> None:
         pass
 
-    batcher = Batcher(Limits(), plenty())
+    batcher = Batcher(BatchLimits.of(Settings()), plenty())
     return Pipeline(inbox, checker, batcher, store, Metrics({}), guard, clock(), committed)
 
 
@@ -94,7 +97,7 @@ async def test_what_was_stamped_while_the_clock_was_wrong_waits_for_one_look_not
         inbox.put([held], lambda: None)
     inbox.close()
     async with asyncio.timeout(ANSWERING_S):
-        await pipeline(inbox, Checker({}), store).run()
+        await pipeline(inbox, Checker.of({}, Settings()), store).run()
     held_until = [row.arrival.at for batch in store.batches for row in batch.deliveries]
     assert len(held_until) == 20
     assert all(abs(at - datetime.now(UTC)) < timedelta(minutes=1) for at in held_until)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.check import Checker
+from ingest.config import Settings
 from ingest.errors import SchemaError
 from ingest.model import Row
 from ingest.schema import load_catalogue
@@ -20,7 +21,7 @@ from tests.support import column, delivery
 
 NOW = datetime(2026, 11, 22, 8, 0, tzinfo=UTC)
 CATALOGUE = load_catalogue()
-CHECKER = Checker(CATALOGUE)
+CHECKER = Checker.of(CATALOGUE, Settings())
 GOOD_VIN, BAD_VIN = "LSVAA4181E2123456", "LSVAA4182E2123456"
 
 
@@ -70,9 +71,7 @@ def test_a_clock_that_is_off_is_noted_eight_hours_apart_from_the_rest(
 
 
 def test_a_clock_eight_hours_ahead_is_noted_where_that_is_allowed() -> None:
-    from ingest.envelope import Ages
-
-    checker = Checker(load_catalogue(), None, Ages(ahead=timedelta(days=1)))
+    checker = Checker.of(load_catalogue(), Settings(max_ahead_s=86_400))
     (row,) = checker.check(delivery(at(-8 * 3600), at=NOW)).outcomes
     assert isinstance(row, Row)
     assert row.flags == ["clock_off_8h"]

@@ -11,6 +11,7 @@ import orjson
 import pytest
 
 from ingest.check import Checker
+from ingest.config import Settings
 from ingest.model import Row
 from ingest.schema import load_catalogue
 from ingest.tools.verify import FAULTS, Plan, Result, report
@@ -68,7 +69,7 @@ def test_the_same_seed_issues_the_same_messages() -> None:
 
 def test_what_it_issues_is_what_the_schemas_take_or_refuse() -> None:
     """Good, bad, late, arrays and packed ones, of both streams and every device."""
-    ledger, checker = Ledger(1, 7, START), Checker(load_catalogue())
+    ledger, checker = Ledger(1, 7, START), Checker.of(load_catalogue(), Settings())
     kinds: set[tuple[str, bool, bool]] = set()
     late = bad = 0
     for _ in range(3_000):

@@ -22,7 +22,8 @@ import zstandard
 
 from ingest import gbt32960
 from ingest.check import Checker
-from ingest.decode import Limits
+from ingest.config import Settings
+from ingest.decode import MessageLimits
 from ingest.model import GBT32960, Arrival, Delivery
 from ingest.schema import Catalogue, load_catalogue
 from ingest.tools.bench.figures import Figures, figure
@@ -53,14 +54,14 @@ class Scales:
     """Weighs messages one at a time, in this process."""
 
     def __init__(self, catalogue: Catalogue) -> None:
-        self._checker = Checker(catalogue)
+        self._checker = Checker.of(catalogue, Settings())
         self.at = datetime.now(UTC)
         self._trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)
 
     def weigh(self, what: str, topic: str, text: bytes, *, repeats: int = 1) -> Cost:
         """The least CPU time of some repeats, and the most memory."""
         packed = zstandard.compress(text, 3)
-        if len(packed) > Limits().payload_bytes:
+        if len(packed) > MessageLimits.of(Settings()).payload_bytes:
             return Cost(what, len(packed), 0.0, 0.0)
         best_s, peak_mb = float("inf"), 0.0
         for _ in range(repeats):
@@ -99,7 +100,7 @@ async def hostile(_: Stand, plan: Plan) -> Figures:
 def search(plan: Plan) -> Figures:
     """Weigh every shape and every frame, then vary the dearest."""
     catalogue = load_catalogue()
-    scales, chance, limits = Scales(catalogue), Random(1), Limits()
+    scales, chance, limits = Scales(catalogue), Random(1), MessageLimits.of(Settings())
     names = list(catalogue)[: plan.streams]
     tried = [shape for shape in shapes(catalogue) if shape.stream in names]
     costs: list[tuple[Cost, Shape | None]] = []

@@ -71,7 +71,7 @@ async def _copy(url: str, seconds: float, number: int) -> float:
     """Rows a second, in transactions of a batch's size, as the service's writer does it."""
     settings = load(environ={"IOV_DATABASE_URL": url})
     catalogue = load_catalogue(settings.schema_dir)
-    stream, checker = catalogue["nev"], Checker(catalogue)
+    stream, checker = catalogue["nev"], Checker.of(catalogue, settings)
     connection: asyncpg.Connection = await connect(settings, "iov-bench-copy")
     copied, took_s = 0, 0.0
     while took_s < seconds:

@@ -18,12 +18,11 @@ from typing import cast
 
 import orjson
 
-from ingest.batch import Batcher
-from ingest.batch import Limits as BatchLimits
+from ingest.batch import SIZE_BYTES, Batcher, BatchLimits
 from ingest.budget import Budget
 from ingest.check import Checker
 from ingest.config import load
-from ingest.decode import Decoded, Limits, decode
+from ingest.decode import Decoded, MessageLimits, decode
 from ingest.model import Delivery
 from ingest.schema import load_catalogue
 from ingest.schema.layout import sort
@@ -57,7 +56,8 @@ async def stages(stand: Stand, plan: Plan) -> Figures:
     async with stand.database(devices=_DEVICES) as url:
         settings = load(environ={"IOV_DATABASE_URL": url})
         catalogue = load_catalogue(settings.schema_dir)
-        stream, checker, limits = catalogue["nev"], Checker(catalogue), Limits()
+        stream, checker = catalogue["nev"], Checker.of(catalogue, settings)
+        limits = MessageLimits.of(settings)
         connection = await connect(settings, "iov-bench-stages")
         traffic = Traffic(devices=_DEVICES)
         gc.freeze()
@@ -79,7 +79,7 @@ async def stages(stand: Stand, plan: Plan) -> Figures:
             with clock.stage("extract"):
                 rows = [stream.exact(at, 1, at, document) for document in documents]
             del documents, decoded, rows
-            batcher = Batcher(BatchLimits(2 * _MESSAGES), Budget(1, 1))
+            batcher = Batcher(BatchLimits(2 * _MESSAGES, SIZE_BYTES, 0.0), Budget(1, 1))
             with clock.stage("check"):
                 checked = list(map(checker.check, deliveries))
             with clock.stage("batch"):

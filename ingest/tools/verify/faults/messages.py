@@ -8,7 +8,8 @@ from random import Random
 
 import zstandard
 
-from ingest.decode import Limits
+from ingest.config import Settings
+from ingest.decode import MessageLimits
 from ingest.errors import ServerError
 from ingest.model import GBT32960
 from ingest.schema import load_catalogue
@@ -23,13 +24,13 @@ _AGAIN, _TIMES = 1_000, 3
 
 async def _hostile_message(world: World, chance: Random) -> None:
     """Messages as dear as the limits allow; each must be acknowledged, and no worker end of it."""
-    now = datetime.now(UTC)
+    now, limits = datetime.now(UTC), MessageLimits.of(Settings())
     dear = chance.sample(list(shapes(load_catalogue())), _HOSTILE)
     visitors: list[Visitor] = []
     for number, shape in enumerate(dear):
-        text = vary(shape, chance).text(now, Limits())
+        text = vary(shape, chance).text(now, limits)
         packed = zstandard.compress(text, 3)
-        if len(packed) <= Limits().payload_bytes:
+        if len(packed) <= limits.payload_bytes:
             visitors.append((f"hostile-{number}", shape.stream, packed, "zstd"))
     for number, (_, frame) in enumerate(chance.sample(list(frames(now)), _FRAMES)):
         packed = zstandard.compress(frame, 3)
