@@ -168,24 +168,25 @@ class Batch:
 
 
 More = Callable[[], Batch | None]
-"""What has come since the batch was closed; None if nothing has, or it would be too much."""
+"""A function that returns the messages come since the batch was closed; None if there are none, or
+too many."""
 
 
 @dataclass(slots=True)
 class Written:
-    """What one committed batch came to."""
+    """Account of one committed batch: samples by stream."""
 
     stored: Counter[str] = field(default_factory=Counter)
     duplicate: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
     suppressed: Counter[str] = field(default_factory=Counter)
-    """Of these, dead letters beyond their device's budget, or that the store refuses as well."""
+    """Refused samples without a dead letter: over their device's budget, or refused there as well."""
     letters: list[DeadLetter] = field(default_factory=list)
     """All that are kept."""
 
     @property
     def good(self) -> bool:
-        """Whether a row was stored, now or before: so the store as such works."""
+        """True if a row was stored, now or before: so the store as such works."""
         return self.stored.total() + self.duplicate.total() > 0
 
     def add(self, other: Written) -> None:

@@ -1,4 +1,4 @@
-"""What the metrics say of a batch that is committed."""
+"""Tells the metrics of a batch that is committed."""
 
 from __future__ import annotations
 

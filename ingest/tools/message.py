@@ -1,4 +1,4 @@
-"""What is to be published, whoever publishes it."""
+"""A message to publish, whoever publishes it."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class Night:
             async with publisher(self.broker.url) as publish:
                 for number in range(100_000):
                     await publish(make(number))
-                    await asyncio.sleep(1 / per_s)
+                    await asyncio.sleep(1 / per_s)  # the rate; nothing is waited for
 
         publishing = asyncio.create_task(publish_on())
         try:
@@ -207,7 +207,7 @@ async def locked(database: Database) -> AsyncIterator[None]:
 
 
 async def slow(database: Database, commit_s: float) -> None:
-    """Every commit takes at least so long."""
+    """Make every commit take at least this many seconds: the fault itself."""
     await database.execute(
         "CREATE FUNCTION public.slow() RETURNS trigger LANGUAGE plpgsql AS "
         f"$$ BEGIN PERFORM pg_sleep({commit_s}); RETURN NULL; END $$; "

@@ -235,10 +235,10 @@ def test_what_is_wrong_with_a_url_is_said_before_anything_starts(query: str, tol
 
 
 @pytest.mark.parametrize(
-    "url", ["postgresql://w:s3#r@h/d", "postgresql://w:s3/r@h/d", "postgresql://w:1/r@h/d",
+    "url", ["postgresql://w:s3%sure@h/d", "postgresql://w:100%@h/d",
+            "postgresql://w:s3#r@h/d", "postgresql://w:s3/r@h/d", "postgresql://w:1/r@h/d",
             "postgresql://w:s3?r@h/d", "postgresql://w:p@h:port/d", "postgresql://w:s3[r@h/d", "postgresql://w:p@h:99999/d",
-            "postgresql://w:s3@r@h/d", "postgresql://w:s3,se\u2100r@h/d", "postgresql://w:s3,[r]@h/d",
-            "postgresql://w:s3%sure@h/d", "postgresql://w:100%@h/d"],
+            "postgresql://w:s3@r@h/d", "postgresql://w:s3,se\u2100r@h/d", "postgresql://w:s3,[r]@h/d"],
 )  # fmt: skip
 def test_a_password_that_is_not_encoded_is_seen_and_never_told(url: str) -> None:
     with pytest.raises(ConfigError) as caught:

@@ -11,8 +11,10 @@ def test_a_free_port_is_none_that_a_connection_may_take_before_its_server_starts
     try:
         lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     except FileNotFoundError:
+        # The range that is looked at is Linux's (ip(7)); other systems do not say theirs.
         pytest.skip("no Linux, so its range is not told here")
     if lowest <= 20_000:
+        # Somebody has set the range so low that no port is left below it for servers.
         pytest.skip(f"here connections take ports from {lowest} on")
     assert max(neighbouring_ports(3) + 2 for _ in range(50)) < lowest
     assert max(free_port() for _ in range(50)) < lowest

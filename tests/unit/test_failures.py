@@ -1,4 +1,4 @@
-"""What an error of the database means, and that it is said in one place."""
+"""Errors of the database have one meaning each, and one place that says it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a fleet may do wrong."""
+"""Mistakes of a fleet, by intention."""
 
 from __future__ import annotations
 
