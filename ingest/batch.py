@@ -180,7 +180,7 @@ class Written:
     duplicate: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
     suppressed: Counter[str] = field(default_factory=Counter)
-    """Refused samples without a dead letter: over their device's budget, or refused there as well."""
+    """Refused samples without a dead letter: over the budget, or the store refuses that too."""
     letters: list[DeadLetter] = field(default_factory=list)
     """All that are kept."""
 

@@ -87,6 +87,12 @@ def test_a_line_in_the_journal_has_its_priority_and_no_time_of_its_own(
         assert lines[3] == "<3>level=error logger=ingest.service event=said why=so"
 
 
+def test_what_is_true_is_written_like_what_is_false(capsys: pytest.CaptureFixture[str]) -> None:
+    log.configure("logfmt", "info")
+    structlog.get_logger("ingest.source").info("subscribed", session_present=True, new=False)
+    assert "session_present=true new=false" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("stream", [None, "1:2"])
 def test_elsewhere_a_line_has_its_time(
     stream: str | None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
