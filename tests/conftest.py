@@ -11,9 +11,9 @@ import asyncpg
 import pytest
 
 from ingest.config import load
+from ingest.lab.embedded import Mosquitto, Postgres, mosquitto, postgres
 from ingest.schema import Catalogue, load_catalogue
 from ingest.store import migrate
-from ingest.tools.embedded import Mosquitto, Postgres, mosquitto, postgres
 from tests.support import Database, Worker, working
 
 

@@ -20,14 +20,14 @@ import matplotlib as mpl
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from ingest.commands.message import Message
+from ingest.commands.publisher import Publisher
 from ingest.config import load
+from ingest.lab.embedded import mosquitto, postgres
+from ingest.lab.fleet import Fleet, Mischief
+from ingest.lab.simulate import Simulation
 from ingest.schema import load_catalogue
 from ingest.store import migrate
-from ingest.tools.embedded import mosquitto, postgres
-from ingest.tools.fleet import Fleet, Mischief
-from ingest.tools.message import Message
-from ingest.tools.publisher import Publisher
-from ingest.tools.simulate import Simulation
 from tests.grafana import FLEET, OPERATIONS, Panel, dashboard, panels, promql, sql
 from tests.prometheus import ask_range, prometheus
 from tests.support import environment, working

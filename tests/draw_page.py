@@ -13,13 +13,13 @@ import tempfile
 from itertools import product
 from pathlib import Path
 
+from ingest.commands.publisher import Publisher
 from ingest.config import load
+from ingest.lab.embedded import free_port, mosquitto, postgres
+from ingest.lab.fleet import Fleet, Mischief
+from ingest.lab.simulate import Simulation
 from ingest.schema import load_catalogue
 from ingest.store import migrate
-from ingest.tools.embedded import free_port, mosquitto, postgres
-from ingest.tools.fleet import Fleet, Mischief
-from ingest.tools.publisher import Publisher
-from ingest.tools.simulate import Simulation
 from tests.browser import Browser, browsing
 from tests.support import environment, until, working
 

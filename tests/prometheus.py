@@ -15,7 +15,7 @@ import aiohttp
 import orjson
 import pytest
 
-from ingest.tools.embedded import free_port
+from ingest.lab.embedded import free_port
 from tests.support import until
 
 SHIPPED = Path(__file__).parents[1] / "deploy" / "prometheus"

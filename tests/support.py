@@ -22,12 +22,12 @@ from paho.mqtt.properties import Properties
 from ingest.budget import Budget
 from ingest.check import Checker
 from ingest.config import load
+from ingest.lab.embedded import Postgres
 from ingest.model import Arrival, Delivery, Row
 from ingest.schema import Catalogue, Stream
-from ingest.service import Service
 from ingest.source import source as source_module
 from ingest.source.aiomqtt import AiomqttClient
-from ingest.tools.embedded import Postgres
+from ingest.worker.service import Service
 
 DEADLINE_S = 60.0
 """A test that waits longer for its event has failed."""

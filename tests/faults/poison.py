@@ -11,15 +11,15 @@ import sys
 
 import uvloop
 
-from ingest import log, service
+from ingest import log
 from ingest.check import Checker
 from ingest.config import Settings, load
-from ingest.handover import drain
 from ingest.model import Checked, Delivery
 from ingest.schema import load_catalogue
-from ingest.service import Service
 from ingest.store import registry
 from ingest.store.registry import Registered
+from ingest.worker.service import Service, signals
+from ingest.worker.takeover import drain
 
 check = Checker.check
 
@@ -36,7 +36,7 @@ async def main(how: str, settings: Settings) -> None:
     catalogue = load_catalogue()
     if how == "run":
         worker = Service(settings, catalogue)
-        with service.signals(worker.stop):
+        with signals(worker.stop):
             await worker.run()
         return
     gone = Registered(settings.mqtt_client_id, settings.subscription, alive=False)

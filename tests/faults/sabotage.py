@@ -13,16 +13,16 @@ from datetime import timedelta
 import uvloop
 from msgspec.structs import replace
 
-from ingest import log, service
+from ingest import log
 from ingest.batch import Batch, Committed, More, Written
 from ingest.config import load
 from ingest.model import Delivery
 from ingest.pipeline import Pipeline
 from ingest.schema import load_catalogue
 from ingest.schema.layout import keep_extra
-from ingest.service import Service
 from ingest.source import Inbox
 from ingest.store import Writer
+from ingest.worker.service import Service, signals
 
 _EVERY = 50
 
@@ -86,7 +86,7 @@ async def main(how: str) -> None:
         never(worker.source.inbox)
     elif how != "early":
         worker.pipeline._store = Spoilt(worker.writer, how)
-    with service.signals(worker.stop):
+    with signals(worker.stop):
         await worker.run()
 
 

@@ -19,8 +19,8 @@ import asyncpg
 import pytest
 from aiohttp import web
 
+from ingest.lab.embedded import Mosquitto, mosquitto
 from ingest.schema import Catalogue
-from ingest.tools.embedded import Mosquitto, mosquitto
 from tests.prometheus import SHIPPED, ask, program, prometheus
 from tests.support import Database, Worker, publisher, sample, until, working
 

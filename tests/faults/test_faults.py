@@ -17,12 +17,12 @@ import asyncpg
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from ingest.commands.publisher import Publisher
 from ingest.config import load
+from ingest.lab.embedded import Mosquitto, Postgres, free_port, postgres
+from ingest.lab.proxy import Proxy
 from ingest.schema import Catalogue
 from ingest.store import migrate
-from ingest.tools.embedded import Mosquitto, Postgres, free_port, postgres
-from ingest.tools.proxy import Proxy
-from ingest.tools.publisher import Publisher
 from tests.support import (
     DEADLINE_S,
     Database,

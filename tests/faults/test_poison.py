@@ -12,9 +12,9 @@ from typing import Any
 import asyncpg
 import pytest
 
+from ingest.lab.embedded import Mosquitto
 from ingest.schema import Catalogue
 from ingest.store import Guard, connect
-from ingest.tools.embedded import Mosquitto
 from tests.integration.test_nothing_stops_it import raising
 from tests.support import Database, environment, publish_many, sample, until, working
 

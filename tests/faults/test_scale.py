@@ -6,16 +6,16 @@ import signal
 from datetime import UTC, datetime
 from pathlib import Path
 
+from ingest.commands.leave import leave
 from ingest.config import Settings, load
+from ingest.lab.proxy import Proxy
+from ingest.lab.verify import Plan, embedded
+from ingest.lab.verify.ledger import Ledger
+from ingest.lab.verify.run import Course, account_of
+from ingest.lab.verify.servers import Servers
+from ingest.lab.verify.tap import Tap
+from ingest.lab.verify.world import until, world
 from ingest.store import registry
-from ingest.tools.drain import leave
-from ingest.tools.proxy import Proxy
-from ingest.tools.verify import Plan, embedded
-from ingest.tools.verify.ledger import Ledger
-from ingest.tools.verify.run import Course, account_of
-from ingest.tools.verify.servers import Servers
-from ingest.tools.verify.tap import Tap
-from ingest.tools.verify.world import until, world
 
 
 def told(_: str) -> None:

@@ -22,12 +22,12 @@ import zstandard
 
 from ingest.config import Settings
 from ingest.decode import MessageLimits
+from ingest.lab.bench.hostile import Scales
+from ingest.lab.hostile import Shape, shapes
+from ingest.lab.verify import World, embedded
+from ingest.lab.verify.ledger import Ledger
+from ingest.lab.verify.world import world
 from ingest.schema import Catalogue
-from ingest.tools.bench.hostile import Scales
-from ingest.tools.hostile import Shape, shapes
-from ingest.tools.verify import World, embedded
-from ingest.tools.verify.ledger import Ledger
-from ingest.tools.verify.world import world
 
 SECONDS = float(os.environ.get("HOSTILE_TEST_S", "8"))
 TRIED = 24 if SECONDS < 600 else None

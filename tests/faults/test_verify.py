@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from ingest.config import load
+from ingest.lab.embedded import Mosquitto
+from ingest.lab.verify import FAULTS, Plan, Result, configured, embedded, run
 from ingest.schema import Catalogue
-from ingest.tools.embedded import Mosquitto
-from ingest.tools.verify import FAULTS, Plan, Result, configured, embedded, run
 from tests.support import Database, environment, working
 
 _WAITING = ("session_left_behind", "detach_pending")

@@ -25,9 +25,9 @@ with atheris.instrument_imports(include=["ingest"]):
     from ingest.budget import Budget
     from ingest.check import Checker
     from ingest.config import Settings
+    from ingest.lab.fleet import Fleet
     from ingest.model import GBT32960, Arrival, Checked, Delivery, Reason, Rejected, Row
     from ingest.schema import default_directory, load_catalogue
-    from ingest.tools.fleet import Fleet
 from tests.fuzz.corpus import sow
 
 CATALOGUE = load_catalogue()

@@ -8,8 +8,8 @@ from typing import Any
 
 import orjson
 
-from ingest.tools.bench import PARTS, Peer, Plan, measure
-from ingest.tools.bench.picture import draw
+from ingest.lab.bench import PARTS, Peer, Plan, measure
+from ingest.lab.bench.picture import draw
 
 PEER = Path(__file__).parent / "peer.py"
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from ingest.lab.embedded import Mosquitto, free_port, neighbouring_ports
 from ingest.schema import Catalogue
-from ingest.tools.embedded import Mosquitto, free_port, neighbouring_ports
 from tests.browser import Browser, browsing, chromium
 from tests.support import Database, publisher, sample, until, working
 

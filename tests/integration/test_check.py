@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from ingest.commands.check import check
 from ingest.config import Settings, load
+from ingest.lab.embedded import Mosquitto, Postgres, amqtt, mosquitto, postgres
 from ingest.schema import Catalogue
 from ingest.store import migrate
-from ingest.tools.check import check
-from ingest.tools.embedded import Mosquitto, Postgres, amqtt, mosquitto, postgres
 from tests.support import Database, environment, publish_many, sample, working
 
 

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import asyncpg
 import pytest
 
+from ingest.lab.embedded import Mosquitto, Postgres
 from ingest.schema import Catalogue, default_directory, load_catalogue
-from ingest.tools.embedded import Mosquitto, Postgres
 from tests.support import Database, publish_many, sample, until, working
 
 
@@ -301,7 +301,7 @@ async def test_the_demo_loses_nothing() -> None:
 
 async def test_the_demo_without_mosquitto_runs_on_amqtt() -> None:
     code = (
-        "import ingest.tools.demo as demo; demo.mosquitto_path = lambda: None; "
+        "import ingest.lab.demo as demo; demo.mosquitto_path = lambda: None; "
         "from ingest.cli import main; main()"
     )
     process = await asyncio.create_subprocess_exec(

@@ -22,13 +22,13 @@ import asyncpg
 import pytest
 import yaml
 
+from ingest.commands.publisher import Publisher
 from ingest.config import PREFIX, Settings, load
+from ingest.lab.embedded import Postgres, free_port, mosquitto_path, postgres, reachable
+from ingest.lab.fleet import Fleet
+from ingest.lab.simulate import Simulation
 from ingest.schema import Catalogue
 from ingest.store import migrate
-from ingest.tools.embedded import Postgres, free_port, mosquitto_path, postgres, reachable
-from ingest.tools.fleet import Fleet
-from ingest.tools.publisher import Publisher
-from ingest.tools.simulate import Simulation
 from tests.grafana import SHIPPED as GRAFANA
 from tests.support import Worker, until, working
 

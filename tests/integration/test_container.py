@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from ingest.tools.embedded import Mosquitto, free_port
+from ingest.lab.embedded import Mosquitto, free_port
 from tests.support import Database, publish_many, sample, until
 
 ROOT = Path(__file__).parents[2]

@@ -11,11 +11,11 @@ import pytest
 
 from ingest import pipeline
 from ingest.config import load
+from ingest.lab.embedded import Mosquitto, postgres
+from ingest.lab.proxy import Proxy
 from ingest.schema import Catalogue
 from ingest.source import connection as fast
 from ingest.store import migrate
-from ingest.tools.embedded import Mosquitto, postgres
-from ingest.tools.proxy import Proxy
 from tests.integration.test_store import batch_of, writing
 from tests.support import Database, delivery, publish_many, sample, until, working
 

@@ -16,12 +16,12 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
+from ingest.commands.message import Message
+from ingest.commands.publisher import Publisher
 from ingest.config import load
+from ingest.lab.embedded import Mosquitto
+from ingest.lab.fleet import Fleet, Mischief
 from ingest.schema import Catalogue
-from ingest.tools.embedded import Mosquitto
-from ingest.tools.fleet import Fleet, Mischief
-from ingest.tools.message import Message
-from ingest.tools.publisher import Publisher
 from tests.grafana import FLEET, OPERATIONS, SHIPPED, dashboard, panels, promql, sql
 from tests.prometheus import ask, program, prometheus
 from tests.support import Database, Worker, environment, until, working

@@ -10,9 +10,9 @@ from typing import Any
 import mqtt5
 import orjson
 
+from ingest.lab.bench.publisher import connected
+from ingest.lab.embedded import Mosquitto
 from ingest.schema import Catalogue
-from ingest.tools.bench.publisher import connected
-from ingest.tools.embedded import Mosquitto
 from tests.support import Database, publish_many, publisher, sample, until, working
 
 AT = datetime.now(UTC).isoformat()

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from ingest.cli import app
 from ingest.config import PREFIX, Settings, load
-from ingest.tools.embedded import Mosquitto
+from ingest.lab.embedded import Mosquitto
 from tests.prometheus import ask, program, prometheus
 from tests.support import publisher, sample, until, working
 

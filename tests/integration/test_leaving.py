@@ -10,13 +10,13 @@ import pytest
 import structlog
 
 from ingest.config import Settings, load
-from ingest.handover import Adoption, drain
+from ingest.lab.embedded import Mosquitto, amqtt
+from ingest.lab.proxy import Proxy
 from ingest.schema import Catalogue
-from ingest.service import QUIET_S
 from ingest.store import registry
 from ingest.store.registry import Registered
-from ingest.tools.embedded import Mosquitto, amqtt
-from ingest.tools.proxy import Proxy
+from ingest.worker.service import QUIET_S
+from ingest.worker.takeover import Adoption, drain
 from tests.support import (
     Database,
     environment,
@@ -122,7 +122,7 @@ async def test_an_owner_that_returns_wins(
     database: Database, broker: Mosquitto, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # However long the owner takes to return, the other one is still at it.
-    monkeypatch.setattr("ingest.service.QUIET_S", 60)
+    monkeypatch.setattr("ingest.worker.service.QUIET_S", 60)
     settings = settings_of(broker, database, mqtt_client_id="standby")
     async with working(broker.url, database.url, catalogue) as victim:
         await victim.kill()
@@ -211,7 +211,7 @@ async def test_who_comes_back_while_another_session_is_drained_is_left_alone(
         await database.execute("UPDATE iov.worker SET heartbeat_at = now()")
         return 1
 
-    monkeypatch.setattr("ingest.handover.drain", drain)
+    monkeypatch.setattr("ingest.worker.takeover.drain", drain)
     async with working(broker.url, database.url, catalogue, mqtt_client_id="worker-2") as worker:
         adoption = Adoption(settings, catalogue, worker.service.watch)
         async with registry.reading(settings) as connection:

@@ -13,12 +13,12 @@ import mqtt5
 import pytest
 import structlog
 
+from ingest.commands import check
 from ingest.config import Settings
+from ingest.lab.embedded import Mosquitto, mosquitto
 from ingest.schema import Catalogue
 from ingest.store import heartbeat
 from ingest.store.registry import NAME
-from ingest.tools import check
-from ingest.tools.embedded import Mosquitto, mosquitto
 from tests.integration.test_leaving import FILTER, has_session, settings_of
 from tests.integration.test_supervisor import supervised
 from tests.support import (

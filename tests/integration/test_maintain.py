@@ -20,10 +20,10 @@ import pytest
 
 from ingest.config import Settings, load
 from ingest.errors import ConfigError
+from ingest.lab.embedded import Mosquitto
 from ingest.schema import Catalogue
 from ingest.store import Account, maintain, migrate
 from ingest.store.maintain import maintain_in_turn
-from ingest.tools.embedded import Mosquitto
 from tests.support import Database, may_not, publish_many, sample, until, working
 
 MODULE: Any = importlib.import_module("ingest.store.maintain")

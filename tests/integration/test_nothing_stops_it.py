@@ -17,9 +17,9 @@ import pytest
 
 from ingest.config import load
 from ingest.errors import Unavailable
+from ingest.lab.embedded import Mosquitto, Postgres
 from ingest.schema import Catalogue
 from ingest.store import migrate
-from ingest.tools.embedded import Mosquitto, Postgres
 from tests.integration.test_store import batch_of, writing
 from tests.support import (
     Database,

@@ -17,12 +17,12 @@ import structlog
 
 from ingest.config import load
 from ingest.errors import TooMuch, Unavailable
+from ingest.lab.embedded import Mosquitto
 from ingest.schema import Catalogue, load_catalogue
 from ingest.schema.catalogue import default_directory
 from ingest.store import migrate
 from ingest.store.devices import DeviceIds
 from ingest.store.writer import Part
-from ingest.tools.embedded import Mosquitto
 from tests.integration.test_nothing_stops_it import raising
 from tests.integration.test_store import batch_of, writing
 from tests.support import Database, delivery, publish_many, sample, until, working

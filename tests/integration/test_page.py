@@ -12,8 +12,8 @@ import aiohttp
 import orjson
 import pytest
 
+from ingest.lab.embedded import Mosquitto
 from ingest.schema import Catalogue
-from ingest.tools.embedded import Mosquitto
 from tests.support import Database, Worker, publisher, sample, until, working
 
 TOKEN = "s3cr3t-of-the-page"

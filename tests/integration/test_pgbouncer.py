@@ -18,10 +18,10 @@ import pytest
 
 from ingest.config import load
 from ingest.errors import NotReady
+from ingest.lab.embedded import Mosquitto, free_port
 from ingest.schema import Catalogue
 from ingest.store import connect, migrate
 from ingest.store.pooler import LIMITS
-from ingest.tools.embedded import Mosquitto, free_port
 from tests.support import Database, publish_many, sample, until, working
 
 UNPACKED = Path(sys.prefix) / "pgbouncer"

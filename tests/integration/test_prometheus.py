@@ -15,7 +15,7 @@ import pytest
 import yaml
 from aiohttp import web
 
-from ingest.tools.embedded import Mosquitto
+from ingest.lab.embedded import Mosquitto
 from tests.prometheus import SHIPPED, alertmanager, ask, program, prometheus
 from tests.support import Worker, publisher, sample, until
 

@@ -9,13 +9,13 @@ import asyncpg
 import pytest
 import structlog
 
+from ingest.commands.devices import Described, import_devices
 from ingest.config import load
 from ingest.metrics import Metrics
 from ingest.model import Delivery
 from ingest.schema import Catalogue
 from ingest.store import registry
 from ingest.store.heartbeat import Heartbeat
-from ingest.tools.devices import Described, import_devices
 from tests.integration.test_store import batch_of, writing
 from tests.support import Database, delivery, environment, may_not, until
 

@@ -21,9 +21,9 @@ import trustme
 
 from ingest.config import load
 from ingest.errors import NotReady
+from ingest.lab.embedded import Mosquitto, free_port, mosquitto_path, reachable
 from ingest.schema import Catalogue
 from ingest.store import migrate
-from ingest.tools.embedded import Mosquitto, free_port, mosquitto_path, reachable
 from tests.support import (
     Database,
     environment,

@@ -14,16 +14,16 @@ import orjson
 import pytest
 
 from ingest.check import Checker
+from ingest.commands.publisher import Publisher
 from ingest.config import Settings, load
 from ingest.errors import Unavailable
+from ingest.lab.embedded import Mosquitto, free_port
+from ingest.lab.replay import Replay
 from ingest.model import Delivery
 from ingest.schema import Catalogue
 from ingest.schema.stream import stream
-from ingest.service import Service
 from ingest.store import migrate, watch
-from ingest.tools.embedded import Mosquitto, free_port
-from ingest.tools.publisher import Publisher
-from ingest.tools.replay import Replay
+from ingest.worker.service import Service
 from tests.support import (
     Database,
     Worker,

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import trustme
 
+from ingest.lab.embedded import Mosquitto, amqtt, mosquitto
+from ingest.lab.proxy import Proxy
 from ingest.schema import Catalogue
-from ingest.tools.embedded import Mosquitto, amqtt, mosquitto
-from ingest.tools.proxy import Proxy
 from tests.support import (
     Database,
     publish_many,
@@ -253,7 +253,7 @@ async def test_user_and_password(
 
 
 async def test_websockets(database: Database, catalogue: Catalogue) -> None:
-    from ingest.tools.embedded import free_port
+    from ingest.lab.embedded import free_port
 
     port = free_port()
     async with mosquitto(f"listener {port} 127.0.0.1\nprotocol websockets\n") as broker:

@@ -12,8 +12,8 @@ import pytest
 import trustme
 from aiohttp import web
 
+from ingest.commands.statefulset import scaled_in
 from ingest.errors import ConfigError, Unavailable
-from ingest.tools.statefulset import scaled_in
 
 PATH = "/apis/apps/v1/namespaces/cars/statefulsets/iov-ingest"
 

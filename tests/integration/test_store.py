@@ -19,6 +19,8 @@ from ingest.batch import Batch
 from ingest.check import Checker
 from ingest.config import Settings, load
 from ingest.errors import NotReady
+from ingest.lab.embedded import Postgres
+from ingest.lab.proxy import Proxy
 from ingest.metrics import Metrics
 from ingest.model import Delivery, Row
 from ingest.schema import Catalogue
@@ -26,8 +28,6 @@ from ingest.schema.stream import stream
 from ingest.store import Writer, connect, expect_migrated, migrate
 from ingest.store.devices import DeviceIds
 from ingest.store.partitions import make_ahead
-from ingest.tools.embedded import Postgres
-from ingest.tools.proxy import Proxy
 from tests.support import Database, delivery, may_not, plenty, sample, until
 
 

@@ -15,17 +15,17 @@ import orjson
 import pytest
 
 from ingest import gbt32960
+from ingest.commands.devices import import_devices, read_devices
+from ingest.commands.publisher import Publisher
 from ingest.config import load
 from ingest.errors import ConfigError
 from ingest.gbt32960 import Command, Frame
 from ingest.gbt32960.tables import Edition
+from ingest.lab.embedded import Mosquitto
+from ingest.lab.fleet import Fleet
+from ingest.lab.replay import Replay
 from ingest.schema import Catalogue, default_directory, load_catalogue
 from ingest.store import migrate
-from ingest.tools.devices import import_devices, read_devices
-from ingest.tools.embedded import Mosquitto
-from ingest.tools.fleet import Fleet
-from ingest.tools.publisher import Publisher
-from ingest.tools.replay import Replay
 from tests.support import Database, Worker, environment, may_not, publisher, until, working
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"

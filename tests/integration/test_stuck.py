@@ -11,10 +11,10 @@ import orjson
 import pytest
 import structlog
 
-from ingest import pulse
+from ingest.lab.embedded import Mosquitto
 from ingest.schema import Catalogue
 from ingest.source import window
-from ingest.tools.embedded import Mosquitto
+from ingest.worker import pulse
 from tests.fake_broker import Peer, fake_broker
 from tests.support import Database, publish_many, sample, until, working
 

@@ -16,10 +16,10 @@ import pytest
 
 from ingest.config import load
 from ingest.errors import ConfigError
+from ingest.lab.embedded import Mosquitto, neighbouring_ports
 from ingest.schema import Catalogue
 from ingest.store import migrate
-from ingest.supervisor import environments
-from ingest.tools.embedded import Mosquitto, neighbouring_ports
+from ingest.worker.supervisor import environments
 from tests.support import Database, environment, publish_many, sample, until
 
 

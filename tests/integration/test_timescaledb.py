@@ -21,9 +21,9 @@ import pytest
 
 from ingest.config import load
 from ingest.errors import ConfigError, NotReady
+from ingest.lab.embedded import Mosquitto
 from ingest.schema import Catalogue
 from ingest.store import maintain, migrate
-from ingest.tools.embedded import Mosquitto
 from tests.support import publish_many, sample, until, working
 
 INSTALLED = os.environ.get("TIMESCALEDB_PGINSTALL")

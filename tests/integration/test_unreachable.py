@@ -25,14 +25,14 @@ import asyncpg
 import pytest
 import trustme
 
+from ingest.commands.check import check
 from ingest.config import load
 from ingest.errors import ConfigError, IngestError
+from ingest.lab.embedded import Mosquitto, free_port, postgres
 from ingest.schema import Catalogue
-from ingest.service import Service
 from ingest.store import away, connect
-from ingest.tools.check import check
-from ingest.tools.embedded import Mosquitto, free_port, postgres
 from ingest.trouble import Trouble
+from ingest.worker.service import Service
 from tests.integration.test_cli import iov_ingest
 from tests.support import environment, until
 

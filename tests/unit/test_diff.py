@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from ingest.commands.schema.diff import Change, diff
 from ingest.schema import load_catalogue
-from ingest.schema.diff import Change, diff
 from ingest.schema.stream import stream
 
 CATALOGUE = load_catalogue()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.tools.embedded import free_port, neighbouring_ports
+from ingest.lab.embedded import free_port, neighbouring_ports
 
 
 def test_a_free_port_is_none_that_a_connection_may_take_before_its_server_starts() -> None:

@@ -13,14 +13,14 @@ import pytest
 
 from ingest import gbt32960
 from ingest.check import Checker
+from ingest.commands.message import Message
 from ingest.config import Settings
+from ingest.lab.fleet import STREAMS, Fleet, Mischief, city
+from ingest.lab.fleet.kinds import Bus, DeliveryRobot, Robotaxi, Truck
+from ingest.lab.fleet.roadside import RoadsideUnit
+from ingest.lab.fleet.vehicle import BURST_S, Vehicle
 from ingest.model import Rejected, Row
 from ingest.schema import load_catalogue
-from ingest.tools.fleet import STREAMS, Fleet, Mischief, city
-from ingest.tools.fleet.kinds import Bus, DeliveryRobot, Robotaxi, Truck
-from ingest.tools.fleet.roadside import RoadsideUnit
-from ingest.tools.fleet.vehicle import BURST_S, Vehicle
-from ingest.tools.message import Message
 from tests.support import column, delivery
 
 NOW = datetime(2026, 11, 22, 8, 0, tzinfo=UTC)

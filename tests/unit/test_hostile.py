@@ -15,9 +15,9 @@ import zstandard
 from ingest.check import Checker
 from ingest.config import Settings
 from ingest.decode import MessageLimits, values
+from ingest.lab.hostile import shapes, vary
 from ingest.model import Reason, Rejected, Row
 from ingest.schema import load_catalogue
-from ingest.tools.hostile import shapes, vary
 from tests.support import column, delivery
 
 CATALOGUE = load_catalogue()

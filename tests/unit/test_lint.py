@@ -7,8 +7,8 @@ from typing import Any
 import orjson
 import pytest
 
+from ingest.commands.schema.lint import lint
 from ingest.schema import default_directory
-from ingest.schema.lint import lint
 
 NUMBER: dict[str, Any] = {
     "type": ["number", "null"], "title": "T", "description": "D.", "minimum": 0, "x-unit": "%",

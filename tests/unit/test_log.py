@@ -13,8 +13,8 @@ import pytest
 import structlog
 
 from ingest import log
-from ingest.account import account
 from ingest.metrics import Metrics
+from ingest.worker.account import account
 from tests.support import until
 
 
@@ -40,7 +40,7 @@ def test_a_line_stays_one_line_whatever_a_vehicle_says(
     said: str, shown: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log.configure("logfmt", "info")
-    structlog.get_logger("ingest.service").info("looked at", topic=said)
+    structlog.get_logger("ingest.worker.service").info("looked at", topic=said)
     (line,) = capsys.readouterr().err.splitlines()
     assert shown in line
     assert "\x1b" not in line
@@ -52,8 +52,8 @@ def test_every_module_that_logs_is_heard_and_named(capsys: pytest.CaptureFixture
     package = Path(log.__file__).parent
     for file in sorted(package.rglob("*.py")):
         name = ".".join(file.relative_to(package.parent).with_suffix("").parts)
-        # Commands and tools print; and some need what only some have, a library to draw with.
-        if file.stem.startswith("__") or name.startswith(("ingest.cli.", "ingest.tools.")):
+        # The laboratory prints; some of it needs a library to draw with.
+        if file.stem.startswith("__") or name.startswith("ingest.lab."):
             continue
         logger: Any = getattr(importlib.import_module(name), "log", None)
         if hasattr(logger, "bind"):
@@ -62,7 +62,7 @@ def test_every_module_that_logs_is_heard_and_named(capsys: pytest.CaptureFixture
             logger.debug("not asked for")
     lines = capsys.readouterr().err.splitlines()
     assert [line.split("logger=")[1] for line in lines] == [f"{n} event=heard" for n in named]
-    assert {"ingest.supervisor", "ingest.service", "ingest.store.writer"} < set(named)
+    assert {"ingest.worker.supervisor", "ingest.worker.service", "ingest.store.writer"} < set(named)
 
 
 @pytest.mark.parametrize("form", ["logfmt", "json"])
@@ -77,14 +77,14 @@ def test_a_line_in_the_journal_has_its_priority_and_no_time_of_its_own(
         monkeypatch.setattr("sys.stderr", stderr)
         log.configure(form, "debug")
         for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
-            structlog.get_logger("ingest.service").log(level, "said", why="so")
+            structlog.get_logger("ingest.worker.service").log(level, "said", why="so")
     lines = capfd.readouterr().err.splitlines()
     assert [line[:3] for line in lines] == ["<7>", "<6>", "<4>", "<3>"]
     assert not any("timestamp" in line for line in lines)
     if form == "json":
         assert json.loads(lines[3][3:])["level"] == "error"
     else:
-        assert lines[3] == "<3>level=error logger=ingest.service event=said why=so"
+        assert lines[3] == "<3>level=error logger=ingest.worker.service event=said why=so"
 
 
 def test_what_is_true_is_written_like_what_is_false(capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,7 +104,7 @@ def test_elsewhere_a_line_has_its_time(
     with os.fdopen(os.dup(2), "w", buffering=1) as stderr:
         monkeypatch.setattr("sys.stderr", stderr)
         log.configure("logfmt", "info")
-        structlog.get_logger("ingest.service").warning("said")
+        structlog.get_logger("ingest.worker.service").warning("said")
     assert capfd.readouterr().err.startswith("timestamp=")
 
 

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from ingest.tools.proxy import Listener, Proxy
+from ingest.lab.proxy import Listener, Proxy
 from tests.support import until
 
 

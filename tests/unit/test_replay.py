@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ingest.errors import ConfigError
-from ingest.tools.replay import Replay, instants, recorded, shifted
+from ingest.lab.replay import Replay, instants, recorded, shifted
 
 
 def test_a_recording_is_read_plain_and_zipped(tmp_path: Path) -> None:

@@ -13,13 +13,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ingest.commands.schema.docs import page, pages
 from ingest.errors import SchemaError
 from ingest.model import Row
 from ingest.schema import Stream, default_directory, load_catalogue, pointer
 from ingest.schema import layout as layout_module
 from ingest.schema.catalogue import load_schema
 from ingest.schema.columns import columns
-from ingest.schema.docs import page, pages
 from ingest.schema.layout import KEY, RESERVED, in_key_order, sort
 from ingest.schema.stream import stream
 from ingest.schema.table import add_column, create_table, literal, quoted

@@ -3,8 +3,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from ingest.commands.settings import page, settings
 from ingest.config import PREFIX, Settings
-from ingest.tools.settings import page, settings
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,14 +12,14 @@ import pytest
 
 from ingest.check import Checker
 from ingest.config import Settings
+from ingest.lab.verify import FAULTS, Plan, Result, report
+from ingest.lab.verify.account import Account, Accounting, Found, columns
+from ingest.lab.verify.ledger import STREAMS, Ledger
+from ingest.lab.verify.plan import Event, Moment
+from ingest.lab.verify.servers import address, through
+from ingest.lab.verify.tap import PROPERTY, Tap
 from ingest.model import Row
 from ingest.schema import load_catalogue
-from ingest.tools.verify import FAULTS, Plan, Result, report
-from ingest.tools.verify.account import Account, Accounting, Found, columns
-from ingest.tools.verify.ledger import STREAMS, Ledger
-from ingest.tools.verify.plan import Event, Moment
-from ingest.tools.verify.servers import address, through
-from ingest.tools.verify.tap import PROPERTY, Tap
 from tests.support import delivery
 
 START = datetime(2026, 11, 22, 10, tzinfo=UTC)

@@ -1,0 +1,304 @@
+"""`check`: what is wrong with configuration, schemas, broker and database, and how to mend it.
+
+At the broker it uses a client identifier, a topic and a group of its own: a visitor in the
+workers' group would take its share of their messages and lose it. What a broker lets one client
+have, and keeps for it, no packet tells; so it is measured with a client that acknowledges nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+from uuid import uuid4
+
+import aiomqtt
+import orjson
+import typer
+from aiomqtt.exceptions import MqttConnectError
+from rich.markup import escape
+
+from ingest.commands.common import (
+    ConfigOption,
+    JsonOption,
+    complain,
+    ending,
+    people,
+    run_async,
+    settings_of,
+)
+from ingest.commands.message import Message
+from ingest.commands.publisher import Publisher, client_for
+from ingest.config import Settings
+from ingest.errors import ConfigError, SchemaError, Unavailable
+from ingest.schema import Catalogue, load_catalogue
+from ingest.source import Inbox
+from ingest.source.client import Leaving, UnsupportedVersion
+from ingest.source.mqtt5 import Mqtt5Client
+from ingest.store import (
+    away,
+    connect,
+    durability_problem,
+    expect_migrated,
+    may_be_accepted,
+    registry,
+    translated,
+)
+from ingest.store.heartbeat import mend
+
+PROBES = 3_000
+"""Messages sent to see how many a broker delivers unacknowledged, and how many it keeps."""
+_FEW = 1_000
+"""With a smaller window the commit's latency decides the rate: 200 in 5 ms are 40,000 a second at
+best, and a slow disk has 50 ms."""
+_TIMEOUT_S = 10.0
+_QUIET_S = 0.5
+_LOOK_EVERY_S = 0.05
+_DATABASE = """
+SELECT current_setting('server_version') AS server_version, current_setting('fsync') AS fsync,
+    current_setting('synchronous_commit') AS synchronous_commit,
+    current_setting('full_page_writes') AS full_page_writes,
+    (SELECT extversion FROM pg_extension WHERE extname = 'timescaledb') AS timescaledb,
+    (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) AS is_superuser
+"""
+
+
+app = typer.Typer()
+
+
+@dataclass
+class Findings:
+    """What was found; fine where there are no problems."""
+
+    problems: list[str] = field(default_factory=list)
+    """What loses data or keeps the service from being ready, one sentence each."""
+    warnings: list[str] = field(default_factory=list)
+    """What makes it slow, or less safe than it might be."""
+    measured: dict[str, Any] = field(default_factory=dict)
+
+
+@app.command(name="check")
+def check_(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Look at configuration, schemas, broker and database: what is wrong and how to mend it.
+
+    Measures what the broker lets one client have unacknowledged, and keeps for one that is behind,
+    with a client, a topic (`iov-check/…`) and a group of its own; no worker hears of it. Ends with
+    status 1 where something loses data or keeps the service from being ready.
+    """
+    try:
+        settings = settings_of(config, "IOV_MQTT_URL", "IOV_DATABASE_URL")
+    except ConfigError as exc:
+        _say_check(Findings(exc.problems), as_json=as_json)
+        raise typer.Exit(2) from exc
+    with ending():
+        found: Findings = run_async(check(settings))
+        _say_check(found, as_json=as_json)
+        if found.problems:
+            raise typer.Exit(1)
+
+
+def _say_check(found: Findings, *, as_json: bool) -> None:
+    for problem in found.problems:
+        complain("✗", problem)
+    for warning in found.warnings:
+        people.print(f"[bold yellow]![/] {escape(warning)}", highlight=False, soft_wrap=True)
+    if as_json:
+        typer.echo(orjson.dumps({"ok": not found.problems, **asdict(found)}).decode())
+        return
+    for name, value in found.measured.items():
+        typer.echo(f"{name:20} {value}")
+    if not found.problems:
+        typer.echo("configuration, schemas, broker and database are fine")
+
+
+async def check(settings: Settings) -> Findings:
+    """Look at everything."""
+    found = Findings()
+    catalogue: Catalogue = {}
+    try:
+        catalogue = load_catalogue(settings.schema_dir)
+    except SchemaError as exc:
+        found.problems.append(f"schemas: {exc}")
+    await _broker(settings, found)
+    await _database(settings, catalogue, found)
+    return found
+
+
+async def _database(settings: Settings, catalogue: Catalogue, found: Findings) -> None:
+    where, state = f"database {settings.database_address}", dict[str, Any]()
+    try:
+        with translated(away):
+            async with asyncio.timeout(_TIMEOUT_S):
+                connection = await connect(settings, "iov-ingest check")
+                try:
+                    state = dict(await connection.fetchrow(_DATABASE))
+                    if problem := await durability_problem(connection):
+                        accepted = may_be_accepted(problem, settings)
+                        told = found.warnings if accepted else found.problems
+                        told.append(f"{where}: {problem}")
+                    await expect_migrated(connection, catalogue)
+                    for gone in await registry.silent(connection, settings, registry.SILENT_S):
+                        found.problems.append(
+                            f"worker {gone.client_id} is silent: {mend(gone.client_id)}"
+                        )
+                finally:
+                    connection.terminate()
+    except Unavailable as failure:
+        found.problems.append(f"{where}: {failure}")
+    if state.pop("is_superuser", False):
+        found.warnings.append(
+            f"{where}: IOV_DATABASE_URL names a superuser: a worker needs the role iov_worker only"
+        )
+    if state.get("full_page_writes") == "off":
+        found.problems.append(f"{where}: full_page_writes is off: a power cut may damage it")
+    found.measured |= {name: value for name, value in state.items() if value is not None}
+
+
+async def _broker(settings: Settings, found: Findings) -> None:
+    where = f"broker {settings.broker_address}"
+    try:
+        async with asyncio.timeout(_TIMEOUT_S * 2):
+            if settings.broker.scheme in {"ws", "wss"} or settings.mqtt_client == "aiomqtt":
+                await _round_trip(settings, aiomqtt.ProtocolVersion.V5)
+            else:
+                await _measure(settings, found)
+    except (UnsupportedVersion, MqttConnectError):
+        await _version_3(settings, found, where)
+    except TimeoutError:
+        found.problems.append(f"{where}: no answer: is IOV_MQTT_URL right?")
+    except (Unavailable, aiomqtt.MqttError) as exc:
+        found.problems.append(f"{where}: {exc}")
+
+
+async def _version_3(settings: Settings, found: Findings, where: str) -> None:
+    try:
+        async with asyncio.timeout(_TIMEOUT_S):
+            await _round_trip(settings, aiomqtt.ProtocolVersion.V311)
+    except TimeoutError:
+        found.problems.append(f"{where}: passes no message on within {_TIMEOUT_S:.0f} s")
+    except aiomqtt.MqttError as exc:
+        found.problems.append(f"{where}: {exc}")
+    else:
+        found.warnings.append(
+            f"{where}: speaks MQTT 3.1.1 only: slower, and its limits are not seen"
+        )
+
+
+async def _round_trip(settings: Settings, version: aiomqtt.ProtocolVersion) -> None:
+    """One message through a subscription like the workers', beside theirs."""
+    own = _own(settings)
+    async with client_for(settings, own.mqtt_client_id, version) as client:
+        await client.subscribe(own.subscription, qos=1)
+        await client.publish(own.mqtt_topic, b"iov-ingest check", qos=1)
+        async for _ in client.messages:
+            return
+
+
+def _own(settings: Settings) -> Settings:
+    """The settings of a visitor: its own name, topic and group, and a session that is not kept."""
+    name = f"iov-check-{uuid4().hex[:12]}"
+    return settings.model_copy(
+        update={
+            "mqtt_client_id": name,
+            "mqtt_topic": f"iov-check/{name}",
+            "mqtt_group": name if settings.mqtt_group else "",
+            "mqtt_receive_maximum": 65_535,
+            "mqtt_session_expiry_s": 0,
+        }
+    )
+
+
+async def _measure(settings: Settings, found: Findings) -> None:
+    """See what the broker delivers to a client that acknowledges nothing, and then the rest."""
+    own, where = _own(settings), f"broker {settings.broker_address}"
+    inbox = Inbox(PROBES + 1)
+    async with _subscribed(own, inbox) as session:
+        if settings.mqtt_group:
+            found.measured["shared_subscriptions"] = True
+        if not await _may_publish(settings, own.mqtt_topic, inbox):
+            found.warnings.append(
+                f"{where}: its limits were not measured: this user may not publish to iov-check/#"
+            )
+            return
+        async with Publisher(settings) as publisher:
+            await publisher.publish_all(_probes(own.mqtt_topic), lambda _: None)
+        window = await _quiet(inbox)
+        settling = asyncio.create_task(_settle(inbox), name="check settle")
+        arrived = await _quiet(inbox)
+        inbox.close()
+        await settling
+        if session.done():
+            session.result()  # raises why the connection ended: nothing was measured
+    found.measured["broker_window"] = window if window < PROBES else f"at least {PROBES}"
+    if window < _FEW:
+        found.warnings.append(
+            f"{where}: lets a client have {window} messages unacknowledged, so the rate is at most "
+            f"{window} in the time of a commit: raise max_inflight_messages (mosquitto) or "
+            "mqtt.max_inflight (EMQX)"
+        )
+    if arrived < PROBES:
+        kept = arrived - window
+        found.measured["broker_queue"] = kept
+        found.problems.append(
+            f"{where}: keeps {kept} messages for a client that is behind and drops the rest: set "
+            "max_queued_messages 0 (mosquitto) or mqtt.max_mqueue_len (EMQX)"
+        )
+    else:
+        queued = PROBES - window
+        found.measured["broker_queue"] = f"at least {queued}" if queued else "no limit seen"
+
+
+@asynccontextmanager
+async def _subscribed(own: Settings, inbox: Inbox) -> AsyncIterator[asyncio.Task[None]]:
+    """A subscription of our own while the block runs; raises what keeps it from being made.
+
+    The session that is yielded is done where the connection has ended.
+    """
+    subscribed = asyncio.Event()
+    client = Mqtt5Client(own, inbox, Leaving(own.subscription), clean_start=True)
+    session = asyncio.create_task(client.session(lambda _: subscribed.set()), name="check session")
+    made = asyncio.create_task(subscribed.wait(), name="check subscribed")
+    try:
+        await asyncio.wait([session, made], return_when=asyncio.FIRST_COMPLETED)
+        if session.done():
+            session.result()
+        yield session
+    finally:
+        made.cancel()
+        session.cancel()
+        await asyncio.wait([session])
+
+
+async def _may_publish(settings: Settings, topic: str, inbox: Inbox) -> bool:
+    """Whether one message comes back; some brokers refuse it, some drop it without a word."""
+    name = f"iov-check-{uuid4().hex[:12]}"
+    try:
+        async with client_for(settings, name, aiomqtt.ProtocolVersion.V5) as client:
+            await client.publish(topic, b"iov-ingest check", qos=1, timeout=_QUIET_S)
+    except aiomqtt.MqttError:
+        return False
+    return await _quiet(inbox) > 0
+
+
+async def _probes(topic: str) -> AsyncIterator[Message]:
+    for number in range(PROBES - 1):
+        yield Message(topic, str(number).encode(), 1)
+
+
+async def _settle(inbox: Inbox) -> None:
+    """Acknowledge what has come and what still comes."""
+    async for deliveries in inbox:
+        inbox.settle(deliveries)
+
+
+async def _quiet(inbox: Inbox) -> int:
+    """How many messages came in all, once no more do for a while."""
+    taken, since_s = -1, time.monotonic()
+    while taken != inbox.taken or time.monotonic() - since_s < _QUIET_S:
+        if taken != inbox.taken:
+            taken, since_s = inbox.taken, time.monotonic()
+        await asyncio.sleep(_LOOK_EVERY_S)
+    return taken

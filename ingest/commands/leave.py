@@ -1,0 +1,138 @@
+"""`leave`: a worker leaves for good, the one that runs or the one that will not return."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import asyncpg
+import typer
+
+from ingest.commands import statefulset
+from ingest.commands.common import (
+    ConfigOption,
+    JsonOption,
+    ending,
+    people,
+    run_async,
+    say,
+    settings_of,
+)
+from ingest.config import Settings
+from ingest.errors import NotReady
+from ingest.schema import load_catalogue
+from ingest.store import registry
+from ingest.store.registry import Registered
+from ingest.worker.takeover import drain
+
+_LOOK_EVERY_S = 0.5
+
+
+app = typer.Typer()
+
+
+@app.command(name="leave")
+def leave_(
+    config: ConfigOption = None,
+    client_id: Annotated[
+        str | None, typer.Option(help="Of the worker; without it IOV_MQTT_CLIENT_ID.")
+    ] = None,
+    last: Annotated[
+        bool, typer.Option("--last", help="Although no other worker takes what is new.")
+    ] = False,
+    unregistered: Annotated[
+        bool, typer.Option("--unregistered", help="Although the register does not know it.")
+    ] = False,
+    if_scaled_in: Annotated[
+        bool,
+        typer.Option("--if-scaled-in", help="Only if this pod's StatefulSet takes it away."),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Have a worker leave for good: nothing stays behind in its session at the broker.
+
+    A worker that is at work is asked through the database and waited for: it unsubscribes, commits
+    and acknowledges what the broker still has for it, ends its session, and stops. SIGUSR1 does
+    the same to a process. From a worker that will not return the session is taken over and drained
+    here. Before a restart this is not needed: SIGTERM keeps the session for the next start.
+
+    With --if-scaled-in it is a Kubernetes preStop hook: it asks the API whether the StatefulSet
+    has fewer replicas than this pod's ordinal, and does nothing where it has not.
+    """
+    with ending():
+        settings = settings_of(config, "IOV_MQTT_URL", "IOV_DATABASE_URL")
+        name = client_id or settings.mqtt_client_id
+        if if_scaled_in and not run_async(statefulset.scaled_in()):
+            account = {"client_id": name, "how": "stays", "messages": None}
+        else:
+            leaving = leave(
+                settings, name, last=last, unregistered=unregistered, progress=people.print
+            )
+            account = run_async(leaving)
+        say(account, as_json=as_json)
+
+
+app.command(
+    name="drain", help="The former name of `leave`; it goes on working, with the same options."
+)(leave_)
+
+
+async def leave(
+    settings: Settings,
+    client_id: str,
+    *,
+    last: bool,
+    unregistered: bool = False,
+    progress: Callable[[str], None],
+) -> dict[str, Any]:
+    """Have a worker leave; the keys of `--json`.
+
+    A worker that is at work is asked to, and waited for. From one that is not its session is taken
+    over. Raises NotReady where nobody would be left to take what is new, unless it is the `last`,
+    or the register does not know it, unless it is `unregistered`; Unavailable where a server is
+    away, or the worker came back.
+    """
+    async with registry.reading(settings) as connection:
+        worker = await registry.find(connection, settings, client_id)
+        if worker is None:
+            if not unregistered:
+                await _unknown(connection, settings, client_id)
+            worker = Registered(client_id, settings.subscription, alive=False)
+        if not await registry.may_leave(connection, settings, worker, last=last):
+            raise NotReady(
+                f"no other worker is at work on {worker.subscription}: what is published would be "
+                "kept for nobody. Start another one first, or say --last"
+            )
+        if worker.alive:
+            progress(f"{client_id} was asked to leave and is taking out what is left for it")
+        while worker.alive:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            found = await registry.find(connection, settings, client_id)
+            if found is None:
+                return {"client_id": client_id, "how": "left", "messages": None}
+            if found.alive and not found.leaving:
+                raise NotReady(f"{client_id} was started again meanwhile: ask once more")
+            worker = found
+        progress(f"taking out what the broker keeps for {client_id}")
+        began_s = time.monotonic()
+        messages = await drain(settings, load_catalogue(settings.schema_dir), connection, worker)
+        silent_s = time.monotonic() - began_s
+        await registry.forget(connection, settings, client_id, silent_s=silent_s)
+    how = "no session" if messages is None else "drained"
+    return {"client_id": client_id, "how": how, "messages": messages or 0}
+
+
+async def _unknown(connection: asyncpg.Connection, settings: Settings, client_id: str) -> None:
+    """Say why a worker is not found: the wrong name for it would be a live one's session."""
+    here = registry.broker_of(settings)
+    if there := await registry.elsewhere(connection, settings, client_id):
+        raise NotReady(
+            f"{client_id} is in the register under the broker {there}, not {here}: set "
+            "IOV_MQTT_URL, or IOV_MQTT_BROKER_ID, as its workers have it"
+        )
+    raise NotReady(
+        f"no worker {client_id} of broker {here} is in the register: its session, if there is "
+        "one, is taken over with --unregistered"
+    )

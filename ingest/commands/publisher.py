@@ -1,0 +1,169 @@
+"""Publishes through aiomqtt, many messages at a time, each until the broker has acknowledged it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping
+from types import TracebackType
+from typing import Self
+from uuid import uuid4
+
+import aiomqtt
+from aiomqtt.exceptions import MqttConnectError
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from ingest.commands.message import Message
+from ingest.config import Settings
+from ingest.errors import Unavailable
+
+_AT_ONCE = 100
+_RETRY_S = 0.5
+_ATTEMPTS, _FIRST_ATTEMPTS = 60, 10
+"""Half a minute for a broker that was there; five seconds for one that was never seen."""
+_TIMEOUT_S = 10.0
+_QUIET = 1_000_000
+"""aiomqtt warns above ten calls at a time, which is what a publisher is for."""
+
+
+class Publisher:
+    """One connection that comes back by itself."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        qos: int = 1,
+        *,
+        timeout_s: float = _TIMEOUT_S,
+        waiting: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """`timeout_s`: without an acknowledgement for this long a message is published again.
+
+        `waiting` is told what it waits for, once for each reason.
+        """
+        self._waiting, self._told = waiting, ""
+        self._was_there = False
+        self._settings = settings
+        self._qos = qos
+        self._timeout_s = timeout_s
+        self._client: aiomqtt.Client | None = None
+        self._versions = [aiomqtt.ProtocolVersion.V5, aiomqtt.ProtocolVersion.V311]
+        self._lock = asyncio.Lock()
+
+    async def __aenter__(self) -> Self:
+        await self._connected()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, at: TracebackType | None
+    ) -> None:
+        if self._client is not None:
+            await self._leave(self._client)
+
+    async def publish(
+        self, topic: str, payload: bytes, user_properties: Mapping[str, str] | None = None
+    ) -> None:
+        """Publish and wait for the acknowledgement of the QoS; again where the connection breaks.
+
+        Raises Unavailable when the broker stays away. MQTT 3.1.1 has no user properties.
+        """
+        properties = None
+        if user_properties:
+            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]  # paho's
+            properties.UserProperty = list(user_properties.items())
+        for _ in range(_ATTEMPTS):
+            client = await self._connected()
+            try:
+                await client.publish(topic, payload, qos=self._qos, properties=properties)
+            except aiomqtt.MqttError:
+                await self._broken(client)
+            else:
+                return
+        raise Unavailable(f"{self._broker}: it accepts no messages")
+
+    async def publish_all(
+        self, messages: AsyncIterator[Message], done: Callable[[Message], None]
+    ) -> None:
+        """Publish as they come, a hundred at a time; `done` after each acknowledgement."""
+        waiting: asyncio.Queue[Message | None] = asyncio.Queue(_AT_ONCE)
+
+        async def work() -> None:
+            while (message := await waiting.get()) is not None:
+                await self.publish(message.topic, message.payload)
+                done(message)
+
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(_AT_ONCE):
+                tasks.create_task(work(), name=f"publish {number}")
+            async for message in messages:
+                await waiting.put(message)
+            for _ in range(_AT_ONCE):
+                await waiting.put(None)
+
+    async def _connected(self) -> aiomqtt.Client:
+        why = ""
+        async with self._lock:
+            for _ in range(_ATTEMPTS if self._was_there else _FIRST_ATTEMPTS):
+                if self._client is not None:
+                    return self._client
+                client = client_for(
+                    self._settings,
+                    f"iov-publish-{uuid4().hex[:12]}",
+                    self._versions[0],
+                    timeout_s=self._timeout_s,
+                )
+                try:
+                    await client.__aenter__()
+                except MqttConnectError as exc:
+                    if len(self._versions) == 1:
+                        raise Unavailable(f"{self._broker}: it refused us: {exc}") from exc
+                    del self._versions[0]
+                except aiomqtt.MqttError as exc:
+                    why = str(exc)
+                    if why != self._told:
+                        self._told = why
+                        self._waiting(f"{self._broker}: {why}")
+                    await asyncio.sleep(_RETRY_S)
+                else:
+                    client.pending_calls_threshold = _QUIET
+                    self._client, self._was_there = client, True
+            raise Unavailable(f"{self._broker}: {why}")
+
+    @property
+    def _broker(self) -> str:
+        return f"broker {self._settings.broker_address}"
+
+    async def _broken(self, client: aiomqtt.Client) -> None:
+        async with self._lock:
+            if self._client is client:
+                self._client = None
+                await self._leave(client)
+
+    async def _leave(self, client: aiomqtt.Client) -> None:
+        with contextlib.suppress(aiomqtt.MqttError):
+            await client.__aexit__(None, None, None)
+
+
+def client_for(
+    settings: Settings,
+    name: str,
+    version: aiomqtt.ProtocolVersion,
+    *,
+    timeout_s: float = _TIMEOUT_S,
+) -> aiomqtt.Client:
+    """A client of its own name at the configured broker, with a clean session."""
+    web = settings.broker.scheme in {"ws", "wss"}
+    return aiomqtt.Client(
+        settings.broker.hostname or "",
+        settings.broker_port,
+        username=settings.mqtt_username,
+        password=settings.mqtt_secret(),
+        identifier=name,
+        protocol=version,
+        max_inflight_messages=_AT_ONCE,
+        tls_context=settings.tls(),
+        transport="websockets" if web else "tcp",
+        websocket_path=settings.broker.path or "/mqtt" if web else None,
+        timeout=timeout_s,
+    )

@@ -1,0 +1,156 @@
+"""`schema list|show|lint|docs|diff|sql`: the streams and what follows from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import orjson
+import typer
+
+from ingest.commands.common import ConfigOption, JsonOption, complain, ending
+from ingest.commands.schema.diff import diff
+from ingest.commands.schema.docs import page, pages
+from ingest.commands.schema.lint import lint
+from ingest.config import load
+from ingest.errors import ConfigError
+from ingest.schema import Catalogue, Stream, default_directory, load_catalogue
+from ingest.schema.catalogue import SUFFIX, load_rules, load_schema, schema_files
+from ingest.schema.stream import stream as build
+from ingest.schema.table import create_table
+
+app = typer.Typer(
+    name="schema", no_args_is_help=True, help="The streams and what follows from them."
+)
+
+
+@app.command(name="list")
+def schema_list(config: ConfigOption = None) -> None:
+    """The streams, their tables and what they are."""
+    with ending():
+        for stream in _catalogue(config).values():
+            fields = len(stream.columns)
+            typer.echo(
+                f"{stream.name:12} iov.{stream.table:12} {fields:3} columns  "
+                f"{stream.schema.get('title', '')}"
+            )
+
+
+@app.command(name="show")
+def schema_show(stream: str, config: ConfigOption = None) -> None:
+    """One schema with every reference resolved."""
+    with ending():
+        typer.echo(orjson.dumps(_one(stream, config).schema, option=orjson.OPT_INDENT_2).decode())
+
+
+@app.command(name="lint")
+def schema_lint(
+    directory: Annotated[
+        Path | None, typer.Argument(help="Schemas; default: those the service uses.")
+    ] = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Naming, units, ranges, sources, examples, columns: every problem at once; 1 if there is one.
+
+    An example in `STREAM/invalid/` is named after what is wrong with it, pointer and keyword with
+    dots: `location.lon.minimum.json`.
+    """
+    with ending():
+        directory = _directory(directory, config)
+        problems = lint(directory)
+        for problem in problems:
+            complain("✗", problem)
+        if as_json:
+            typer.echo(orjson.dumps({"ok": not problems, "problems": problems}).decode())
+        elif not problems:
+            typer.echo(f"{len(schema_files(directory))} schemas are clean")
+        if problems:
+            raise typer.Exit(1)
+
+
+@app.command(name="docs")
+def schema_docs(
+    stream: Annotated[str | None, typer.Argument(help="One stream; without it all.")] = None,
+    config: ConfigOption = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Directory to write the pages and an index to.")
+    ] = None,
+) -> None:
+    """The page of a stream in Markdown, or all of them and an index."""
+    with ending():
+        catalogue, directory = _catalogue(config), _directory(None, config)
+        if stream is not None:
+            found = {f"{stream}.md": page(_one(stream, config), directory)}
+        else:
+            found = pages(catalogue, directory)
+        for name, text in found.items():
+            if output is None:
+                typer.echo(text, nl=False)
+            else:
+                output.mkdir(parents=True, exist_ok=True)
+                (output / name).write_text(text, encoding="utf-8")
+        if output is not None:
+            typer.echo(f"{len(found)} pages in {output}")
+
+
+@app.command(name="diff")
+def schema_diff(
+    old: Annotated[Path, typer.Argument(help="A directory of schemas, or one schema file.")],
+    new: Annotated[Path, typer.Argument(help="Another of the same kind.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Whether NEW may take the place of OLD, and why not; 1 if not.
+
+    Compatible: every sample accepted before is accepted still, `migrate` brings the tables along,
+    and a column says what it said. `git worktree add /tmp/old v1.0` makes an OLD to compare with.
+    """
+    with ending():
+        changes = diff(_either(old), _either(new))
+        for change in changes:
+            sign = "  " if change.compatible else "✗ "
+            typer.echo(f"{sign}{change.where}: {change.what}")
+        compatible = all(change.compatible for change in changes)
+        if as_json:
+            listed = [change._asdict() for change in changes]
+            typer.echo(orjson.dumps({"compatible": compatible, "changes": listed}).decode())
+        else:
+            typer.echo("compatible" if compatible else "not compatible")
+        if not compatible:
+            raise typer.Exit(1)
+
+
+@app.command(name="sql")
+def schema_sql(
+    stream: Annotated[str | None, typer.Argument(help="One stream; without it all.")] = None,
+    config: ConfigOption = None,
+    hypertable: Annotated[bool, typer.Option("--hypertable", help="For TimescaleDB.")] = False,
+) -> None:
+    """The statements that make the table of a stream, or of all."""
+    with ending():
+        for one in [_one(stream, config)] if stream else _catalogue(config).values():
+            for statement in create_table(one, partitioned=not hypertable):
+                typer.echo(f"{statement};")
+
+
+def _either(path: Path) -> Catalogue:
+    """The streams of a directory, or the one of a schema file."""
+    if path.is_dir():
+        return load_catalogue(path)
+    name = path.name.removesuffix(SUFFIX)
+    return {name: build(name, load_schema(path), load_rules(path.parent))}
+
+
+def _directory(given: Path | None, config: Path | None) -> Path:
+    return given or load(config).schema_dir or default_directory()
+
+
+def _catalogue(config: Path | None) -> Catalogue:
+    return load_catalogue(load(config).schema_dir)
+
+
+def _one(stream: str, config: Path | None) -> Stream:
+    catalogue = _catalogue(config)
+    if stream not in catalogue:
+        raise ConfigError([f"there is no stream {stream}; there are {', '.join(catalogue)}"])
+    return catalogue[stream]

@@ -1,0 +1,1 @@
+"""The laboratory: servers, fleets, faults and measurements. Nothing of the service knows it."""

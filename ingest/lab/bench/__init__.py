@@ -1,0 +1,102 @@
+"""`bench`: what the service can do on this machine, beside what the machine can do.
+
+Everything runs here: PostgreSQL with `fsync` and `synchronous_commit` on, mosquitto, a publisher
+that only sends packets encoded beforehand, and the service as processes of its own. A figure is the
+median of several runs, with the lowest and the highest; each run starts the service anew.
+
+The bias, said first: one core or two do all of it, samples come in time and are good, and the
+publisher is as cheap as it can be.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+from ingest.lab.bench.drive import Run
+from ingest.lab.bench.figures import Figures, conditions, figure, loop_s
+from ingest.lab.bench.hostile import hostile
+from ingest.lab.bench.latency import latency
+from ingest.lab.bench.limits import limits
+from ingest.lab.bench.memory import memory
+from ingest.lab.bench.peer import peer
+from ingest.lab.bench.plan import Peer, Plan
+from ingest.lab.bench.profile import profile
+from ingest.lab.bench.publisher import Publisher
+from ingest.lab.bench.stages import stages
+from ingest.lab.bench.stand import Load, Stand, service_settings, stand
+from ingest.lab.bench.throughput import (
+    devices,
+    pipeline,
+    rows,
+    samples,
+    sources,
+    stores,
+    streams,
+    workers,
+)
+
+__all__ = ["PARTS", "Load", "Peer", "Plan", "Publisher", "Run", "bench", "measure"]
+
+_LOOPS = 3
+"""Before each part: the same loop, for the speed of a shared machine changes."""
+
+Part = Callable[[Stand, Plan], Awaitable[Figures]]
+
+
+async def scale(stand: Stand, plan: Plan) -> Figures:
+    """How throughput bends: workers, devices, rows that are there, samples a message, streams."""
+    parts: list[Part] = [workers, devices, rows, samples, streams]
+    return {part.__name__: await part(stand, plan) for part in parts}
+
+
+PARTS: dict[str, Part] = {
+    part.__name__: part
+    for part in (
+        limits,
+        stages,
+        hostile,
+        pipeline,
+        profile,
+        sources,
+        latency,
+        memory,
+        scale,
+        stores,
+        peer,
+    )
+}
+"""In the order they are measured."""
+
+
+async def bench(load: Load, plan: Plan) -> Figures:
+    """One run: the keys of plain `bench --json`."""
+    async with stand() as here:
+        run = await here.run(load, plan.seconds, plan.warm_up_s, plan.say)
+    return {
+        "committed_per_s": round(run.committed_per_s),
+        "cpu_us_per_message": round(run.cpu_us, 2),
+        "rss_mb": round(run.rss_mb, 1),
+        "messages": run.committed,
+        "seconds": round(run.seconds, 3),
+        "source": load.source,
+    }
+
+
+async def measure(names: Sequence[str], plan: Plan, server_url: str | None = None) -> Figures:
+    """The figures of some parts, with the conditions they were measured under."""
+    started_s = time.monotonic()
+    async with stand(server_url) as here:
+        version, settings = await here.server()
+        found, loops = {}, []
+        for name in names:
+            loops += [loop_s() for _ in range(_LOOPS)]
+            found[name] = await PARTS[name](here, plan)
+    return {
+        "conditions": conditions(service_settings(), settings, version),
+        "loop_ms": figure((loop * 1e3 for loop in loops), 1),
+        "runs": plan.runs,
+        "run_s": plan.seconds,
+        "parts": found,
+        "seconds": round(time.monotonic() - started_s, 1),
+    }

@@ -1,0 +1,123 @@
+"""Load on a service, and what the service did meanwhile.
+
+The publisher keeps a set number of messages ahead of what is committed, so that the broker's queue
+neither runs dry nor grows. CPU time and memory are the processes' own, as the kernel has them
+(proc(5)).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from ingest.errors import ServerError
+from ingest.lab.bench.publisher import Publisher, Traffic
+
+AHEAD = 100_000
+"""Samples published beyond what is committed: more than the service does between two looks. With
+30,000 it was the bench that ended at 54,000 samples/s, twenty to a message."""
+_UNANSWERED = 30_000
+"""Messages at most that the broker has not acknowledged to the publisher."""
+_CHUNK = 500
+_LOOK_EVERY_S = 0.5
+"""Each look is a scrape, which costs the service some milliseconds."""
+_PAUSE_S = 0.005
+_TIMEOUT_S = 60.0
+_SLOWEST_PER_S = 2_000
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+Progress = Callable[[str], None]
+
+
+class Counters(NamedTuple):
+    """What the service has done until one moment."""
+
+    at_s: float
+    cpu_s: float
+    rss_mb: float
+    committed: int
+    """Samples."""
+
+
+class Run(NamedTuple):
+    """What was measured over some seconds."""
+
+    seconds: float
+    committed: int
+    committed_per_s: float
+    cpu_us: float
+    """Of the service, per committed sample."""
+    rss_mb: float
+    """The most that was seen."""
+
+
+async def drive(
+    publisher: Publisher,
+    traffic: Traffic,
+    look: Callable[[], Awaitable[Counters]],
+    seconds: float,
+    warm_up_s: float,
+    say: Progress,
+    *,
+    warm_up_samples: int = 0,
+) -> Run:
+    """Publish ahead of the service; what it did between the warm-up and the end.
+
+    The warm-up takes so many seconds and so many samples.
+    """
+    longest_s = warm_up_s + warm_up_samples / _SLOWEST_PER_S + seconds + _TIMEOUT_S
+    begin: Counters | None = None
+    now = first = await look()
+    sent_before, acknowledged_before = traffic.sent, publisher.acknowledged
+    most_mb = 0.0
+    while True:
+        if time.monotonic() - now.at_s >= _LOOK_EVERY_S:
+            then, now = now, await look()
+            most_mb = max(most_mb, now.rss_mb)
+            elapsed_s = now.at_s - first.at_s
+            rate = (now.committed - then.committed) / (now.at_s - then.at_s)
+            say(f"{elapsed_s:4.0f} s  {rate:9,.0f} committed/s  {now.rss_mb:4.0f} MB")
+            warm = now.committed - first.committed >= warm_up_samples
+            if begin is None and elapsed_s >= warm_up_s and warm:
+                begin = now
+            elif begin is not None and now.at_s - begin.at_s >= seconds:
+                return _run(begin, now, most_mb)
+            if elapsed_s > longest_s:
+                raise ServerError("the service did not keep up with the clock")
+        sent = traffic.sent - sent_before
+        behind = sent - (now.committed - first.committed) // traffic.samples
+        unanswered = sent - (publisher.acknowledged - acknowledged_before)
+        # Not more than the identifiers allow (MQTT 5, 2.2.1), nor far beyond what is committed.
+        if behind < AHEAD // traffic.samples and unanswered < _UNANSWERED:
+            await publisher.send(traffic.next(max(1, _CHUNK // traffic.samples)))
+            await asyncio.sleep(0)
+        else:
+            await asyncio.sleep(_PAUSE_S)
+
+
+def _run(begin: Counters, end: Counters, most_mb: float) -> Run:
+    samples, elapsed_s = end.committed - begin.committed, end.at_s - begin.at_s
+    cpu_us = (end.cpu_s - begin.cpu_s) / max(samples, 1) * 1e6
+    return Run(elapsed_s, samples, samples / elapsed_s, cpu_us, most_mb)
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started."""
+    return [int(n) for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def cpu_s(pid: int) -> float:
+    """User and system time of a process, to a hundredth of a second."""
+    # The name, second and in brackets, may hold anything.
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+
+
+def rss_mb(pid: int) -> float:
+    """Resident memory of a process."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6

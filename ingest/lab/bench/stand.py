@@ -1,0 +1,283 @@
+"""The test stand: servers, a service as a process of its own, and load on it.
+
+Rows are counted in the database. `fsync` and `synchronous_commit` are on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import count
+from urllib.parse import urlsplit
+
+import aiohttp
+import asyncpg
+
+from ingest.child import child
+from ingest.config import load
+from ingest.errors import ServerError
+from ingest.lab.bench.drive import Counters, Progress, Run, children, cpu_s, drive, rss_mb
+from ingest.lab.bench.publisher import Publisher, Traffic, connected
+from ingest.lab.embedded import Mosquitto, Postgres, mosquitto, neighbouring_ports, postgres
+from ingest.schema import load_catalogue
+from ingest.store import make_ahead, migrate
+
+_TIMEOUT_S = 60.0
+_STORED = "iov_samples_stored_total"
+SETTINGS = {"max_wal_size": "4GB", "checkpoint_timeout": "30min"}
+"""Of PostgreSQL, beside its defaults: no checkpoint falls into one run and not into the other."""
+
+_ADD_DEVICES = """
+INSERT INTO iov.device (device, first_seen_at)
+SELECT 'bench-' || to_char(n, 'FM0000000'), now() FROM generate_series(0, $1::integer) AS n
+"""
+_FILL = """
+INSERT INTO iov.nev (device_id, ts, seq, received_at, resend, speed_kmh, soc_pct, odometer_km)
+SELECT n % 1000 + 1, now() - n * interval '100 microseconds', n, now(), false,
+       n % 120, n % 100, n
+FROM generate_series($1::bigint, $2::bigint) AS n
+"""
+_FILL_ROWS = 500_000
+_HAS_TIMESCALEDB = """
+SELECT current_setting('shared_preload_libraries') LIKE '%timescaledb%'
+   AND EXISTS (SELECT FROM pg_available_extensions WHERE name = 'timescaledb')
+"""
+_SETTINGS = """
+SELECT name, current_setting(name) FROM pg_settings WHERE name IN (
+    'fsync', 'synchronous_commit', 'full_page_writes', 'shared_buffers', 'max_wal_size',
+    'checkpoint_timeout', 'wal_compression') ORDER BY name
+"""
+
+
+_KEPT = ("IOV_BATCH_ROWS", "IOV_BATCH_WAIT_MS", "IOV_MQTT_RECEIVE_MAXIMUM")
+"""Settings that may be tried out with the bench; what else is configured concerns other servers."""
+
+
+def surroundings() -> dict[str, str]:
+    """Our environment, without settings that are none of the bench's business."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in _KEPT or not name.startswith("IOV_")
+    }
+
+
+def service_settings() -> dict[str, int]:
+    """What the service is set to, as far as it can be chosen."""
+    settings = load(environ=surroundings())
+    return {name: getattr(settings, name.removeprefix("IOV_").lower()) for name in _KEPT}
+
+
+@dataclass
+class Service:
+    """The workers under test."""
+
+    pids: list[int]
+    look: Callable[[], Awaitable[Counters]]
+
+
+@dataclass
+class Load:
+    """What one run is made of."""
+
+    source: str = "mqtt5"
+    workers: int = 1
+    devices: int = 1_000
+    streams: Sequence[str] = ("nev",)
+    samples: int = 1
+    database: str | None = None
+    """Where it writes to; None for a database of its own that is dropped afterwards."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+class Stand:
+    """A database server and a broker, and what runs between them."""
+
+    def __init__(self, server_url: str, broker: Mosquitto, postgres: Postgres | None) -> None:
+        """`postgres` is the server where it is ours and may be stopped."""
+        self.broker, self.postgres = broker, postgres
+        self._server_url = server_url
+        self._numbers = count(1)
+        self._traffics: dict[str, int] = {}
+
+    @asynccontextmanager
+    async def database(self, store: str = "postgres", devices: int = 0) -> AsyncIterator[str]:
+        """A migrated database that knows so many devices, while the block runs."""
+        name = f"iov_bench_{os.getpid()}_{next(self._numbers)}"
+        async with self.connection() as server:
+            await server.execute(f"CREATE DATABASE {name}")
+        url = urlsplit(self._server_url)._replace(path=f"/{name}").geturl()
+        try:
+            settings = load(environ={"IOV_DATABASE_URL": url, "IOV_STORE": store})
+            async with self.connection(url) as database:
+                if store == "timescaledb":
+                    await database.execute("CREATE EXTENSION IF NOT EXISTS timescaledb")
+                catalogue = load_catalogue(settings.schema_dir)
+                await migrate(settings, catalogue)
+                await make_ahead(database, catalogue, datetime.now(UTC).date())
+                await database.execute(_ADD_DEVICES, devices - 1)
+            yield url
+        finally:
+            async with self.connection() as server:
+                await server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+    @asynccontextmanager
+    async def connection(self, url: str | None = None) -> AsyncIterator[asyncpg.Connection]:
+        """A connection while the block runs."""
+        connection = await asyncpg.connect(url or self._server_url)
+        try:
+            yield connection
+        finally:
+            await connection.close()
+
+    async def rows(self, url: str, streams: Sequence[str]) -> int:
+        """How many rows there are, counted."""
+        async with self.connection(url) as database:
+            numbers = [
+                await database.fetchval(f"SELECT count(*) FROM iov.{name.replace('-', '_')}")  # noqa: S608  names of our catalogue
+                for name in streams
+            ]
+        return sum(numbers)
+
+    async def fill(self, url: str, rows: int, say: Progress) -> None:
+        """Put so many rows of a thousand devices into `iov.nev`, all of the last hours."""
+        async with self.connection(url) as database:
+            for first in range(1, rows + 1, _FILL_ROWS):
+                last = min(first + _FILL_ROWS - 1, rows)
+                await database.execute(_FILL, first, last)
+                say(f"{last:,} of {rows:,} rows to begin with")
+            await database.execute("VACUUM ANALYZE iov.nev")
+
+    async def has_timescaledb(self) -> bool:
+        """Whether the server has the extension and has it loaded."""
+        async with self.connection() as server:
+            found: bool = await server.fetchval(_HAS_TIMESCALEDB)
+        return found
+
+    async def server(self) -> tuple[str, dict[str, str]]:
+        """Version and the settings that matter."""
+        async with self.connection() as server:
+            rows = await server.fetch(_SETTINGS)
+            return str(await server.fetchval("SHOW server_version")), dict(rows)
+
+    @asynccontextmanager
+    async def service(
+        self, url: str, load_: Load, broker_port: int | None = None
+    ) -> AsyncIterator[Service]:
+        """Workers while the block runs; they leave no session behind."""
+        first = neighbouring_ports(load_.workers + 1)
+        environ = {
+            "IOV_MQTT_URL": f"mqtt://127.0.0.1:{broker_port or self.broker.port}",
+            "IOV_DATABASE_URL": url,
+            "IOV_MQTT_CLIENT": load_.source,
+            "IOV_MQTT_CLIENT_ID": "iov-bench",
+            "IOV_MQTT_SESSION_EXPIRY_S": "0",
+            "IOV_HTTP_HOST": "127.0.0.1",
+            "IOV_HTTP_PORT": str(first),
+            "IOV_LOG_LEVEL": "warning",
+            **load_.settings,
+        }
+        process = await child(
+            sys.executable, "-m", "ingest", "run", "--workers", str(load_.workers),
+            env={**surroundings(), **environ},
+        )  # fmt: skip
+        alone = load_.workers == 1
+        ports = [first + n for n in range(load_.workers)]
+        try:
+            async with aiohttp.ClientSession() as client:
+                asked = first if alone else first + load_.workers
+                await _ready(client, f"http://127.0.0.1:{asked}/readyz", process)
+                pids = [process.pid] if alone else children(process.pid)
+
+                async def look() -> Counters:
+                    committed = sum([await _committed(client, port) for port in ports])
+                    used = sum(cpu_s(pid) for pid in pids)
+                    return Counters(time.monotonic(), used, sum(map(rss_mb, pids)), committed)
+
+                yield Service(pids, look)
+        finally:
+            if process.returncode is None:
+                process.terminate()
+            await process.wait()
+
+    async def run(self, load_: Load, seconds: float, warm_up_s: float, say: Progress) -> Run:
+        """One run: a service started for it, load, and the table counted afterwards."""
+        async with contextlib.AsyncExitStack() as stack:
+            url = load_.database
+            if url is None:
+                store = load_.settings.get("IOV_STORE", "postgres")
+                url = await stack.enter_async_context(self.database(store, load_.devices))
+            before = await self.rows(url, load_.streams)
+            async with self.service(url, load_) as service, self._publisher() as publisher:
+                traffic = self._traffic(url, load_)
+                measured = await drive(
+                    publisher, traffic, service.look, seconds, warm_up_s, say,
+                    # Every device once, so that the service has learned its number.
+                    warm_up_samples=load_.devices * load_.samples * len(load_.streams),
+                )  # fmt: skip
+                self._traffics[url] = traffic.sent
+                last = (await service.look()).committed
+            rows = await self.rows(url, load_.streams) - before
+        if rows < last:
+            raise ServerError(f"{last} counted as committed and {rows} in the table")
+        return measured
+
+    def _traffic(self, url: str, load_: Load) -> Traffic:
+        """Goes on where the last run into the same database ended: no key comes twice."""
+        traffic = Traffic(
+            devices=load_.devices, streams=load_.streams, samples=load_.samples,
+        )  # fmt: skip
+        traffic.sent = self._traffics.get(url, 0)
+        return traffic
+
+    @asynccontextmanager
+    async def _publisher(self) -> AsyncIterator[Publisher]:
+        publisher = await connected(self.broker.port)
+        try:
+            yield publisher
+        finally:
+            publisher.close()
+
+
+@asynccontextmanager
+async def stand(server_url: str | None = None) -> AsyncIterator[Stand]:
+    """A stand while the block runs, with a PostgreSQL of its own where none is given.
+
+    `fsync` and `synchronous_commit` are on, as by default.
+    """
+    async with mosquitto() as broker:
+        if server_url is not None:
+            yield Stand(server_url, broker, None)
+            return
+        with postgres(SETTINGS) as database:
+            yield Stand(database.url, broker, database)
+
+
+async def _ready(
+    client: aiohttp.ClientSession, url: str, process: asyncio.subprocess.Process
+) -> None:
+    deadline_s = time.monotonic() + _TIMEOUT_S
+    while time.monotonic() < deadline_s:
+        if process.returncode is not None:
+            raise ServerError(f"the service ended with status {process.returncode}")
+        with contextlib.suppress(aiohttp.ClientError):
+            async with client.get(url) as response:
+                if response.ok:
+                    return
+        await asyncio.sleep(0.1)
+    raise ServerError("the service did not become ready")
+
+
+async def _committed(client: aiohttp.ClientSession, port: int) -> int:
+    # All metrics take the service 5 ms, this one a tenth.
+    url = f"http://127.0.0.1:{port}/metrics?name[]={_STORED}"
+    async with client.get(url) as response:
+        lines = (await response.text()).splitlines()
+    return sum(int(float(line.split()[-1])) for line in lines if line.startswith(f"{_STORED}{{"))

@@ -1,0 +1,153 @@
+"""Devices of every kind that take turns; `message` is the next thing any of them says."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime, timedelta, timezone
+from random import Random
+from typing import Any
+
+import orjson
+
+from ingest import gbt32960
+from ingest.commands.message import Message
+from ingest.gbt32960.tables import Edition
+from ingest.lab.fleet.device import Device, text
+from ingest.lab.fleet.kinds import Bus, DeliveryRobot, Robotaxi, Truck
+from ingest.lab.fleet.mischief import Mischief
+from ingest.lab.fleet.roadside import RoadsideUnit
+from ingest.lab.fleet.vehicle import Vehicle
+
+FRAMES = "gbt32960"
+STREAMS = (
+    "nev", "battery", "alarm", "session", "ad-state", "ad-event", "health", "chassis", "cockpit",
+    "v2x", "truck", "mobility", FRAMES,
+)  # fmt: skip
+"""All twelve, and binary frames on the topic of that name."""
+_LATE = timedelta(hours=6)
+_GMT_8 = timezone(timedelta(hours=8))
+_KINDS: tuple[type[Device], ...] = (
+    Vehicle, Robotaxi, Truck, RoadsideUnit, DeliveryRobot, Vehicle, Vehicle, Bus, Vehicle, Vehicle,
+)  # fmt: skip
+"""Who the first ten devices are, and every ten after them."""
+
+_BAD = (
+    lambda sample: sample | {"ts": "2032-90-02T12:00:00Z"},
+    lambda sample: {k: v for k, v in sample.items() if k != "ts"},
+    lambda sample: sample | {"seq": -1},
+    lambda sample: sample | {"quality": "good"},
+)
+
+
+class Fleet:
+    """A seeded fleet; the same seed and the same moments give the same messages."""
+
+    def __init__(
+        self,
+        devices: int,
+        seed: int,
+        streams: Sequence[str] = STREAMS,
+        samples_per_message: int = 1,
+        mischief: Mischief | None = None,
+    ) -> None:
+        self._random = Random(seed)
+        self._seed = seed
+        self._count = devices
+        self._streams = tuple(streams)
+        self._samples = samples_per_message
+        self._mischief = mischief or Mischief()
+        self._devices: list[Device] = []
+        self._turn = 0
+        self._last: Message | None = None
+        self._framed: dict[str, int] = {}
+        self.said: Counter[str] = Counter()
+        """Samples by the stream they were published on."""
+
+    def devices(self, now: datetime) -> list[Device]:
+        """The devices, as they are from their first message on."""
+        if not self._devices:
+            able = [kind for kind in _KINDS if any(s in kind.weights for s in self._streams)]
+            self._devices = [
+                able[number % len(able)](
+                    f"sim-{self._seed}-{number:06d}", Random(self._seed * 1_000_003 + number), now
+                )
+                for number in range(self._count)
+            ]
+        return self._devices
+
+    def message(self, now: datetime) -> Message:
+        """The next message, its samples up to `now`."""
+        chance, mischief = self._random.random(), self._mischief
+        if self._last is not None and chance < mischief.duplicate:
+            return self._last._replace(kind="duplicate")
+        bad = chance < mischief.duplicate + mischief.bad
+        late = not bad and self._random.random() < mischief.late
+        stream, samples, device = self._next(now)
+        if stream == FRAMES:
+            message = self._frame(device, samples, bad=bad, late=late)
+        else:
+            if late:
+                samples = [self._late(sample) for sample in samples]
+            if bad:
+                samples = [self._random.choice(_BAD)(sample) for sample in samples]
+            payload = orjson.dumps(samples[0] if len(samples) == 1 else samples)
+            kind = "bad" if bad else "late" if late else "good"
+            message = Message(f"iov/v1/{device.name}/{stream}", payload, len(samples), kind)
+        self.said[stream] += message.samples
+        if not bad:
+            self._last = message
+        return message
+
+    def _next(self, now: datetime) -> tuple[str, list[dict[str, Any]], Device]:
+        """(stream, samples, device): what waits in an outbox first, then whose turn it is."""
+        devices = self.devices(now)
+        for _ in range(len(devices)):
+            device = devices[self._turn]
+            self._turn = (self._turn + 1) % len(devices)
+            device.advance(now)
+            while device.outbox and device.reachable:
+                stream, samples = device.outbox.popleft()
+                if stream in self._streams:
+                    return stream, samples, device
+            if device.reachable:
+                return (*self._speak(device, now), device)
+        # Everybody is in a tunnel: one of them comes out a little early.
+        return (*self._speak(devices[self._turn], now), devices[self._turn])
+
+    def _speak(self, device: Device, now: datetime) -> tuple[str, list[dict[str, Any]]]:
+        names = device.streams(self._streams)
+        second = int(now.timestamp())
+        if self._framed.get(device.name) == second and len(names) > 1:
+            # Frames have whole seconds: two alike in one would be one.
+            names = [name for name in names if name != FRAMES]
+        stream = self._random.choices(names, [device.weights[name] for name in names])[0]
+        if stream == FRAMES:
+            self._framed[device.name] = second
+            return stream, [device.say(part) for part in ("nev", "battery", "alarm")]
+        step = timedelta(milliseconds=100)
+        ages = range(self._samples - 1, -1, -1)
+        return stream, [device.sample(stream, device.clock - step * age) for age in ages]
+
+    def _late(self, sample: dict[str, Any]) -> dict[str, Any]:
+        ts = datetime.fromisoformat(sample["ts"])
+        return sample | {"ts": text(ts - _LATE), "resend": True, "sent_at": sample["ts"]}
+
+    def _frame(
+        self, device: Device, samples: list[dict[str, Any]], *, bad: bool, late: bool
+    ) -> Message:
+        """A report of the GB/T 32960 edition the device speaks."""
+        clock = device.clock - (_LATE if late else timedelta())
+        ts = clock.astimezone(_GMT_8).isoformat(timespec="seconds")
+        edition: Edition = 2016 if int(device.name[-1]) % 2 else 2025
+        command = gbt32960.Command.RESEND if late else gbt32960.Command.REALTIME
+        parts = zip(("nev", "battery", "alarm"), samples, strict=True)
+        whole = {name: {"ts": ts} | fields for name, fields in parts}
+        payload = gbt32960.encode(
+            gbt32960.Frame(edition, command, getattr(device, "vin", device.name), whole)
+        )
+        if bad:
+            payload = payload[:-1] + bytes([payload[-1] ^ 0xFF])
+        kind = "bad" if bad else "late" if late else "good"
+        topic = f"iov/v1/{device.name}/{FRAMES}"
+        return Message(topic, payload, 1 if bad else len(samples), kind)

@@ -1,0 +1,241 @@
+"""What a vehicle says on each stream, from its state: fields without `ts` and `seq`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ingest.lab.fleet.device import text
+
+if TYPE_CHECKING:
+    from ingest.lab.fleet.vehicle import State, Vehicle
+
+Fields = dict[str, Any]
+_SOFTWARE = "4.2.1+build.20261101"
+_MODEL = {"name": "lane-net", "version": "7.3.1"}
+
+
+def nev(vehicle: Vehicle, state: State) -> Fields:
+    """Vehicle, motor, position."""
+    moving, generating = state.speed_kmh > 0, state.current_a < 0 and not state.charging
+    motor = "off" if state.parked else "generating" if generating else "consuming"
+    fields: Fields = {
+        "status": "off" if state.parked else "started",
+        "charge_status": "parked_charging" if state.charging else "not_charging",
+        "run_mode": vehicle.run_mode,
+        "speed_kmh": round(state.speed_kmh, 1), "odometer_km": round(state.odometer_km, 1),
+        "pack_voltage_v": round(state.voltage_v, 1), "pack_current_a": round(state.current_a, 1),
+        "soc_pct": round(state.soc_pct), "dcdc": "off" if state.parked else "working",
+        "gear": "P" if state.parked else "D",
+        "drive_force": moving and not generating, "brake_force": moving and generating,
+        "insulation_kohm": 6_200,
+        "motors": [{
+            "no": 1, "state": motor, "controller_temp_c": round(state.motor_c * 0.9),
+            "temp_c": round(state.motor_c),
+            "speed_rpm": round(state.speed_kmh / 3.6 / vehicle.wheel_m * vehicle.ratio * 9.55),
+            "torque_nm": round(max(-1_900.0, min(4_500.0, state.torque_nm)), 1),
+            "input_v": round(state.voltage_v, 1),
+            "dc_current_a": 0.0 if state.parked else round(state.current_a, 1),
+        }],
+        "location": {
+            "valid": True, "lon": round(state.position[0], 6), "lat": round(state.position[1], 6),
+            "heading_deg": round(state.heading_deg, 1),
+        },
+        "crs": "WGS84", "trip_id": vehicle.trip_id, "sw_version": _SOFTWARE,
+    }  # fmt: skip
+    return fields | vehicle.more_nev()
+
+
+def battery(vehicle: Vehicle) -> Fields:
+    """The pack, its cells, and charging."""
+    pack, highest = vehicle.battery, vehicle.battery.cell_v
+    one: Fields = {
+        "no": 1, "voltage_v": round(pack.voltage_v, 1), "current_a": round(pack.current_a, 1),
+        "total_cells": pack.cells, "start_index": 1, "chemistry_code": pack.chemistry.code,
+        "cell_v": highest, "probe_temps_c": pack.probe_temps_c, "soh_pct": 96.5,
+    }  # fmt: skip
+    if pack.chemistry.code == "09":
+        one |= {"pressure_kpa": 310, "gas_ppm": 0, "interface_resistance_mohm": 4.1}
+    fields: Fields = {"packs": [one]}
+    if vehicle.charging:
+        to_full_s = (100 - pack.soc_pct) * 36 * pack.capacity_ah / max(1.0, -pack.current_a)
+        fields["charging"] = {
+            "plug": "locked", "power_kw": 55, "current_a": round(max(0.0, -pack.current_a), 1),
+            "target_soc_pct": 80, "time_to_full_s": round(to_full_s), "inlet": "GBT_DC",
+        }  # fmt: skip
+    return fields
+
+
+def alarm(vehicle: Vehicle) -> Fields:
+    """The highest level and what stands."""
+    now = vehicle.alarm
+    fields: Fields = {"max_level": now.level, "flags": list(now.flags)}
+    if now.codes:
+        fields["faults"] = {part: list(codes) for part, codes in now.codes.items()}
+    if now.raised_at is not None:
+        fields["raised_at"] = text(now.raised_at)
+    return fields
+
+
+def login(vehicle: Vehicle) -> Fields:
+    """A login, and what the device is."""
+    return {
+        "event": "login", "session_seq": vehicle.trips % 65_531 + 1, "bms_count": 1,
+        "network": "cellular", "response": "command", "kind": vehicle.kind, "region": "cn",
+        "fleet": "simulated", "vin": vehicle.vin,
+    }  # fmt: skip
+
+
+def heartbeat(vehicle: Vehicle) -> Fields:
+    """Still there."""
+    return {"event": "heartbeat", "network": "cellular", "kind": vehicle.kind, "region": "cn"}
+
+
+def nav(vehicle: Vehicle, event: str) -> Fields:
+    """A trip begins or ends."""
+    return {"event": event, "app": "navigation", "result": "ok", "trip_id": vehicle.trip_id}
+
+
+def cockpit(vehicle: Vehicle) -> Fields:
+    """Cabin and attention."""
+    seats = [vehicle.driven and not vehicle.parked, vehicle.trips % 2 == 1, False, False]
+    return {
+        "event": "hmi_action", "app": "climate", "result": "ok",
+        "latency_ms": round(vehicle.random.uniform(20, 180)),
+        "cabin": {
+            "temp_c": 22.5, "hvac_set_c": 22, "hvac_fan": 40, "occupancy": seats, "belted": seats,
+            "doors": [False] * 4,
+        },
+        "driver": {"distraction_pct": 4, "fatigue_pct": 12, "eyes_on_road": True},
+        "display": {"brightness": 70, "theme": "day", "language": "zh"}, "mem_pct": 58,
+    }  # fmt: skip
+
+
+def chassis(vehicle: Vehicle) -> Fields:
+    """Wheels, steering, brakes."""
+    motion = vehicle.motion
+    speed, lateral = motion.speed_mps * 3.6, motion.speed_mps * motion.yaw_dps / 57.3
+    brake_n = min(0.0, vehicle.mass_kg * motion.accel_mps2)
+    steering = max(-500.0, min(500.0, motion.yaw_dps * 14))
+    return {
+        "wheels": [
+            {"pos": pos, "speed_kmh": round(speed, 1), "tyre_pressure_kpa": 242,
+             "tyre_temp_c": round(24 + speed / 6), "pad_wear_pct": 21}
+            for pos in ("FL", "FR", "RL", "RR")
+        ],
+        "steering": {
+            "wheel_angle_deg": round(steering, 1), "front_angle_deg": round(steering / 15, 2),
+        },
+        "brake": {
+            "pedal_pct": round(min(100.0, -brake_n / vehicle.mass_kg * 12)),
+            "force_n": round(brake_n), "regen_force_n": round(brake_n * 0.65),
+            "parking_engaged": vehicle.parked, "emergency_braking": False,
+        },
+        "accel": {"lon_mps2": round(motion.accel_mps2, 2), "lat_mps2": round(lateral, 2)},
+        "rate": {"yaw_dps": round(motion.yaw_dps, 2)},
+        "abs_active": False, "esc_active": False, "redundancy": {"steer": "full", "brake": "full"},
+    }  # fmt: skip
+
+
+def ad_state(vehicle: Vehicle) -> Fields:
+    """What drives, and how."""
+    motion, stopping = vehicle.motion, vehicle.alarm.level >= 3
+    lon, lat = motion.position
+    return {
+        "autonomy_level": vehicle.autonomy, "operation_mode": vehicle.operation,
+        "in_transition": False, "autonomous_available": not stopping,
+        "mrm_state": "operating" if stopping else "normal",
+        "mrm_behavior": "comfortable_stop" if stopping else "none",
+        "odd_status": "outside" if stopping else "inside",
+        "odd_conditions": {
+            "road_type": "urban", "weather": "clear",
+            "illumination": "tunnel" if motion.in_tunnel else "day",
+            "speed_limit_kmh": round(motion.limit_mps * 3.6),
+        },
+        "route_state": "unset" if vehicle.parked else "set",
+        "motion_state": "moving" if motion.speed_mps > 0 else "stopped",
+        "localization_state": "initialized",
+        "position": {
+            "lon": round(lon, 7), "lat": round(lat, 7), "heading_deg": round(motion.heading_deg, 2),
+        },
+        "crs": "WGS84", "speed_kmh": round(motion.speed_mps * 3.6, 1),
+        "yaw_rate_dps": round(motion.yaw_dps, 2), "accel_lon_mps2": round(motion.accel_mps2, 2),
+        "steering_deg": round(max(-500.0, min(500.0, motion.yaw_dps * 14)), 1),
+        "model": {**_MODEL, "latency_ms_p50": 31.5, "latency_ms_p99": 48, "fps": 20},
+    }  # fmt: skip
+
+
+def ad_event(vehicle: Vehicle) -> Fields:
+    """A reference to a recording a model may learn from."""
+    return capture(vehicle, "scheduled")
+
+
+def capture(vehicle: Vehicle, trigger: str) -> Fields:
+    """A recording, by reference only."""
+    number = vehicle.random.randrange(16**8)
+    return _event(vehicle, "data_capture") | {
+        "capture": {
+            "clip_id": f"{vehicle.name}-{number:08x}", "trigger": trigger,
+            "sensors": ["cam_front", "lidar_top"], "duration_s": 30, "bytes": 1_873_741_824,
+            "sha256": f"{number:064x}", "storage_uri": f"clips/{vehicle.name}-{number:08x}",
+            "anonymised": True, "upload_state": "queued",
+        },
+    }  # fmt: skip
+
+
+def minimum_risk(vehicle: Vehicle) -> Fields:
+    """The vehicle brings itself to a stop."""
+    more = {"reason": "system_fault", "initiator": "av_system", "ads_sw_version": "ads-7.3.1"}
+    return _event(vehicle, "minimum_risk_manoeuvre") | more
+
+
+def _event(vehicle: Vehicle, event: str) -> Fields:
+    lon, lat = vehicle.motion.position
+    return {
+        "event": event, "occurred_at": text(vehicle.clock), "order": 0,
+        "speed_kmh": round(vehicle.motion.speed_mps * 3.6, 1),
+        "position": {"lon": round(lon, 6), "lat": round(lat, 6)}, "crs": "WGS84", "model": _MODEL,
+    }  # fmt: skip
+
+
+def health(vehicle: Vehicle) -> Fields:
+    """Chips and sensors; they are busier in traffic."""
+    busy = 35 + vehicle.motion.speed_mps * 1.6
+    return {
+        "ecus": [
+            {"name": name, "slot": "Central", "temperature_c": round(40 + busy / 2, 1),
+             "cpu_pct": round(busy, 1), "mem_pct": 61, "npu_pct": round(min(100, busy * 1.2), 1),
+             "can_ok": True, "alive_ok": True, "watchdog_ok": True, "throttled": False}
+            for name in ("ad-soc-0", "cockpit-soc")
+        ],
+        "sensors": [
+            {"id": "cam_front", "kind": "camera", "state": "ok", "rate_hz": 30, "drop_pct": 0},
+            {"id": "gnss_0", "kind": "gnss", "rate_hz": 10, "snr_db": 41,
+             "state": "blocked" if vehicle.motion.in_tunnel else "ok"},
+        ],
+        "os": {"name": "vehicle-os", "version": "3.2.0", "security_patch": "2026-10-05"},
+        "ota": {"state": "idle", "progress_pct": 0},
+    }  # fmt: skip
+
+
+def bsm(vehicle: Vehicle) -> Fields:
+    """A basic safety message."""
+    motion = vehicle.motion
+    lon, lat = motion.position
+    return {
+        "msg_type": "BSM", "msg_cnt": vehicle.next_seq("bsm") % 128, "id": vehicle.pseudonym,
+        "sec_mark_ms": vehicle.clock.second * 1000 + vehicle.clock.microsecond // 1000,
+        "lat": round(lat, 7), "lon": round(lon, 7), "elevation_m": 4.0,
+        "speed_mps": round(motion.speed_mps, 2), "heading_deg": round(motion.heading_deg, 4) % 360,
+        "accel": {"lon": round(motion.accel_mps2, 2)}, "yaw_rate_dps": round(motion.yaw_dps, 2),
+        "size": {"width_cm": 189, "length_cm": 468, "height_cm": 145},
+        "transmission": "P" if vehicle.parked else "fwd", "vehicle_class": vehicle.vehicle_class,
+        "events": [0] if vehicle.alarm.level >= 3 else [], "crs": "WGS84",
+    }  # fmt: skip
+
+
+SAY: dict[str, Callable[[Vehicle], Fields]] = {
+    "nev": lambda vehicle: nev(vehicle, vehicle.state),
+    "battery": battery, "alarm": alarm, "session": heartbeat, "cockpit": cockpit,
+    "chassis": chassis, "ad-state": ad_state, "ad-event": ad_event, "health": health, "v2x": bsm,
+}  # fmt: skip

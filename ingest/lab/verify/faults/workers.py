@@ -1,0 +1,130 @@
+"""Workers are killed, frozen, left behind; a clock jumps."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from random import Random
+
+from ingest.lab.verify.faults.fault import LOAD, MOMENT_S, Fault
+from ingest.lab.verify.world import Worker, World, until
+from ingest.schema import load_catalogue
+from ingest.store import registry
+from ingest.store.registry import Registered
+from ingest.worker.takeover import drain
+
+
+async def _worker_sigkill(world: World, chance: Random) -> None:
+    await _goes_and_returns(world, chance, signal.SIGKILL)
+
+
+async def _worker_sigterm(world: World, chance: Random) -> None:
+    await _goes_and_returns(world, chance, signal.SIGTERM)
+
+
+async def _worker_leaves(world: World, chance: Random) -> None:
+    # It leaves only if others are known to stay; the fault before may have kept them silent.
+    heard = (
+        "SELECT count(*) >= $1 FROM iov.worker WHERE broker = $2 "
+        "AND clock_timestamp() - heartbeat_at < interval '10 s'"
+    )
+    broker, number = world.workers[0].settings().broker_id, len(world.workers)
+    await until(lambda: world.ask(heard, number, broker), "every worker's heartbeat")
+    await _goes_and_returns(world, chance, signal.SIGUSR1)
+
+
+async def _goes_and_returns(world: World, chance: Random, number: signal.Signals) -> None:
+    """A worker gets a signal and ends; one of its name starts a little later."""
+    worker = chance.choice(world.victims)
+    await world.some_published(LOAD)
+    status = await worker.end(number)
+    if status and number is not signal.SIGKILL:
+        world.unwell.append(f"worker {worker.number} left {number.name} with status {status}")
+    await asyncio.sleep(chance.uniform(0.2, 2))
+    await worker.start()
+
+
+async def _worker_drained(world: World, chance: Random) -> None:
+    """Killed, and not expected back: what its session has is taken out, through its own proxies."""
+    worker = chance.choice(world.victims)
+    await world.some_published(LOAD)
+    await worker.end(signal.SIGKILL)
+    await world.some_published(LOAD)
+    settings = worker.settings()
+    gone = Registered(worker.client_id, settings.subscription, alive=False)
+    async with registry.reading(settings) as connection:
+        if not await drain(settings, load_catalogue(), connection, gone):
+            world.unwell.append(f"nothing was kept for worker {worker.number}")
+        await registry.forget(connection, settings, worker.client_id)
+    await worker.start()
+
+
+async def _worker_frozen(world: World, chance: Random) -> None:
+    worker = chance.choice(world.workers)
+    assert worker.process is not None
+    worker.process.send_signal(signal.SIGSTOP)
+    worker.frozen = True
+    try:
+        # Half again the keep-alive is when the broker gives it up (MQTT 5, 3.1.2.10).
+        await asyncio.sleep(world.servers.keep_alive_s * 1.5 + chance.uniform(1, 3))
+    finally:
+        worker.process.send_signal(signal.SIGCONT)
+        worker.frozen = False
+
+
+async def _session_left_behind(world: World, _: Random) -> None:
+    """One more worker is started by hand, gets its share, and is not seen again.
+
+    The load goes on. When all has come to rest, another worker must have adopted the session.
+    """
+    worker = await world.hire()
+    await worker.start()
+    await until(worker.ready, "one more ready worker")
+    await world.some_published(LOAD)
+    await worker.end(signal.SIGKILL)
+    world.left_behind.append(worker.client_id)
+    await world.some_published(LOAD)
+
+
+async def _clock_jumps(world: World, chance: Random) -> None:
+    """A worker's clock is suddenly a month wrong, and right again.
+
+    What it received meanwhile must neither be refused for its age nor be acknowledged.
+    """
+    worker = chance.choice(world.victims)
+    shift = world.logs / f"clock-{worker.number}"
+    shift.write_text("+0")
+    await worker.end(signal.SIGTERM)
+    # Kept in a file, and read at each look at the clock (libfaketime's README, 4d and 4g).
+    await worker.start(
+        LD_PRELOAD=str(world.servers.faketime),
+        FAKETIME_TIMESTAMP_FILE=str(shift),
+        FAKETIME_NO_CACHE="1",
+        FAKETIME_DONT_FAKE_MONOTONIC="1",
+    )
+    try:
+        await until(worker.ready, "a ready worker with a clock of its own")
+        await world.some_published(LOAD)
+        shift.write_text(chance.choice(["+31d", "-31d"]))
+        await until(lambda: _unready(worker), "a worker that notices its clock", MOMENT_S)
+        await world.some_published(LOAD)
+        shift.write_text("+0")
+        await until(worker.ready, "a worker that notices that its clock is right", MOMENT_S)
+    finally:
+        await worker.end(signal.SIGTERM)
+        await worker.start()
+
+
+async def _unready(worker: Worker) -> bool:
+    return not await worker.ready()
+
+
+FAULTS = (
+    Fault("worker_sigkill", "a worker is killed", _worker_sigkill),
+    Fault("worker_sigterm", "a worker is restarted in order", _worker_sigterm),
+    Fault("worker_leaves", "a worker leaves for good (SIGUSR1)", _worker_leaves),
+    Fault("worker_drained", "a killed worker's session is drained", _worker_drained),
+    Fault("worker_frozen", "a worker is frozen past its keep-alive", _worker_frozen),
+    Fault("session_left_behind", "a worker more is started and lost", _session_left_behind),
+    Fault("clock_jumps", "a worker's clock is a month wrong", _clock_jumps, "faketime"),
+)

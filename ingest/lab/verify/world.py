@@ -1,0 +1,354 @@
+"""The workers, the proxies between them and the servers, and who may break what of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import aiohttp
+import asyncpg
+
+from ingest.child import child
+from ingest.commands.publisher import Publisher
+from ingest.config import Settings, load
+from ingest.errors import ServerError
+from ingest.lab.embedded import free_port
+from ingest.lab.proxy import Proxy
+from ingest.lab.verify.ledger import VISITOR, Issued, Ledger
+from ingest.lab.verify.servers import Servers, address, through
+from ingest.lab.verify.tap import PROPERTY, Complain, Tap
+from ingest.store import connect
+
+COMMAND = (sys.executable, "-m", "ingest", "run")
+COMMIT_TIMEOUT_S = 5.0
+"""What workers are told: a silent database is left after so long."""
+ADOPT_AFTER_S = 60
+"""Seconds of silence after which workers are told to adopt a session: the least there may be."""
+_PUBLISH_TIMEOUT_S = 2.0
+_WAIT_S = 60.0
+_LOOK_EVERY_S = 0.02
+
+
+async def until(condition: Callable[[], Any], what: str, limit_s: float = _WAIT_S) -> None:
+    """Wait for `condition`, plain or async, to hold; raises ServerError after `limit_s`."""
+    try:
+        async with asyncio.timeout(limit_s):
+            while True:
+                value = condition()
+                if await value if asyncio.iscoroutine(value) else value:
+                    return
+                await asyncio.sleep(_LOOK_EVERY_S)
+    except TimeoutError:
+        raise ServerError(f"waited {limit_s:.0f} s in vain for {what}") from None
+
+
+class Worker:
+    """One worker process with a proxy to each server; what it says goes to a file."""
+
+    def __init__(
+        self,
+        number: int,
+        servers: Servers,
+        command: Sequence[str],
+        environ: Mapping[str, str],
+        log: Path,
+    ) -> None:
+        self.number = number
+        self.client_id = f"iov-verify-{servers.run}-{number}"
+        self.process: asyncio.subprocess.Process | None = None
+        self.subscriptions = 0
+        """How many SUBACKs it was sent."""
+        self.crashes = 0
+        """How often it ended by itself."""
+        self.frozen = False
+        self._servers, self._command, self._environ, self._log = servers, command, environ, log
+        self._port = free_port()
+        self.broker: Proxy
+        self.database: Proxy
+
+    async def open(self, stack: AsyncExitStack, ledger: Ledger, complain: Complain) -> None:
+        """Its proxies, listening until the stack unwinds."""
+        settings = self._servers.settings
+        self.broker = await stack.enter_async_context(
+            Proxy(
+                settings.broker.hostname,
+                settings.broker_port,
+                tls=settings.tls(),
+                listener=lambda: Tap(ledger.settle, self._subscribed, complain).listener(),
+            )
+        )
+        self.database = await stack.enter_async_context(Proxy(*address(self._servers.worker_url)))
+
+    def _subscribed(self) -> None:
+        self.subscriptions += 1
+
+    async def start(self, **environ: str) -> None:
+        """Start the process, with some more environment; it is ready when `ready` says so."""
+        with self._open_log() as log:
+            self.process = await child(
+                *self._command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**_without_settings(), **self._environ, **self._own(), **environ},
+            )
+
+    def settings(self) -> Settings:
+        """What it is told."""
+        return load(environ={**self._environ, **self._own()})
+
+    def _open_log(self) -> IO[bytes]:
+        return self._log.open("ab")
+
+    def _own(self) -> dict[str, str]:
+        url = through(self._servers.worker_url, self.database.port)
+        return {
+            "IOV_MQTT_URL": f"mqtt://127.0.0.1:{self.broker.port}",
+            "IOV_DATABASE_URL": url,
+            "IOV_MQTT_CLIENT_ID": self.client_id,
+            "IOV_HTTP_PORT": str(self._port),
+        }
+
+    async def end(self, number: signal.Signals | None = None) -> int:
+        """Its exit status, after a signal or by itself; killed where that takes too long."""
+        assert self.process is not None
+        process, self.process = self.process, None
+        try:
+            if number is not None:
+                process.send_signal(number)
+            async with asyncio.timeout(_WAIT_S):
+                return await process.wait()
+        except ProcessLookupError:
+            self.crashes += 1  # a moment before
+            return await process.wait()
+        except TimeoutError:
+            process.kill()
+            return await process.wait()
+
+    async def revive(self) -> None:
+        """Start it again where it ended by itself, and count that."""
+        if self.process is not None and self.process.returncode is not None:
+            self.crashes += 1
+            await self.start()
+
+    async def ready(self) -> bool:
+        """Whether it says it would store a message now."""
+        if self.process is None or self.frozen:
+            return False
+        try:
+            timeout = aiohttp.ClientTimeout(total=1)
+            async with (
+                aiohttp.ClientSession(timeout=timeout) as client,
+                client.get(f"http://127.0.0.1:{self._port}/readyz") as answer,
+            ):
+                return answer.ok
+        except (aiohttp.ClientError, TimeoutError):
+            return False
+
+    def resources(self) -> tuple[float, int] | None:
+        """(resident memory in MB, open file descriptors); None while it does not run."""
+        if self.process is None:
+            return None
+        proc = Path("/proc") / str(self.process.pid)
+        try:
+            pages = int((proc / "statm").read_text().split()[1])
+            return pages * os.sysconf("SC_PAGE_SIZE") / 1e6, len(list((proc / "fd").iterdir()))
+        except (OSError, IndexError):
+            return None
+
+
+class Hire(Protocol):
+    """Makes one more worker."""
+
+    async def __call__(
+        self, number: int | None = None, on: Servers | None = None, **more: str
+    ) -> Worker:
+        """With its proxies open, and not started; by default of a new number, `on` our servers.
+
+        `more` of environment than the others have.
+        """
+
+
+Visitor = tuple[str, str, bytes, str | None]
+"""(end of the device's name, stream, payload, encoding) of a message that is no debt."""
+
+
+@dataclass
+class World:
+    """Everything while it runs."""
+
+    servers: Servers
+    ledger: Ledger
+    gate: Proxy
+    """Between publisher and broker."""
+    publisher: Publisher
+    """Through the gate."""
+    workers: list[Worker]
+    hire: Hire
+    logs: Path
+    publishing: asyncio.Event = field(default_factory=asyncio.Event)
+    outstanding: int = 0
+    """Messages on their way to the broker."""
+    unwell: list[str] = field(default_factory=list)
+    """What went wrong besides the messages."""
+    left_behind: list[str] = field(default_factory=list)
+    """Client ids whose sessions somebody has to adopt."""
+
+    @property
+    def victims(self) -> list[Worker]:
+        """Who may be killed: not the first, whose memory is to tell the whole story."""
+        return self.workers[1:] or self.workers
+
+    async def ask(self, query: str, *args: Any) -> Any:
+        """One value from the scratch database, as its owner and past every proxy."""
+        async with self.owner() as connection:
+            return await connection.fetchval(query, *args)
+
+    @asynccontextmanager
+    async def owner(self) -> AsyncIterator[asyncpg.Connection]:
+        """A connection to the scratch database that may write whatever its default says."""
+        settings = load(environ={"IOV_DATABASE_URL": self.servers.database_url})
+        connection = await connect(
+            settings, "iov-ingest verify", default_transaction_read_only="off"
+        )
+        try:
+            yield connection
+        finally:
+            connection.terminate()
+
+    async def publish(self, message: Issued, publisher: Publisher | None = None) -> None:
+        """Publish a message that was issued, now or before; the broker has acknowledged it then."""
+        properties = {PROPERTY: str(message.number)}
+        if message.encoding:
+            properties["content-encoding"] = message.encoding
+        topic = f"{self.servers.prefix}iov/v1/{message.device}/{message.stream}"
+        await (publisher or self.publisher).publish(topic, message.payload, properties)
+
+    async def visit(
+        self, visitors: Sequence[Visitor], limit_s: float, publisher: Publisher | None = None
+    ) -> None:
+        """Publish messages that are no debts, and wait until workers have acknowledged them all.
+
+        Where a session is left behind they wait for its adoption first: it would get its share.
+        """
+        if publisher is None:
+            await until(self.adopted, "the adoption of a session", 2 * ADOPT_AFTER_S)
+        numbers = []
+        for device, stream, payload, encoding in visitors:
+            name = f"{VISITOR}{device}"
+            number = self.ledger.visitor(name)
+            numbers.append(number)
+            message = Issued(number, name, stream, payload, encoding)
+            await self.publish(message, publisher)
+        settled = self.ledger.visitors_settled
+        await until(lambda: settled.issuperset(numbers), "the visitors' acknowledgements", limit_s)
+
+    async def adopted(self) -> bool:
+        """Tell if no session is left behind any more."""
+        query = "SELECT count(*) FROM iov.worker WHERE client_id = ANY($1::text[])"
+        return not self.left_behind or await self.ask(query, self.left_behind) == 0
+
+    async def pause(self) -> None:
+        """Stop publishing, and wait until the broker has acknowledged what was begun."""
+        self.publishing.clear()
+        await until(lambda: not self.outstanding, "the broker's acknowledgements")
+
+    async def all_ready(self) -> bool:
+        """Whether every worker is ready."""
+        for worker in self.workers:
+            if not await worker.ready():
+                return False
+        return True
+
+    async def some_published(self, messages: int) -> None:
+        """Wait until so many more messages were published."""
+        wanted = self.ledger.published + messages
+        await until(lambda: self.ledger.published >= wanted, "the load")
+
+    async def resubscribed(self, before: Sequence[int]) -> None:
+        """Wait until every worker has subscribed since it had so many subscriptions."""
+        pairs = list(zip(self.workers, before, strict=True))
+        await until(
+            lambda: all(worker.subscriptions > count for worker, count in pairs),
+            "the workers' subscriptions",
+        )
+
+
+@asynccontextmanager
+async def world(
+    servers: Servers,
+    ledger: Ledger,
+    *,
+    workers: int,
+    logs: Path,
+    command: Sequence[str] = COMMAND,
+    **settings: str,
+) -> AsyncIterator[World]:
+    """Workers on the servers while the block runs, ready from the start; `settings` are theirs."""
+    environ = _environment(servers) | {f"IOV_{k.upper()}": v for k, v in settings.items()}
+    async with AsyncExitStack() as stack:
+        broker = servers.settings
+        gate = await stack.enter_async_context(
+            Proxy(broker.broker.hostname, broker.broker_port, tls=broker.tls())
+        )
+        to_gate = broker.model_copy(update={"mqtt_url": f"mqtt://127.0.0.1:{gate.port}"})
+        publisher = Publisher(to_gate, timeout_s=_PUBLISH_TIMEOUT_S)
+        numbers = count(1)
+
+        async def hire(number: int | None = None, on: Servers | None = None, **more: str) -> Worker:
+            number = number or next(numbers)
+            log = logs / f"worker-{number}.log"
+            worker = Worker(number, on or servers, command, environ | more, log)
+            await worker.open(stack, ledger, whole.unwell.append)
+            stack.push_async_callback(_end, worker)
+            return worker
+
+        whole = World(servers, ledger, gate, publisher, [], hire, logs)
+        whole.workers += [await hire() for _ in range(workers)]
+        for worker in whole.workers:
+            await worker.start()
+        await until(whole.all_ready, f"ready workers (their logs are in {logs})")
+        yield whole
+
+
+async def _end(worker: Worker) -> None:
+    if worker.process is not None and worker.process.returncode is None:
+        worker.process.kill()
+        await worker.process.wait()
+
+
+_BROKER_ID = "verify"
+
+
+def _environment(servers: Servers) -> dict[str, str]:
+    """What every worker is told, but for what is its own."""
+    environ = {
+        "IOV_MQTT_GROUP": f"iov-verify-{servers.run}",
+        "IOV_MQTT_TOPIC": f"{servers.prefix}iov/v1/+/+",
+        # Each worker has a port of its own to it.
+        "IOV_MQTT_BROKER_ID": _BROKER_ID,
+        "IOV_HTTP_HOST": "127.0.0.1",
+        "IOV_COMMIT_TIMEOUT_S": str(COMMIT_TIMEOUT_S),
+        "IOV_ADOPT_AFTER_S": str(ADOPT_AFTER_S),
+        "IOV_UNSAFE_DATABASE": servers.settings.unsafe_database,
+        "IOV_DEAD_LETTER_UNREADABLE": "payload",
+        "IOV_DEAD_LETTERS_PER_MINUTE": "1000000000",  # each is a debt
+        "IOV_DEAD_LETTER_BYTES_PER_MINUTE": "1000000000000",
+    }
+    if servers.settings.mqtt_username:
+        environ["IOV_MQTT_USERNAME"] = servers.settings.mqtt_username
+    if (secret := servers.settings.mqtt_secret()) is not None:
+        environ["IOV_MQTT_PASSWORD"] = secret
+    return environ
+
+
+def _without_settings() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("IOV_")}

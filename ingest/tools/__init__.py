@@ -1,1 +1,0 @@
-"""Programs around the service: they use it, it never uses them."""
