@@ -7,16 +7,14 @@ that may hold one is ever printed.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import socket
-import ssl
 import tomllib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -28,11 +26,11 @@ from pydantic import (
     model_validator,
 )
 
-from ingest import database_url
+from ingest.broker import DEFAULT_PORTS, Broker
+from ingest.database import Database, url_problems
 from ingest.errors import ConfigError, Unavailable
 
 PREFIX = "IOV_"
-_DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
 _LEAST_SILENCE_S = 60
 _BATCH_ROWS = 2_000
 _WINDOW_BATCHES = 3
@@ -44,8 +42,6 @@ _BY_ANOTHER_NAME = {
 }  # fmt: skip
 """Names of others for the two servers."""
 _IN_THE_URL = {"HOST", "HOSTNAME", "PORT", "SERVER", "ADDRESS", "DSN", "URI", "NAME", "SSLMODE"}
-_APPLICATION_NAME_BYTES = 63
-"""PostgreSQL cuts `application_name` at NAMEDATALEN - 1."""
 
 
 def _host_client_id() -> str:
@@ -164,7 +160,7 @@ class Settings(BaseModel):
             host, _ = parts.hostname, parts.port
         except ValueError:
             raise ValueError("is not a URL like mqtt://host:1883") from None
-        if parts.scheme not in _DEFAULT_PORTS:
+        if parts.scheme not in DEFAULT_PORTS:
             raise ValueError("must begin with mqtt://, mqtts://, ws:// or wss://")
         if not host:
             raise ValueError("names no host")
@@ -179,7 +175,7 @@ class Settings(BaseModel):
             return None
         if not url.get_secret_value().startswith(("postgresql://", "postgres://")):
             raise ValueError("must begin with postgresql:// or postgres://")
-        if problems := database_url.problems(url.get_secret_value()):
+        if problems := url_problems(url.get_secret_value()):
             raise ValueError("; ".join(problems))
         return url
 
@@ -235,81 +231,32 @@ class Settings(BaseModel):
         return self
 
     @property
-    def broker(self) -> SplitResult:
-        """The broker's URL in its parts; it holds no secret."""
-        assert self.mqtt_url is not None
-        return urlsplit(self.mqtt_url)
+    def broker(self) -> Broker:
+        """What is said of the broker, for whoever connects to it."""
+        secret = self.mqtt_password
+        return Broker(
+            url=self.mqtt_url,
+            client_id=self.mqtt_client_id,
+            group=self.mqtt_group,
+            topic=self.mqtt_topic,
+            client=self.mqtt_client,
+            receive_maximum=self.mqtt_receive_maximum,
+            session_expiry_s=self.mqtt_session_expiry_s,
+            max_payload_bytes=self.max_payload_bytes,
+            name=self.mqtt_broker_id,
+            username=self.mqtt_username,
+            password=secret.get_secret_value() if secret else None,
+            password_file=self.mqtt_password_file,
+            ca_file=self.mqtt_ca_file,
+            cert_file=self.mqtt_cert_file,
+            key_file=self.mqtt_key_file,
+        )
 
     @property
-    def broker_port(self) -> int:
-        """Port of the broker, the scheme's own where the URL names none."""
-        return self.broker.port or _DEFAULT_PORTS[self.broker.scheme]
-
-    @property
-    def broker_id(self) -> str:
-        """Which broker it is: a worker is its client id there, and another one elsewhere."""
-        return self.mqtt_broker_id or self.broker_address
-
-    @property
-    def broker_address(self) -> str:
-        """`host:port` of the broker."""
-        return f"{self.broker.hostname}:{self.broker_port}"
-
-    @property
-    def database_address(self) -> str:
-        """`host:port/database`, without user and password."""
-        return database_url.address(self.dsn())
-
-    @property
-    def subscription(self) -> str:
-        """The filter sent in SUBSCRIBE: shared where there is a group."""
-        return f"$share/{self.mqtt_group}/{self.mqtt_topic}" if self.mqtt_group else self.mqtt_topic
-
-    @property
-    def application_name(self) -> str:
-        """The worker's name at PostgreSQL: client id, group and broker, or their digest.
-
-        Connections of that name are ended as its own, so it must be nobody else's: two brokers on
-        one database may well have workers of one client id.
-        """
-        name = f"iov-ingest {self.mqtt_client_id}"
-        if self.mqtt_url:
-            name += f" {self.mqtt_group}@{self.broker_id}"
-        if len(name.encode()) <= _APPLICATION_NAME_BYTES:
-            return name
-        return "iov-ingest " + hashlib.sha256(name.encode()).hexdigest()[:32]
-
-    def mqtt_secret(self) -> str | None:
-        """The broker's password, from the setting or its file (its last line feed dropped).
-
-        Files are read anew for each connection, for secrets are renewed while we run; Unavailable
-        while one cannot be read. The same holds for `tls`.
-        """
-        if self.mqtt_password_file:
-            try:
-                return self.mqtt_password_file.read_text().rstrip("\r\n")
-            except (OSError, UnicodeDecodeError) as exc:
-                why = type(exc).__name__
-                raise Unavailable(f"the password file cannot be read: {why}") from None
-        return self.mqtt_password.get_secret_value() if self.mqtt_password else None
-
-    def tls(self) -> ssl.SSLContext | None:
-        """TLS 1.2 or later with the host name checked, or None for a plain connection."""
-        if self.broker.scheme not in {"mqtts", "wss"}:
-            return None
-        try:
-            context = ssl.create_default_context(cafile=self.mqtt_ca_file)
-            context.minimum_version = ssl.TLSVersion.TLSv1_2
-            if self.mqtt_cert_file:
-                context.load_cert_chain(self.mqtt_cert_file, self.mqtt_key_file)
-        except OSError as exc:  # SSLError is one
-            raise Unavailable(f"the TLS files cannot be used: {exc}") from exc
-        return context
-
-    def dsn(self) -> str:
-        """The database URL in clear, for the driver alone."""
+    def database(self) -> Database:
+        """What is said of the database, for whoever connects to it."""
         assert self.database_url is not None
-        return self.database_url.get_secret_value()
+        return Database(self.database_url.get_secret_value())
 
 
 def load(
@@ -341,7 +288,7 @@ def load(
     try:
         settings = Settings(**values)
         if settings.mqtt_url and not problems:
-            settings.tls()
+            settings.broker.tls()
     except ValidationError as exc:
         problems += _sentences(exc)
     except Unavailable as exc:

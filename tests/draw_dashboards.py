@@ -58,7 +58,7 @@ async def _run(directory: Path) -> None:
             async with (
                 working(broker.url, server.url, catalogue) as worker,
                 prometheus(Path(scratch), worker.service.http_port or 0, every="1s") as url,
-                Publisher(settings) as publisher,
+                Publisher(settings.broker) as publisher,
             ):
                 sys.stdout.write(f"{PAST} of the past, then {RUN_S:.0f} s of the present\n")
                 await publisher.publish_all(_past(fleet), lambda _: None)

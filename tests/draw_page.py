@@ -43,7 +43,7 @@ async def run(directory: Path) -> None:
                 await take(page, directory, "nothing")
                 async with (
                     working(broker.url, server.url, catalogue, mqtt_client_id="worker-2"),
-                    Publisher(settings) as publisher,
+                    Publisher(settings.broker) as publisher,
                 ):
                     simulation = Simulation(fleet, MESSAGES_PER_S, BUSY_S)
                     simulating = asyncio.create_task(simulation.run(publisher))

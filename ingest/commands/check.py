@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 from uuid import uuid4
 
@@ -21,6 +21,7 @@ import typer
 from aiomqtt.exceptions import MqttConnectError
 from rich.markup import escape
 
+from ingest.broker import Broker
 from ingest.commands.common import (
     ConfigOption,
     JsonOption,
@@ -36,7 +37,7 @@ from ingest.config import Settings
 from ingest.errors import ConfigError, SchemaError, Unavailable
 from ingest.schema import Catalogue, load_catalogue
 from ingest.source import Inbox
-from ingest.source.client import Leaving, UnsupportedVersion
+from ingest.source.client import Stay, UnsupportedVersion
 from ingest.source.mqtt5 import Mqtt5Client
 from ingest.store import (
     away,
@@ -44,7 +45,7 @@ from ingest.store import (
     durability_problem,
     expect_migrated,
     may_be_accepted,
-    registry,
+    register,
     translated,
 )
 from ingest.store.heartbeat import mend
@@ -128,11 +129,11 @@ async def check(settings: Settings) -> Findings:
 
 
 async def _database(settings: Settings, catalogue: Catalogue, found: Findings) -> None:
-    where, state = f"database {settings.database_address}", dict[str, Any]()
+    where, state = f"database {settings.database.address}", dict[str, Any]()
     try:
         with translated(away):
             async with asyncio.timeout(_TIMEOUT_S):
-                connection = await connect(settings, "iov-ingest check")
+                connection = await connect(settings.database, "iov-ingest check")
                 try:
                     state = dict(await connection.fetchrow(_DATABASE))
                     if problem := await durability_problem(connection):
@@ -140,7 +141,8 @@ async def _database(settings: Settings, catalogue: Catalogue, found: Findings) -
                         told = found.warnings if accepted else found.problems
                         told.append(f"{where}: {problem}")
                     await expect_migrated(connection, catalogue)
-                    for gone in await registry.silent(connection, settings, registry.SILENT_S):
+                    workers = register.Register(connection, settings.broker)
+                    for gone in await workers.silent(register.SILENT_S):
                         found.problems.append(
                             f"worker {gone.client_id} is silent: {mend(gone.client_id)}"
                         )
@@ -158,11 +160,11 @@ async def _database(settings: Settings, catalogue: Catalogue, found: Findings) -
 
 
 async def _broker(settings: Settings, found: Findings) -> None:
-    where = f"broker {settings.broker_address}"
+    where = f"broker {settings.broker.address}"
     try:
         async with asyncio.timeout(_TIMEOUT_S * 2):
-            if settings.broker.scheme in {"ws", "wss"} or settings.mqtt_client == "aiomqtt":
-                await _round_trip(settings, aiomqtt.ProtocolVersion.V5)
+            if settings.broker.is_web or settings.mqtt_client == "aiomqtt":
+                await _round_trip(settings.broker, aiomqtt.ProtocolVersion.V5)
             else:
                 await _measure(settings, found)
     except (UnsupportedVersion, MqttConnectError):
@@ -176,7 +178,7 @@ async def _broker(settings: Settings, found: Findings) -> None:
 async def _version_3(settings: Settings, found: Findings, where: str) -> None:
     try:
         async with asyncio.timeout(_TIMEOUT_S):
-            await _round_trip(settings, aiomqtt.ProtocolVersion.V311)
+            await _round_trip(settings.broker, aiomqtt.ProtocolVersion.V311)
     except TimeoutError:
         found.problems.append(f"{where}: passes no message on within {_TIMEOUT_S:.0f} s")
     except aiomqtt.MqttError as exc:
@@ -187,44 +189,44 @@ async def _version_3(settings: Settings, found: Findings, where: str) -> None:
         )
 
 
-async def _round_trip(settings: Settings, version: aiomqtt.ProtocolVersion) -> None:
+async def _round_trip(broker: Broker, version: aiomqtt.ProtocolVersion) -> None:
     """One message through a subscription like the workers', beside theirs."""
-    own = _own(settings)
-    async with client_for(settings, own.mqtt_client_id, version) as client:
+    own = _own(broker)
+    async with client_for(broker, own.client_id, version) as client:
         await client.subscribe(own.subscription, qos=1)
-        await client.publish(own.mqtt_topic, b"iov-ingest check", qos=1)
+        await client.publish(own.topic, b"iov-ingest check", qos=1)
         async for _ in client.messages:
             return
 
 
-def _own(settings: Settings) -> Settings:
-    """The settings of a visitor: its own name, topic and group, and a session that is not kept."""
+def _own(broker: Broker) -> Broker:
+    """Make a visitor: its own name, topic and group, and a session that is not kept."""
     name = f"iov-check-{uuid4().hex[:12]}"
-    return settings.model_copy(
-        update={
-            "mqtt_client_id": name,
-            "mqtt_topic": f"iov-check/{name}",
-            "mqtt_group": name if settings.mqtt_group else "",
-            "mqtt_receive_maximum": 65_535,
-            "mqtt_session_expiry_s": 0,
-        }
+    return replace(
+        broker,
+        client_id=name,
+        topic=f"iov-check/{name}",
+        group=name if broker.group else "",
+        receive_maximum=65_535,
+        session_expiry_s=0,
     )
 
 
 async def _measure(settings: Settings, found: Findings) -> None:
     """See what the broker delivers to a client that acknowledges nothing, and then the rest."""
-    own, where = _own(settings), f"broker {settings.broker_address}"
+    broker = settings.broker
+    own, where = _own(broker), f"broker {broker.address}"
     inbox = Inbox(PROBES + 1)
     async with _subscribed(own, inbox) as session:
-        if settings.mqtt_group:
+        if broker.group:
             found.measured["shared_subscriptions"] = True
-        if not await _may_publish(settings, own.mqtt_topic, inbox):
+        if not await _may_publish(broker, own.topic, inbox):
             found.warnings.append(
                 f"{where}: its limits were not measured: this user may not publish to iov-check/#"
             )
             return
-        async with Publisher(settings) as publisher:
-            await publisher.publish_all(_probes(own.mqtt_topic), lambda _: None)
+        async with Publisher(settings.broker) as publisher:
+            await publisher.publish_all(_probes(own.topic), lambda _: None)
         window = await _quiet(inbox)
         settling = asyncio.create_task(_settle(inbox), name="check settle")
         arrived = await _quiet(inbox)
@@ -252,13 +254,13 @@ async def _measure(settings: Settings, found: Findings) -> None:
 
 
 @asynccontextmanager
-async def _subscribed(own: Settings, inbox: Inbox) -> AsyncIterator[asyncio.Task[None]]:
+async def _subscribed(own: Broker, inbox: Inbox) -> AsyncIterator[asyncio.Task[None]]:
     """A subscription of our own while the block runs; raises what keeps it from being made.
 
     The session that is yielded is done where the connection has ended.
     """
     subscribed = asyncio.Event()
-    client = Mqtt5Client(own, inbox, Leaving(own.subscription), clean_start=True)
+    client = Mqtt5Client(own, inbox, Stay(own.subscription), clean_start=True)
     session = asyncio.create_task(client.session(lambda _: subscribed.set()), name="check session")
     made = asyncio.create_task(subscribed.wait(), name="check subscribed")
     try:
@@ -272,11 +274,11 @@ async def _subscribed(own: Settings, inbox: Inbox) -> AsyncIterator[asyncio.Task
         await asyncio.wait([session])
 
 
-async def _may_publish(settings: Settings, topic: str, inbox: Inbox) -> bool:
+async def _may_publish(broker: Broker, topic: str, inbox: Inbox) -> bool:
     """Whether one message comes back; some brokers refuse it, some drop it without a word."""
     name = f"iov-check-{uuid4().hex[:12]}"
     try:
-        async with client_for(settings, name, aiomqtt.ProtocolVersion.V5) as client:
+        async with client_for(broker, name, aiomqtt.ProtocolVersion.V5) as client:
             await client.publish(topic, b"iov-ingest check", qos=1, timeout=_QUIET_S)
     except aiomqtt.MqttError:
         return False

@@ -78,7 +78,7 @@ def import_(
 async def _import(
     settings: Settings, catalogue: Catalogue, found: list[Described]
 ) -> dict[str, Any]:
-    with naming(settings):
+    with naming(settings.database):
         return await import_devices(settings, catalogue, found)
 
 
@@ -135,7 +135,7 @@ async def import_devices(
     settings: Settings, catalogue: Catalogue, devices: list[Described]
 ) -> dict[str, Any]:
     """Add what is not there, describe what is; all of it or nothing. The keys of `--json`."""
-    connection = await connect(settings, "iov-ingest devices", command_timeout_s=None)
+    connection = await connect(settings.database, "iov-ingest devices", command_timeout_s=None)
     try:
         await expect_migrated(connection, catalogue)
         async with connection.transaction():

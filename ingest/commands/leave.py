@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 from typing import Annotated, Any
 
-import asyncpg
 import typer
 
+from ingest.broker import Broker
 from ingest.commands import statefulset
 from ingest.commands.common import (
     ConfigOption,
@@ -23,9 +23,9 @@ from ingest.commands.common import (
 from ingest.config import Settings
 from ingest.errors import NotReady
 from ingest.schema import load_catalogue
-from ingest.store import registry
-from ingest.store.registry import Registered
-from ingest.worker.takeover import drain
+from ingest.store import register
+from ingest.store.register import Register, Registered
+from ingest.worker.takeover import take_over
 
 _LOOK_EVERY_S = 0.5
 
@@ -87,20 +87,22 @@ async def leave(
     unregistered: bool = False,
     progress: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Have a worker leave; the keys of `--json`.
+    """Have a worker leave; return the keys of `--json`.
 
-    A worker that is at work is asked to, and waited for. From one that is not its session is taken
-    over. Raises NotReady where nobody would be left to take what is new, unless it is the `last`,
-    or the register does not know it, unless it is `unregistered`; Unavailable where a server is
-    away, or the worker came back.
+    A worker that is at work is asked to, and waited for. If it is not at work, its session is
+    taken over. Raises
+
+    - NotReady if nobody would be left to take what is new, unless it is the `last`
+    - NotReady if the register does not know the worker, unless it is `unregistered`
+    - Unavailable if a server is away, or the worker came back
     """
-    async with registry.reading(settings) as connection:
-        worker = await registry.find(connection, settings, client_id)
+    async with register.opened(settings.database, settings.broker) as opened:
+        worker = await opened.find(client_id)
         if worker is None:
             if not unregistered:
-                await _unknown(connection, settings, client_id)
-            worker = Registered(client_id, settings.subscription, alive=False)
-        if not await registry.may_leave(connection, settings, worker, last=last):
+                await _unknown(opened, settings.broker, client_id)
+            worker = Registered(client_id, settings.broker.subscription, alive=False)
+        if not await opened.ask_to_leave(worker, last=last):
             raise NotReady(
                 f"no other worker is at work on {worker.subscription}: what is published would be "
                 "kept for nobody. Start another one first, or say --last"
@@ -109,7 +111,7 @@ async def leave(
             progress(f"{client_id} was asked to leave and is taking out what is left for it")
         while worker.alive:
             await asyncio.sleep(_LOOK_EVERY_S)
-            found = await registry.find(connection, settings, client_id)
+            found = await opened.find(client_id)
             if found is None:
                 return {"client_id": client_id, "how": "left", "messages": None}
             if found.alive and not found.leaving:
@@ -117,17 +119,18 @@ async def leave(
             worker = found
         progress(f"taking out what the broker keeps for {client_id}")
         began_s = time.monotonic()
-        messages = await drain(settings, load_catalogue(settings.schema_dir), connection, worker)
+        catalogue = load_catalogue(settings.schema_dir)
+        messages = await take_over(settings, catalogue, opened, worker)
         silent_s = time.monotonic() - began_s
-        await registry.forget(connection, settings, client_id, silent_s=silent_s)
+        await opened.forget(client_id, silent_s=silent_s)
     how = "no session" if messages is None else "drained"
     return {"client_id": client_id, "how": how, "messages": messages or 0}
 
 
-async def _unknown(connection: asyncpg.Connection, settings: Settings, client_id: str) -> None:
+async def _unknown(opened: Register, broker: Broker, client_id: str) -> None:
     """Say why a worker is not found: the wrong name for it would be a live one's session."""
-    here = registry.broker_of(settings)
-    if there := await registry.elsewhere(connection, settings, client_id):
+    here = broker.id
+    if there := await opened.elsewhere(client_id):
         raise NotReady(
             f"{client_id} is in the register under the broker {there}, not {here}: set "
             "IOV_MQTT_URL, or IOV_MQTT_BROKER_ID, as its workers have it"

@@ -51,7 +51,7 @@ def migrate_(
 
 
 async def _migrate(settings: Settings, catalogue: Catalogue, *, dry_run: bool) -> Any:
-    with naming(settings):
+    with naming(settings.database):
         return await migrate(
             settings,
             catalogue,

@@ -14,8 +14,8 @@ from aiomqtt.exceptions import MqttConnectError
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from ingest.broker import Broker
 from ingest.commands.message import Message
-from ingest.config import Settings
 from ingest.errors import Unavailable
 
 _AT_ONCE = 100
@@ -32,7 +32,7 @@ class Publisher:
 
     def __init__(
         self,
-        settings: Settings,
+        broker: Broker,
         qos: int = 1,
         *,
         timeout_s: float = _TIMEOUT_S,
@@ -44,7 +44,7 @@ class Publisher:
         """
         self._waiting, self._told = waiting, ""
         self._was_there = False
-        self._settings = settings
+        self._broker = broker
         self._qos = qos
         self._timeout_s = timeout_s
         self._client: aiomqtt.Client | None = None
@@ -80,7 +80,7 @@ class Publisher:
                 await self._broken(client)
             else:
                 return
-        raise Unavailable(f"{self._broker}: it accepts no messages")
+        raise Unavailable(f"{self._named}: it accepts no messages")
 
     async def publish_all(
         self, messages: AsyncIterator[Message], done: Callable[[Message], None]
@@ -108,7 +108,7 @@ class Publisher:
                 if self._client is not None:
                     return self._client
                 client = client_for(
-                    self._settings,
+                    self._broker,
                     f"iov-publish-{uuid4().hex[:12]}",
                     self._versions[0],
                     timeout_s=self._timeout_s,
@@ -117,22 +117,22 @@ class Publisher:
                     await client.__aenter__()
                 except MqttConnectError as exc:
                     if len(self._versions) == 1:
-                        raise Unavailable(f"{self._broker}: it refused us: {exc}") from exc
+                        raise Unavailable(f"{self._named}: it refused us: {exc}") from exc
                     del self._versions[0]
                 except aiomqtt.MqttError as exc:
                     why = str(exc)
                     if why != self._told:
                         self._told = why
-                        self._waiting(f"{self._broker}: {why}")
+                        self._waiting(f"{self._named}: {why}")
                     await asyncio.sleep(_RETRY_S)
                 else:
                     client.pending_calls_threshold = _QUIET
                     self._client, self._was_there = client, True
-            raise Unavailable(f"{self._broker}: {why}")
+            raise Unavailable(f"{self._named}: {why}")
 
     @property
-    def _broker(self) -> str:
-        return f"broker {self._settings.broker_address}"
+    def _named(self) -> str:
+        return f"broker {self._broker.address}"
 
     async def _broken(self, client: aiomqtt.Client) -> None:
         async with self._lock:
@@ -146,24 +146,23 @@ class Publisher:
 
 
 def client_for(
-    settings: Settings,
+    broker: Broker,
     name: str,
     version: aiomqtt.ProtocolVersion,
     *,
     timeout_s: float = _TIMEOUT_S,
 ) -> aiomqtt.Client:
     """A client of its own name at the configured broker, with a clean session."""
-    web = settings.broker.scheme in {"ws", "wss"}
     return aiomqtt.Client(
-        settings.broker.hostname or "",
-        settings.broker_port,
-        username=settings.mqtt_username,
-        password=settings.mqtt_secret(),
+        broker.host,
+        broker.port,
+        username=broker.username,
+        password=broker.secret(),
         identifier=name,
         protocol=version,
         max_inflight_messages=_AT_ONCE,
-        tls_context=settings.tls(),
-        transport="websockets" if web else "tcp",
-        websocket_path=settings.broker.path or "/mqtt" if web else None,
+        tls_context=broker.tls(),
+        transport="websockets" if broker.is_web else "tcp",
+        websocket_path=broker.path if broker.is_web else None,
         timeout=timeout_s,
     )

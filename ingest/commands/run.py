@@ -51,7 +51,7 @@ def run(
         options = [] if config is None else ["--config", str(config)]
         command = [sys.executable, "-m", "ingest"]
         supervisor = Supervisor(
-            settings, [*command, "run", *options], workers, [*command, "drain", *options]
+            settings, [*command, "run", *options], workers, [*command, "leave", *options]
         )
         if not run_async(_supervise(supervisor)):
             raise typer.Exit(1)

@@ -102,7 +102,7 @@ async def demo(
             await _ready(service)
             started(show)
             stopping = tasks.create_task(_stop_when(stop, simulation), name="stop")
-            async with Publisher(settings) as publisher:
+            async with Publisher(settings.broker) as publisher:
                 await simulation.run(publisher)
             stopping.cancel()
             await _at_rest(show)
@@ -149,7 +149,7 @@ async def _at_rest(show: Demo) -> None:
 
 async def _stored(settings: Settings, catalogue: Catalogue) -> dict[str, int]:
     """Rows in the database by stream: counted at the far end, not by those who wrote them."""
-    connection = await asyncpg.connect(settings.dsn())
+    connection = await asyncpg.connect(settings.database.url)
     try:
         return {
             name: await connection.fetchval(f'SELECT count(*) FROM iov."{stream.table}"')  # noqa: S608  a schema's own name, quoted

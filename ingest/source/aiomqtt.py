@@ -19,7 +19,7 @@ from paho.mqtt.client import MQTT_CLEAN_START_FIRST_ONLY
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from ingest.config import Settings
+from ingest.broker import Broker
 from ingest.errors import Unavailable
 from ingest.model import Arrival, Delivery
 from ingest.source.client import (
@@ -28,8 +28,9 @@ from ingest.source.client import (
     MOST_PROPERTY_CHARACTERS,
     MOST_TOPIC_CHARACTERS,
     PACKET_PER_PAYLOAD,
-    Leaving,
     NoSession,
+    Stage,
+    Stay,
     Subscribed,
     TakenOver,
 )
@@ -125,16 +126,13 @@ class AiomqttClient:
 
     name = "aiomqtt"
 
-    def __init__(
-        self, settings: Settings, inbox: Inbox, leaving: Leaving, *, version_5: bool = True
-    ) -> None:
-        self._settings = settings
+    def __init__(self, broker: Broker, inbox: Inbox, stay: Stay, *, version_5: bool = True) -> None:
+        self._broker = broker
         self._inbox = inbox
-        self._leaving = leaving
+        self._stay = stay
         self._connected: aiomqtt.Client | None = None
         self._paho: Paho | None = None
         self._version_5 = version_5
-        self._web = settings.broker.scheme in {"ws", "wss"}
 
     async def session(self, subscribed: Subscribed) -> None:
         """One connection from CONNECT to its end; always raises."""
@@ -148,14 +146,15 @@ class AiomqttClient:
                 try:
                     await self._subscriptions(client, paho)
                     self._connected, self._paho = client, paho
-                    if self._leaving.unsubscribe:
+                    if self._stay.stage > Stage.STAYING:
                         await self.unsubscribe()
                     subscribed(paho.session_present)
                     async for _ in client.messages:
                         raise AssertionError("the queue gives nothing to its consumer")
                 finally:
-                    if self._leaving.end_session and self._version_5:
-                        self._leaving.session_ended = paho.end_session()
+                    ends = self._stay.stage >= Stage.EMPTY
+                    if ends and self._version_5 and paho.end_session():
+                        self._stay.stage = Stage.LEFT
         except aiomqtt.MqttError as exc:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
@@ -166,7 +165,7 @@ class AiomqttClient:
             self._connected = self._paho = None
             connection.open = False
             paho.close()
-            if self._leaving.end_session and not self._version_5:
+            if self._stay.stage >= Stage.EMPTY and not self._version_5:
                 await self._end_session_of_3()
 
     async def _reason(self, exc: aiomqtt.MqttError, paho: Paho) -> Unavailable:
@@ -177,7 +176,7 @@ class AiomqttClient:
                 self._version_5 = False
             return Unavailable(f"the broker refused us: {exc}")
         if not paho.answered:
-            if self._version_5 and not self._web and await refuses_mqtt5(self._settings):
+            if self._version_5 and not self._broker.is_web and await refuses_mqtt5(self._broker):
                 self._version_5 = False
                 return Unavailable("the broker speaks MQTT 3.1.1 only")
             return Unavailable(f"cannot connect: {exc}")
@@ -187,18 +186,18 @@ class AiomqttClient:
         return Unavailable(f"connection lost: {reason or exc}")
 
     async def _subscriptions(self, client: aiomqtt.Client, paho: Paho) -> None:
-        """Subscribe, but while leaving; then begin to read in our own way."""
-        if not self._leaving.unsubscribe:
+        """Subscribe, except while leaving; then begin to read in our own way."""
+        if self._stay.stage is Stage.STAYING:
             await self._subscribe(client)
         elif not paho.session_present:
-            self._leaving.end_session = True  # that of this connection
+            self._stay.stage = Stage.EMPTY
             raise NoSession("the broker keeps no session")
-        if not self._web:
+        if not self._broker.is_web:
             paho.read_ahead()
         paho.start_reading()
 
     async def _subscribe(self, client: aiomqtt.Client) -> None:
-        filter_ = self._settings.subscription
+        filter_ = self._broker.subscription
         granted = await client.subscribe(filter_, qos=1)
         code = granted[0]
         value = code if isinstance(code, int) else code.value
@@ -210,29 +209,29 @@ class AiomqttClient:
         if self._connected is None:
             raise Unavailable("not connected")
         try:
-            await self._connected.unsubscribe(self._leaving.filter)
+            await self._connected.unsubscribe(self._stay.filter)
         except aiomqtt.MqttError as exc:
             if self._paho is not None:
                 self._paho.hang_up()  # a new connection tries again
-            raise Unavailable(f"unsubscribing from {self._leaving.filter}: {exc}") from exc
+            raise Unavailable(f"unsubscribing from {self._stay.filter}: {exc}") from exc
 
     async def _end_session_of_3(self) -> None:
         """MQTT 3.1.1 ends a session by one that is clean (3.1.2.4)."""
         with contextlib.suppress(aiomqtt.MqttError):
             async with self._client(asyncio.Queue, clean=True):
-                self._leaving.session_ended = True
+                self._stay.stage = Stage.LEFT
 
     def _client(
         self, queue_type: type[asyncio.Queue[aiomqtt.Message]], *, clean: bool = False
     ) -> aiomqtt.Client:
-        settings = self._settings
-        transport: Literal["tcp", "websockets"] = "websockets" if self._web else "tcp"
+        broker = self._broker
+        transport: Literal["tcp", "websockets"] = "websockets" if broker.is_web else "tcp"
         return aiomqtt.Client(
-            settings.broker.hostname or "",
-            settings.broker_port,
-            username=settings.mqtt_username,
-            password=settings.mqtt_secret(),
-            identifier=settings.mqtt_client_id,
+            broker.host,
+            broker.port,
+            username=broker.username,
+            password=broker.secret(),
+            identifier=broker.client_id,
             queue_type=queue_type,
             protocol=(
                 aiomqtt.ProtocolVersion.V5 if self._version_5 else aiomqtt.ProtocolVersion.V311
@@ -241,18 +240,18 @@ class AiomqttClient:
             clean_start=False if self._version_5 else MQTT_CLEAN_START_FIRST_ONLY,
             properties=self._properties() if self._version_5 else None,
             transport=transport,
-            websocket_path=settings.broker.path or "/mqtt" if self._web else None,
+            websocket_path=broker.path if broker.is_web else None,
             timeout=ANSWER_TIMEOUT_S,
             keepalive=KEEP_ALIVE_S,
-            tls_context=settings.tls(),
+            tls_context=broker.tls(),
         )
 
     def _properties(self) -> Properties:
-        settings = self._settings
+        broker = self._broker
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho's
-        properties.SessionExpiryInterval = settings.mqtt_session_expiry_s
-        properties.ReceiveMaximum = settings.mqtt_receive_maximum
-        properties.MaximumPacketSize = settings.max_payload_bytes * PACKET_PER_PAYLOAD
+        properties.SessionExpiryInterval = broker.session_expiry_s
+        properties.ReceiveMaximum = broker.receive_maximum
+        properties.MaximumPacketSize = broker.max_payload_bytes * PACKET_PER_PAYLOAD
         return properties
 
 

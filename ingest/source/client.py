@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Protocol
 
 from ingest.errors import Unavailable
@@ -41,21 +42,29 @@ class NoSession(Unavailable):
 
 
 Subscribed = Callable[[bool], None]
-"""Called once per connection when SUBACK, or UNSUBACK, has come; tells Session Present."""
+"""Called with Session Present, once per connection, when SUBACK or UNSUBACK has come."""
+
+
+class Stage(IntEnum):
+    """How far a worker is on its way out of its session at the broker; it never turns back."""
+
+    STAYING = 0
+    """Connections subscribe, and leave the session to the next one."""
+    LEAVING = 1
+    """Connections unsubscribe instead; what the broker has queued still comes."""
+    EMPTY = 2
+    """The broker has nothing more for the session: it ends with its connection."""
+    LEFT = 3
+    """The broker was told that the session ends."""
 
 
 @dataclass(slots=True)
-class Leaving:
-    """What a source tells its client about leaving for good; it holds for every connection."""
+class Stay:
+    """A worker's stay in its session; it outlives every connection."""
 
     filter: str
     """What the session is subscribed to."""
-    unsubscribe: bool = False
-    """Take nothing new: connections unsubscribe where they would subscribe."""
-    end_session: bool = False
-    """The end of the connection is the end of the session."""
-    session_ended: bool = False
-    """Set by the client: the broker was told so."""
+    stage: Stage = Stage.STAYING
 
 
 class Client(Protocol):
@@ -67,11 +76,16 @@ class Client(Protocol):
     async def session(self, subscribed: Subscribed) -> None:
         """Connect, subscribe, receive into the inbox until the connection ends.
 
-        Always ends with an exception: Unavailable with the reason in words, or one of those
-        above; cancelling it leaves the broker with DISCONNECT and the session kept, what was
-        acknowledged before sent first. With `Leaving.unsubscribe` it does not subscribe but
-        unsubscribe, and raises NoSession where the broker keeps none.
+        It always ends with an exception: Unavailable with the reason in words, or one of those
+        above. If it is cancelled, what was acknowledged goes out first, then DISCONNECT.
+
+        What else it does depends on the stage of the `Stay`:
+
+        - staying: it subscribes, and the broker keeps the session
+        - leaving: it unsubscribes instead; if the broker has kept no session, the one that
+          CONNECT has just made is empty, and it raises NoSession
+        - empty: the end of the connection ends the session, and the stage becomes left
         """
 
     async def unsubscribe(self) -> None:
-        """Unsubscribe on the connection there is; raises Unavailable where that does not work."""
+        """Unsubscribe on the connection there is; raises Unavailable if that does not work."""

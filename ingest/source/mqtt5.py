@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import mqtt5
 
-from ingest.config import Settings
+from ingest.broker import Broker
 from ingest.errors import Unavailable
 from ingest.reach import why
 from ingest.source.client import (
@@ -17,8 +17,9 @@ from ingest.source.client import (
     FLUSH_TIMEOUT_S,
     KEEP_ALIVE_S,
     PACKET_PER_PAYLOAD,
-    Leaving,
     NoSession,
+    Stage,
+    Stay,
     Subscribed,
     UnsupportedVersion,
 )
@@ -44,51 +45,52 @@ class Mqtt5Client:
     name = "mqtt5"
 
     def __init__(
-        self, settings: Settings, inbox: Inbox, leaving: Leaving, *, clean_start: bool = False
+        self, broker: Broker, inbox: Inbox, stay: Stay, *, clean_start: bool = False
     ) -> None:
-        self._settings = settings
+        self._broker = broker
         self._inbox = inbox
-        self._leaving = leaving
+        self._stay = stay
         self._clean_start = clean_start
         self._connection: Connection | None = None
         self._unsubscribing = asyncio.Lock()
-        self._packet_bytes = settings.max_payload_bytes * PACKET_PER_PAYLOAD
+        self._packet_bytes = broker.max_payload_bytes * PACKET_PER_PAYLOAD
 
     async def session(self, subscribed: Subscribed) -> None:
         """One connection from CONNECT to its end; always raises."""
         connection = await self._open()
         try:
             connack = await self._handshake(connection)
-            if not self._leaving.unsubscribe:
-                await self._subscribe(connection)
-            elif not connack.session_present:
-                self._leaving.end_session = True  # that of this connection
+            leaving = self._stay.stage > Stage.STAYING
+            if leaving and not connack.session_present:
+                self._stay.stage = Stage.EMPTY
                 raise NoSession("the broker keeps no session")
+            if not leaving:
+                await self._subscribe(connection)
             self._connection = connection
-            if self._leaving.unsubscribe:
+            if self._stay.stage > Stage.STAYING:
                 await self.unsubscribe()
             subscribed(connack.session_present)
             raise await connection.ended
         except TimeoutError as exc:
-            if not connection.connack.done() and await refuses_mqtt5(self._settings):
+            if not connection.connack.done() and await refuses_mqtt5(self._broker):
                 raise UnsupportedVersion("the broker speaks MQTT 3.1.1 only") from exc
             raise Unavailable("the broker does not answer") from exc
         finally:
             self._connection = None
-            ends = self._leaving.end_session
-            told = connection.close(Unavailable("closed by us"), end_session=ends)
-            self._leaving.session_ended = told and ends
+            ends = self._stay.stage >= Stage.EMPTY
+            if connection.close(Unavailable("closed by us"), end_session=ends) and ends:
+                self._stay.stage = Stage.LEFT
             await self._flush(connection)
 
     async def _open(self) -> Connection:
-        settings = self._settings
+        broker = self._broker
         try:
-            tls = settings.tls()
+            tls = broker.tls()
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 _, connection = await asyncio.get_running_loop().create_connection(
                     lambda: Connection(self._inbox, self._packet_bytes),
-                    settings.broker.hostname or "",
-                    settings.broker_port,
+                    broker.host,
+                    broker.port,
                     ssl=tls,
                 )
         except OSError as exc:  # TimeoutError is one
@@ -96,17 +98,17 @@ class Mqtt5Client:
         return connection
 
     async def _handshake(self, connection: Connection) -> mqtt5.ConnAckPacket:
-        settings = self._settings
-        password = settings.mqtt_secret()
+        broker = self._broker
+        password = broker.secret()
         connection.send(
             mqtt5.ConnectPacket(
-                settings.mqtt_client_id,
-                username=settings.mqtt_username,
+                broker.client_id,
+                username=broker.username,
                 password=password.encode() if password is not None else None,
                 clean_start=self._clean_start,
                 keep_alive=KEEP_ALIVE_S,
-                session_expiry_interval=settings.mqtt_session_expiry_s,
-                receive_max=settings.mqtt_receive_maximum,
+                session_expiry_interval=broker.session_expiry_s,
+                receive_max=broker.receive_maximum,
                 max_packet_size=self._packet_bytes,
             )
         )
@@ -115,7 +117,7 @@ class Mqtt5Client:
         except UnsupportedVersion:
             raise
         except Unavailable as exc:
-            tls = "" if settings.tls() else ", and wants it mqtts://?"
+            tls = "" if broker.tls() else ", and wants it mqtts://?"
             raise Unavailable(f"{exc} before CONNACK: is it a broker of MQTT{tls or '?'}") from exc
         if connack.reason_code != mqtt5.ConnAckReasonCode.SUCCESS:
             refused = f"the broker refused us: {words(connack.reason_code)}"
@@ -124,17 +126,16 @@ class Mqtt5Client:
             if connack.reason_code in _WHO:
                 refused += ": mend IOV_MQTT_USERNAME and IOV_MQTT_PASSWORD"
             raise Unavailable(refused)
-        if settings.mqtt_group and not connack.shared_subscription_available:
+        if broker.group and not connack.shared_subscription_available:
             raise Unavailable("the broker has no shared subscriptions: set IOV_MQTT_GROUP empty")
         keep_alive_s = connack.server_keep_alive
         connection.start_keep_alive(KEEP_ALIVE_S if keep_alive_s is None else keep_alive_s)
         return connack
 
     async def _subscribe(self, connection: Connection) -> None:
-        settings = self._settings
         filters = [
             mqtt5.TopicFilter(
-                settings.subscription,
+                self._broker.subscription,
                 max_qos=mqtt5.QoS.AT_LEAST_ONCE,
                 retain_handling=mqtt5.RetainHandling.SEND_IF_SUBSCRIPTION_NOT_EXISTS,
             )
@@ -143,7 +144,7 @@ class Mqtt5Client:
         suback = await _first_of(connection.suback, connection.ended)
         granted = suback.reason_codes[0]
         if granted != mqtt5.SubAckReasonCode.GRANTED_QOS_AT_LEAST_ONCE:
-            raise Unavailable(f"subscription to {settings.subscription}: {words(granted)}")
+            raise Unavailable(f"subscription to {self._broker.subscription}: {words(granted)}")
 
     async def unsubscribe(self) -> None:
         """Take nothing new from now on; what the broker has queued for us still comes."""
@@ -151,12 +152,12 @@ class Mqtt5Client:
             connection = self._connection
             if connection is None or connection.ended.done():
                 raise Unavailable("not connected")
-            unsuback = connection.unsubscribe(_UNSUBSCRIBE_ID, self._leaving.filter)
+            unsuback = connection.unsubscribe(_UNSUBSCRIBE_ID, self._stay.filter)
             try:
                 code = (await _first_of(unsuback, connection.ended)).reason_codes[0]
                 if code in _UNSUBSCRIBED:
                     return
-                failure = Unavailable(f"unsubscribing from {self._leaving.filter}: {words(code)}")
+                failure = Unavailable(f"unsubscribing from {self._stay.filter}: {words(code)}")
             except TimeoutError:
                 failure = Unavailable("the broker does not answer UNSUBSCRIBE")
             connection.close(failure)  # a new one tries again

@@ -15,11 +15,18 @@ from time import monotonic
 import structlog
 
 from ingest.backoff import Backoff
-from ingest.config import Settings
+from ingest.broker import Broker
 from ingest.errors import Unavailable
 from ingest.metrics import Metrics
 from ingest.source.aiomqtt import AiomqttClient
-from ingest.source.client import Client, Leaving, NoSession, TakenOver, UnsupportedVersion
+from ingest.source.client import (
+    Client,
+    NoSession,
+    Stage,
+    Stay,
+    TakenOver,
+    UnsupportedVersion,
+)
 from ingest.source.inbox import Inbox
 from ingest.source.mqtt5 import Mqtt5Client
 from ingest.trouble import Trouble
@@ -41,23 +48,21 @@ log = structlog.get_logger(__name__)
 class Source:
     """The one reader of a worker. Iterating over `inbox` yields lists of deliveries."""
 
-    def __init__(self, settings: Settings, metrics: Metrics, random: Random) -> None:
-        self.inbox = Inbox(settings.mqtt_receive_maximum)
-        self.trouble = Trouble(f"broker {settings.broker_address}", "not connected yet")
+    def __init__(self, broker: Broker, metrics: Metrics, random: Random) -> None:
+        self.inbox = Inbox(broker.receive_maximum)
+        self.trouble = Trouble(f"broker {broker.address}", "not connected yet")
         self.found_session: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         """Whether the broker had a session of ours when we first subscribed."""
-        self.nothing_left = False
-        """While leaving: the broker keeps no session of ours any more."""
-        self._settings = settings
+        self._broker = broker
         self._metrics = metrics
-        self._leaving = Leaving(settings.subscription)
+        self._stay = Stay(broker.subscription)
         self._client = self._first_client()
         self._backoff = Backoff(_FIRST_DELAY_S, _MOST_DELAY_S, random)
         self._connections = 0
         self._failures = 0
         self._subscribed_s = inf
         metrics.watch_in_flight(lambda: self.inbox.in_flight)
-        metrics.window.set(settings.mqtt_receive_maximum)
+        metrics.window.set(broker.receive_maximum)
         metrics.broker_window.set_function(lambda: self.inbox.broker_window.limit or 0)
 
     @property
@@ -65,10 +70,15 @@ class Source:
         """Reason why nothing is being received; None while subscribed."""
         return self.trouble.text
 
+    @property
+    def stage(self) -> Stage:
+        """How far this worker is on its way out of its session."""
+        return self._stay.stage
+
     async def run(self) -> None:
-        """Connect again and again until cancelled; cancelling ends the connection in order."""
+        """Connect again and again, until cancelled or left; the connection ends in order."""
         try:
-            while True:
+            while self.stage < Stage.LEFT:
                 # Unacknowledged messages come again on the next connection while the last ones
                 # still wait for the store: without this the broker's restarts would add up.
                 await self.inbox.room()
@@ -82,10 +92,10 @@ class Source:
     async def leave(self) -> bool:
         """Take nothing new any more; what the broker has queued for this worker still comes.
 
-        Whether the broker has answered; where not, the next connection unsubscribes where it would
-        subscribe. Done again it changes nothing, and the answer comes after what was sent before.
+        Return whether the broker has answered; if not, the next connection unsubscribes. Doing it
+        again changes nothing, and the answer comes after whatever was sent before it.
         """
-        self._leaving.unsubscribe = True
+        self._stay.stage = max(self.stage, Stage.LEAVING)
         try:
             await self._client.unsubscribe()
         except Unavailable as exc:
@@ -95,21 +105,16 @@ class Source:
 
     def end_session(self) -> None:
         """Have the end of this connection be the end of the session."""
-        self._leaving.end_session = True
-
-    @property
-    def session_ended(self) -> bool:
-        """Whether the broker was told to forget the session, or had none."""
-        return self._leaving.session_ended or self.nothing_left
+        self._stay.stage = max(self.stage, Stage.EMPTY)
 
     async def take_over(self, filter_: str) -> None:
         """Take out what the broker keeps for a worker that is gone, over one connection.
 
-        Returns once that has ended, by our being cancelled or by anything else; raises NoSession
-        where nothing is kept, else Unavailable. Where its owner comes back it must find us gone,
-        so there is no second connection.
+        It ends with that connection: raises NoSession if the broker keeps nothing, Unavailable
+        for anything else. There is no second connection, because an owner that comes back must
+        find us gone.
         """
-        self._leaving = Leaving(filter_, unsubscribe=True)
+        self._stay = Stay(filter_, Stage.LEAVING)
         self._client = self._first_client()
         try:
             await self._client.session(self._subscribed)
@@ -136,12 +141,11 @@ class Source:
                 "session taken over",
                 why=str(exc),
                 hint="is the client id used twice?",
-                client_id=self._settings.mqtt_client_id,
+                client_id=self._broker.client_id,
                 wait_s=_TAKEN_OVER_DELAY_S,
             )
             return _TAKEN_OVER_DELAY_S
         except NoSession as exc:
-            self.nothing_left = True
             self.trouble.text = str(exc)
         except Unavailable as exc:
             self._lost(str(exc))
@@ -154,14 +158,14 @@ class Source:
         self.trouble.text = why
         self._failures = self._failures + 1 if repeated else 1
         if self._failures % _LOG_EVERY == 1:
-            broker = self._settings.broker_address
+            broker = self._broker.address
             log.warning("not connected", why=why, broker=broker, attempts=self._failures)
 
     def _without_version_5(self, why: str) -> float:
         self.trouble.text = why
-        if self._settings.mqtt_client == "auto" and self._client.name == "mqtt5":
+        if self._broker.client == "auto" and self._client.name == "mqtt5":
             log.warning("falling back to MQTT 3.1.1", why=why)
-            self._client = AiomqttClient(self._settings, self.inbox, self._leaving, version_5=False)
+            self._client = AiomqttClient(self._broker, self.inbox, self._stay, version_5=False)
             return 0.0
         log.error("MQTT 5 refused", why=why, hint="set IOV_MQTT_CLIENT to auto or aiomqtt")
         return self._backoff.delay_s()
@@ -180,11 +184,11 @@ class Source:
             self.found_session.set_result(session_present)
         self._connections += 1
         log.info(
-            "unsubscribed" if self._leaving.unsubscribe else "subscribed",
-            broker=self._settings.broker_address,
-            filter=self._leaving.filter,
+            "subscribed" if self.stage is Stage.STAYING else "unsubscribed",
+            broker=self._broker.address,
+            filter=self._stay.filter,
             client=self._client.name,
-            client_id=self._settings.mqtt_client_id,
+            client_id=self._broker.client_id,
             session_present=session_present,
             # A broker that has restarted may have kept nothing of what was published meanwhile.
             away_s=round(away_s, 1),
@@ -200,8 +204,6 @@ class Source:
         )
 
     def _first_client(self) -> Client:
-        settings = self._settings
-        web = settings.broker.scheme in {"ws", "wss"}
-        if settings.mqtt_client == "aiomqtt" or web:
-            return AiomqttClient(settings, self.inbox, self._leaving)
-        return Mqtt5Client(settings, self.inbox, self._leaving)
+        if self._broker.client == "aiomqtt" or self._broker.is_web:
+            return AiomqttClient(self._broker, self.inbox, self._stay)
+        return Mqtt5Client(self._broker, self.inbox, self._stay)

@@ -11,7 +11,7 @@ import asyncio
 
 import mqtt5
 
-from ingest.config import Settings
+from ingest.broker import Broker
 
 CONNACK_OF_MQTT_3 = bytes.fromhex("20020001")
 """MQTT 3.1.1, 3.2.2.3: unacceptable protocol version. No MQTT 5 CONNACK is that short."""
@@ -19,22 +19,22 @@ CONNACK_OF_MQTT_3 = bytes.fromhex("20020001")
 _TIMEOUT_S = 5.0
 
 
-async def refuses_mqtt5(settings: Settings) -> bool:
-    """Whether the broker says so; False where it says anything else or nothing.
+async def refuses_mqtt5(broker: Broker) -> bool:
+    """Whether the broker says so; False if it says anything else or nothing.
 
     Uses a client identifier of its own, keeps no session and subscribes to nothing.
     """
-    password = settings.mqtt_secret()
+    password = broker.secret()
     connect = mqtt5.ConnectPacket(
-        f"{settings.mqtt_client_id}-version",
-        username=settings.mqtt_username,
+        f"{broker.client_id}-version",
+        username=broker.username,
         password=password.encode() if password is not None else None,
         clean_start=True,
     )
     try:
         async with asyncio.timeout(_TIMEOUT_S):
             reader, writer = await asyncio.open_connection(
-                settings.broker.hostname, settings.broker_port, ssl=settings.tls()
+                broker.host, broker.port, ssl=broker.tls()
             )
             try:
                 writer.write(connect.write())

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ssl
 import struct
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
@@ -15,11 +16,12 @@ import orjson
 from asyncpg.exceptions import InternalClientError, TargetServerAttributeNotMatched
 
 from ingest.config import Settings
-from ingest.database_url import asked_in_clear
+from ingest.database import Database
 from ingest.errors import NotReady, Unavailable
 from ingest.reach import why
 from ingest.schema import Catalogue
 from ingest.store import pooler
+from ingest.store.failures import away, naming, translated
 
 CONNECT_TIMEOUT_S = 10.0
 STATEMENT_TIMEOUT_S = 30.0
@@ -66,16 +68,16 @@ WHERE NOT has_any_column_privilege(format('iov.%I', t), 'INSERT')
 
 
 async def connect(
-    settings: Settings,
+    database: Database,
     name: str,
     *,
     command_timeout_s: float | None = STATEMENT_TIMEOUT_S,
     **server_settings: str,
 ) -> asyncpg.Connection:
-    """A connection under `name`.
+    """Connect under `name`; the caller closes it.
 
-    Where it is not reached Unavailable says why, or NotReady if a person has to mend something;
-    raises what asyncpg raises for the rest, see `failures.meaning`.
+    Raises Unavailable with the reason if the database is not reached, NotReady if a person has to
+    mend something, and for the rest what asyncpg raises, see `failures.meaning`.
     """
     limit_ms = str(int(STATEMENT_TIMEOUT_S * 1000))
     session = {
@@ -86,9 +88,9 @@ async def connect(
         "lock_timeout": "5000",
         **server_settings,
     }
-    for host, port in asked_in_clear(settings.dsn()):
+    for host, port in database.asked_in_clear():
         await _expect_postgres(host, port)
-    connection = await _opened(settings, command_timeout=command_timeout_s, server_settings=session)
+    connection = await _opened(database, command_timeout=command_timeout_s, server_settings=session)
     try:
         await pooler.set_limits(connection, session)
         await connection.set_type_codec(
@@ -112,6 +114,21 @@ async def connect(
     return connection
 
 
+@contextlib.asynccontextmanager
+async def connected(database: Database, name: str, **how: Any) -> AsyncIterator[asyncpg.Connection]:
+    """Hold a connection under `name`; `how` is what `connect` takes.
+
+    Whatever the database fails in, also in the block, raises Unavailable with its name.
+    """
+    with translated(away, database):
+        with naming(database):
+            connection = await connect(database, name, **how)
+        try:
+            yield connection
+        finally:
+            connection.terminate()
+
+
 async def _expect_postgres(host: str, port: int) -> None:
     """Raise NotReady if what listens there answers in no language of PostgreSQL's.
 
@@ -130,9 +147,9 @@ async def _expect_postgres(host: str, port: int) -> None:
         raise NotReady("what listens there is no PostgreSQL: mend host and port")
 
 
-async def _opened(settings: Settings, **how: Any) -> asyncpg.Connection:
+async def _opened(database: Database, **how: Any) -> asyncpg.Connection:
     try:
-        return await asyncpg.connect(settings.dsn(), timeout=CONNECT_TIMEOUT_S, **how)
+        return await asyncpg.connect(database.url, timeout=CONNECT_TIMEOUT_S, **how)
     except asyncpg.ConnectionDoesNotExistError as exc:
         raise Unavailable(why(ConnectionResetError(), "")) from exc
     except asyncpg.PostgresError as exc:

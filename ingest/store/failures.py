@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import asyncpg
 from asyncpg.exceptions import InternalClientError
 
-from ingest.config import Settings
+from ingest.database import Database
 from ingest.errors import IngestError, NotReady, Refused, TooMuch, Unavailable, Unforeseen
 
 
@@ -108,11 +108,11 @@ def away(exc: Exception) -> Unavailable | None:
 
 @contextmanager
 def translated(
-    means: Callable[[Exception], IngestError | None] = meaning, settings: Settings | None = None
+    means: Callable[[Exception], IngestError | None] = meaning, database: Database | None = None
 ) -> Iterator[None]:
     """Raise what an error of the database `means` in its place; let bugs of ours pass.
 
-    With the name of the database if `settings` are given; what has a meaning already has its name.
+    With the name of the `database` if it is given; what has a meaning already has its name.
     Raises CancelledError if the task was cancelled: asyncpg's roll-back may have put another error
     in its place.
     """
@@ -123,22 +123,22 @@ def translated(
         failure = means(exc)
         if failure is None or failure is exc:
             raise
-        raise (named(failure, settings) if settings else failure) from exc
+        raise (named(failure, database) if database else failure) from exc
 
 
 @contextmanager
-def naming(settings: Settings) -> Iterator[None]:
+def naming(database: Database) -> Iterator[None]:
     """Put the name of the database before everything that it fails in."""
     try:
         with translated():
             yield
     except IngestError as failure:
-        raise named(failure, settings) from failure
+        raise named(failure, database) from failure
 
 
-def named(failure: IngestError, settings: Settings) -> IngestError:
+def named(failure: IngestError, database: Database) -> IngestError:
     """Put the name of the database before what is told of it."""
-    return type(failure)(f"database {settings.database_address}: {failure}")
+    return type(failure)(f"database {database.address}: {failure}")
 
 
 def unless_cancelled(exc: Exception) -> None:

@@ -24,12 +24,13 @@ import orjson
 import structlog
 
 from ingest.backoff import Backoff
-from ingest.config import Settings
+from ingest.broker import Broker
+from ingest.database import Database
 from ingest.errors import Unavailable
 from ingest.model import Delivery
-from ingest.store import registry
-from ingest.store.connect import connect
+from ingest.store.connect import connect, connected
 from ingest.store.failures import away, translated
+from ingest.store.register import NAME
 
 TOGETHER = 100
 """Messages that are noted, read and committed together while care is taken."""
@@ -52,9 +53,10 @@ log = structlog.get_logger(__name__)
 class Guard:
     """What is known of the messages of one session at its broker."""
 
-    def __init__(self, settings: Settings, random: Random) -> None:
-        self._settings = settings
-        self._key = registry.broker_of(settings), settings.mqtt_client_id
+    def __init__(self, database: Database, broker: Broker, random: Random) -> None:
+        self._database = database
+        self._in_flight_at_most = broker.receive_maximum
+        self._key = broker.id, broker.client_id
         self._backoff = Backoff(_FIRST_DELAY_S, _MOST_DELAY_S, random)
         self._connection: asyncpg.Connection | None = None
         """While care is taken: connecting for each note held up a slow stream by half a minute."""
@@ -73,7 +75,7 @@ class Guard:
         """Find out how the last reader of this session ended; waits for the database."""
         while not self._begun:
             try:
-                async with registry.reading(self._settings) as connection:
+                async with connected(self._database, NAME) as connection:
                     before, suspects = await connection.fetchrow(_BEGIN, *self._key)
             except Unavailable:
                 await asyncio.sleep(self._backoff.delay_s())
@@ -83,7 +85,7 @@ class Guard:
                 self._suspects = suspects or {}
                 self._alone = len(self._suspects) == 1
                 # No more than this was in flight at the end.
-                self._left = self._settings.mqtt_receive_maximum
+                self._left = self._in_flight_at_most
                 log.warning(
                     "the last worker of this session did not end in order",
                     hint="its messages are read with care",
@@ -129,9 +131,9 @@ class Guard:
     async def _write(self, statement: str, *values: object) -> None:
         while True:
             try:
-                with translated(away, self._settings):
+                with translated(away, self._database):
                     if self._connection is None:
-                        self._connection = await connect(self._settings, registry.NAME)
+                        self._connection = await connect(self._database, NAME)
                     await self._connection.execute(statement, *values)
             except Unavailable:
                 self._disconnect()
@@ -151,8 +153,11 @@ class Guard:
         if not self._begun:
             return
         try:
-            async with asyncio.timeout(_END_TIMEOUT_S), registry.reading(self._settings) as told:
-                await told.execute(_END, *self._key)
+            async with (
+                asyncio.timeout(_END_TIMEOUT_S),
+                connected(self._database, NAME) as connection,
+            ):
+                await connection.execute(_END, *self._key)
         except (Unavailable, TimeoutError) as exc:
             log.debug("end not noted", why=str(exc))
 

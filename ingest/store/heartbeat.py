@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 import structlog
 
-from ingest.config import Settings
+from ingest.broker import Broker
+from ingest.database import Database
 from ingest.errors import Unavailable
 from ingest.metrics import Metrics
-from ingest.store import registry
+from ingest.store import register
 
 EVERY_S = 5.0
 GRACE_S = 20.0
@@ -27,12 +29,16 @@ log = structlog.get_logger(__name__)
 class Heartbeat:
     """Says that this worker is at work."""
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        self.leave_wanted = asyncio.Event()
-        """Somebody wants this worker to leave for good: its register, or who sets it."""
-        self.asked_to_leave = False
-        """The register asks it, so somebody has looked whether others stay."""
-        self.workers: list[registry.AtWork] | None = None
+    def __init__(
+        self,
+        database: Database,
+        broker: Broker,
+        metrics: Metrics,
+        asked_to_leave: Callable[[], None],
+    ) -> None:
+        """`asked_to_leave` is called at each heartbeat while the register asks it."""
+        self._asked_to_leave = asked_to_leave
+        self.workers: list[register.AtWork] | None = None
         """At work on the same subscription; None while the register is away."""
         self.page_address: str | None = None
         """`host:port` of our page for others; set before `run`."""
@@ -40,7 +46,7 @@ class Heartbeat:
         """Client ids on the same subscription that were not heard of for a while."""
         self.known: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         """Whether the register knew this worker before it began."""
-        self._settings = settings
+        self._database, self._broker = database, broker
         self._metrics = metrics
         self._found_s: float | None = None
         """Monotonic time since when the register has been there without a break."""
@@ -50,19 +56,14 @@ class Heartbeat:
         refused = ""
         while True:
             try:
-                async with registry.reading(self._settings) as connection:
+                async with register.opened(self._database, self._broker) as opened:
                     while True:
                         async with asyncio.timeout(_TIMEOUT_S):
-                            heard = await registry.heartbeat(
-                                connection,
-                                self._settings,
-                                first=not self.known.done(),
-                                page_address=self.page_address,
+                            heard = await opened.heartbeat(
+                                first=not self.known.done(), page_address=self.page_address
                             )
-                            workers = await registry.at_work(connection, self._settings)
-                            silent = await registry.silent(
-                                connection, self._settings, registry.SILENT_S
-                            )
+                            workers = await opened.at_work()
+                            silent = await opened.silent(register.SILENT_S)
                         self._hear(heard)
                         self.workers = workers
                         refused = ""
@@ -72,22 +73,21 @@ class Heartbeat:
                 self.workers = self._found_s = None
                 # That the database is away others say; that it does not take the heartbeat nobody.
                 if type(exc) is Unavailable or str(exc) == refused:
-                    log.debug("not heard of", why=str(exc))
+                    log.debug("heartbeat failed", why=str(exc))
                 else:
                     refused = str(exc)
                     log.warning(
                         "the register does not take the heartbeat",
                         why=refused,
-                        hint="others will take this worker for silent and drain its session",
+                        hint="others will take this worker for silent and take its session over",
                     )
             await asyncio.sleep(EVERY_S)
 
-    def _hear(self, heard: registry.Heard) -> None:
+    def _hear(self, heard: register.Heard) -> None:
         if not self.known.done():
             self.known.set_result(heard.known)
-        if heard.leave_requested and not self.asked_to_leave:
-            self.asked_to_leave = True
-            self.leave_wanted.set()
+        if heard.leave_requested:
+            self._asked_to_leave()
 
     def _note(self, silent: list[str]) -> None:
         """Say who is silent now and who is not any more; not before others could be heard of."""
@@ -105,8 +105,8 @@ class Heartbeat:
 
 
 def mend(client_id: str) -> str:
-    """What to do about a worker that is silent."""
+    """Say what to do about a worker that is silent."""
     return (
         "its session goes on taking its share of what is published: start it again, or, with the "
-        f"settings of a worker (--config FILE), iov-ingest drain --client-id {client_id}"
+        f"settings of a worker (--config FILE), iov-ingest leave --client-id {client_id}"
     )

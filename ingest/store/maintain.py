@@ -23,8 +23,7 @@ from ingest.errors import Unavailable
 from ingest.retention import DEAD_LETTER, Kept, Retention, read, too_short
 from ingest.schema import Catalogue
 from ingest.schema.table import literal, quoted
-from ingest.store import registry
-from ingest.store.connect import expect_migrated
+from ingest.store.connect import connected, expect_migrated
 from ingest.store.failures import unless_cancelled
 from ingest.store.partitions import make_partitions, missing_ahead
 from ingest.store.retention import changes, retention_of
@@ -194,7 +193,7 @@ async def maintain_hourly(settings: Settings, catalogue: Catalogue, random: Rand
 async def maintain_in_turn(settings: Settings, catalogue: Catalogue) -> Account | None:
     """Do it if nobody has within the hour; None if somebody has."""
     async with _connected(settings) as connection:
-        took = await connection.execute(_TAKE_TURN, settings.application_name, EVERY_S)
+        took = await connection.execute(_TAKE_TURN, settings.broker.application_name, EVERY_S)
         if took != "UPDATE 1":
             return None
         turn = await _Turn.of(connection, settings, catalogue)
@@ -208,8 +207,8 @@ async def maintain_in_turn(settings: Settings, catalogue: Catalogue) -> Account 
 
 def _connected(settings: Settings) -> AbstractAsyncContextManager[asyncpg.Connection]:
     """Connect without time limits: a `lock_timeout` leaves a day half detached (measured)."""
-    return registry.reading(
-        settings, "iov-ingest maintain", command_timeout_s=None,
+    return connected(
+        settings.database, "iov-ingest maintain", command_timeout_s=None,
         statement_timeout="0", lock_timeout="0",
     )  # fmt: skip
 

@@ -19,8 +19,7 @@ from ingest.config import Settings
 from ingest.errors import NotReady, Unavailable
 from ingest.schema import Catalogue, Stream
 from ingest.schema.table import add_column, comment_on, create_table, quoted, table_columns
-from ingest.store.connect import connect
-from ingest.store.registry import reading
+from ingest.store.connect import connect, connected
 from ingest.store.retention import changes, retention_of
 
 WORKER_ROLE = "iov_worker"
@@ -73,7 +72,7 @@ async def migrate(
     other, Unavailable where somebody holds a lock for too long; nothing is changed then.
     """
     connection = await connect(
-        settings, "iov-ingest migrate", command_timeout_s=None,
+        settings.database, "iov-ingest migrate", command_timeout_s=None,
         statement_timeout="0", lock_timeout=f"{_LOCK_WAIT_S}s",
     )  # fmt: skip
     blockers: list[str] = []
@@ -109,7 +108,7 @@ async def _look_for_blockers(
     settings: Settings, pid: int, found: list[str], waiting: Callable[[str], None]
 ) -> None:
     """Note whom a backend waits for, until cancelled."""
-    async with reading(settings) as connection:
+    async with connected(settings.database, "iov-ingest migrate blockers") as connection:
         while True:
             await asyncio.sleep(_LOOK_EVERY_S)
             for row in await connection.fetch(_BLOCKERS, pid):

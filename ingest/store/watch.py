@@ -50,7 +50,7 @@ class Watch:
         writer: Writer,
         clock: Clock,
     ) -> None:
-        self.trouble = Trouble(f"database {settings.database_address}", "not looked at yet")
+        self.trouble = Trouble(f"database {settings.database.address}", "not checked yet")
         self._settings = settings
         self._catalogue = catalogue
         self._metrics = metrics
@@ -98,12 +98,12 @@ class Watch:
             await self._writer.try_idle()
 
     async def _problem(self) -> str | None:
-        connection = await connect(self._settings, NAME)
+        connection = await connect(self._settings.database, NAME)
         try:
             there: datetime = await connection.fetchval(_CLOCK)
             self._clock.look(datetime.now(UTC), time.monotonic(), there)
             await pooler.expect_own_session(
-                connection, partial(connect, self._settings, pooler.NAME)
+                connection, partial(connect, self._settings.database, pooler.NAME)
             )
             await expect_migrated(connection, self._catalogue)
             if problem := await durability_problem(connection):
@@ -137,10 +137,10 @@ class Watch:
         if problem != self.problem:
             if problem is not None:
                 log.warning(
-                    "database not ready", why=problem, database=self._settings.database_address
+                    "database not ready", why=problem, database=self._settings.database.address
                 )
             elif self.problem is not None:
-                log.info("database looks well", database=self._settings.database_address)
+                log.info("database looks well", database=self._settings.database.address)
         self.trouble.text = problem
         if problem is not None:
             self.up_since_s = None

@@ -161,9 +161,9 @@ class Writer:
         name: str | None = None,
     ) -> None:
         """`name` is the connection's at the database: the worker's own, but for who stands in."""
-        self.trouble = Trouble(f"database {settings.database_address}", "not connected yet")
+        self.trouble = Trouble(f"database {settings.database.address}", "not connected yet")
         self._settings = settings
-        self._name = name or settings.application_name
+        self._name = name or settings.broker.application_name
         self._catalogue = catalogue
         self._metrics = metrics
         self._samples_json = samples_json
@@ -594,13 +594,13 @@ class Writer:
         if self._connection is not None and idle_s > _IDLE_S and not await self._answers():
             self._drop()
         if self._connection is None or self._devices is None:
-            self._connection = connection = await connect(self._settings, self._name)
+            self._connection = connection = await connect(self._settings.database, self._name)
             # What is left of this worker's earlier connection may still hold keys locked: a
             # client that fell silent in mid-COPY does so past every timeout.
             await connection.execute(_END_GHOSTS, self._name)
             await commit_durably(connection)
             await pooler.expect_own_session(
-                connection, partial(connect, self._settings, pooler.NAME)
+                connection, partial(connect, self._settings.database, pooler.NAME)
             )
             await expect_migrated(connection, self._catalogue)
             self._devices = DeviceIds(connection)
@@ -667,7 +667,7 @@ class Writer:
 
     def _works(self) -> None:
         if self.problem is not None:
-            log.info("database ready", database=self._settings.database_address)
+            log.info("database ready", database=self._settings.database.address)
         self.trouble.text = None
         self._failures = 0
         self._backoff.reset()
@@ -679,7 +679,7 @@ class Writer:
             log.warning(
                 "cannot commit",
                 why=why,
-                database=self._settings.database_address,
+                database=self._settings.database.address,
                 attempts=self._failures,
             )
 

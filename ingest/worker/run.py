@@ -24,11 +24,12 @@ _SAME_SIGNAL_S = 1.0
 async def run(settings: Settings, catalogue: Catalogue, *, once_only: bool = False) -> None:
     """Run one worker until SIGTERM or SIGINT, or until it has left for good after SIGUSR1.
 
-    `once_only`: it leaves for good at the first signal; a second one ends it at once.
+    `once_only`: at the first signal it leaves for good, even as the last worker; the second one
+    has it drain.
     """
-    service = Service(settings, catalogue, once_only=once_only)
+    service = Service(settings, catalogue)
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGUSR1, service.leave)
+    loop.add_signal_handler(signal.SIGUSR1, service.leave.ask)
     beside: list[asyncio.Task[None]] = []
     told_s: list[float] = []
 
@@ -39,7 +40,10 @@ async def run(settings: Settings, catalogue: Catalogue, *, once_only: bool = Fal
         told_s.append(time.monotonic())
         for task in beside:
             task.cancel()
-        service.stop()
+        if once_only and len(told_s) == 1:
+            service.leave.ask(granted=True)
+        else:
+            service.stop()
 
     with signals(stop):
         gc.freeze()

@@ -1,10 +1,13 @@
 """The composition root: builds every part from Settings, runs them, and stops them in order.
 
-Stopping is in two steps. Drain: nothing more is taken in, what is in is committed and
-acknowledged, the broker gets DISCONNECT and keeps the session. Give up, after a deadline or a
-second signal: everything is dropped, which is safe, for nothing is acknowledged that was not
-committed. Leaving for good comes before: the subscription ends first, then what the broker still
-has for this worker is taken out, and then its session ends.
+Stopping is in two steps:
+
+1. Drain: nothing more is taken in, what is in is committed and acknowledged, the broker gets
+   DISCONNECT and keeps the session.
+2. Give up, after a deadline or a second signal: everything is dropped. That is safe, because
+   nothing is acknowledged that was not committed.
+
+A worker that leaves for good (`leave`) does so before it drains, and then keeps no session.
 """
 
 from __future__ import annotations
@@ -22,30 +25,26 @@ import structlog
 
 from ingest import gbt32960, web
 from ingest.batch import Batcher, BatchLimits, Committed
+from ingest.broker import Broker
 from ingest.budget import Budget
 from ingest.check import Checker
 from ingest.clock import Clock
 from ingest.config import Settings
-from ingest.errors import Unavailable
 from ingest.metrics import Metrics, release
 from ingest.pipeline import Pipeline
 from ingest.schema import Catalogue
-from ingest.source import Source
-from ingest.store import Guard, Heartbeat, Watch, Writer, maintain_hourly, registry
+from ingest.source import Source, Stage
+from ingest.store import Guard, Heartbeat, Watch, Writer, maintain_hourly
 from ingest.store.heartbeat import mend
-from ingest.store.registry import Registered
 from ingest.trouble import Trouble
 from ingest.worker.account import account
+from ingest.worker.leave import Leave
 from ingest.worker.observe import observe
 from ingest.worker.pulse import Pulse
 
 DRAIN_TIMEOUT_S = 20.0
 """With what stopping takes after it (5 s at the broker, 3 s at the database) below the 30 s that
-Kubernetes gives by default. A worker told to stop while it leaves for good has so long twice."""
-QUIET_S = 2.0
-"""Nothing in flight, nothing new for so long, with the window open: the broker has no more."""
-_LOOK_EVERY_S = 0.1
-_STRIKE_OFF_TIMEOUT_S = 2.0
+Kubernetes gives by default. A worker told to stop while it leaves for good has this time twice."""
 _ADVICE_EVERY_S = 1.0
 _IPV6 = 6
 
@@ -53,7 +52,7 @@ log = structlog.get_logger(__name__)
 
 
 class Service:
-    """One worker. `run` it; `stop` makes it drain and return, `leave` makes it leave for good."""
+    """One worker: `run` it; `stop` has it drain and return, `leave.ask` has it leave for good."""
 
     def __init__(
         self,
@@ -61,20 +60,22 @@ class Service:
         catalogue: Catalogue,
         *,
         checker: Checker | None = None,
+        session: Broker | None = None,
         database_name: str | None = None,
-        once_only: bool = False,
     ) -> None:
-        """`database_name` is what its connection is called there, if not by the client id.
+        """Build it; `session` is another worker's, `database_name` its connection's name there.
 
-        `once_only`: the first `stop` has it leave for good, even as the last worker.
+        Without them they are those of the settings.
         """
         random = Random()  # noqa: S311  spreads reconnects, protects nothing
+        broker, database = session or settings.broker, settings.database
         self._settings = settings
+        self._broker = broker
         self._catalogue = catalogue
         self._random = random
         self.metrics = Metrics(_flags(catalogue))
         self.checker = checker or Checker.of(catalogue, settings)
-        self.source = Source(settings, self.metrics, random)
+        self.source = Source(broker, self.metrics, random)
         budget = Budget(settings.dead_letters_per_minute, settings.dead_letter_bytes_per_minute)
         self.writer = Writer(
             settings,
@@ -83,21 +84,21 @@ class Service:
             self.checker.samples_json,
             budget,
             random,
-            database_name,
+            database_name or broker.application_name,
         )
         self.clock = Clock()
         self.watch = Watch(settings, catalogue, self.metrics, self.writer, self.clock)
         batcher = Batcher(BatchLimits.of(settings), budget)
         about = web.About(
-            settings.mqtt_client_id,
-            settings.broker_address,
-            settings.subscription,
-            settings.database_address,
+            broker.client_id,
+            broker.address,
+            broker.subscription,
+            database.address,
         )
         self._live = web.Live(self.metrics, catalogue, self._state, about)
         token = settings.http_token
         self._page = web.Page(self._live, token.get_secret_value() if token else None)
-        self.guard = Guard(settings, random)
+        self.guard = Guard(database, broker, random)
         self.pipeline = Pipeline(
             self.source.inbox, self.checker, batcher, self.writer, self.metrics,
             self.guard, self.clock, self._committed,
@@ -107,13 +108,13 @@ class Service:
         """Where HTTP listens; None until it does."""
         self.started = asyncio.Event()
         """Set once HTTP listens."""
-        self.heartbeat = Heartbeat(settings, self.metrics)
+        self.leave = Leave(database, broker, self.source)
+        self.heartbeat = Heartbeat(
+            database, broker, self.metrics, lambda: self.leave.ask(granted=True)
+        )
         self._pulse = Pulse()
         self._stop = asyncio.Event()
         self._give_up = asyncio.Event()
-        self._once_only = once_only
-        self._leaving = False
-        self._has_left = False
 
     def _committed(self, committed: Committed) -> None:
         observe(self.metrics, committed)
@@ -139,7 +140,7 @@ class Service:
         return list(dict.fromkeys(problem for problem in parts if problem is not None))
 
     def _state(self) -> web.State:
-        inbox, asked = self.source.inbox, self._settings.mqtt_receive_maximum
+        inbox, asked = self.source.inbox, self._broker.receive_maximum
         limit, workers = inbox.broker_window.limit, self.heartbeat.workers
         at_work = None if workers is None else [worker._asdict() for worker in workers]
         warnings = [self.watch.warning] if self.watch.warning else []
@@ -155,21 +156,9 @@ class Service:
 
     def stop(self) -> None:
         """Drain and return from `run`; called again, give up at once."""
-        if self._once_only:
-            self._once_only = False
-            self.heartbeat.asked_to_leave = True
-            self.leave()
-            return
         if self._stop.is_set():
             self._give_up.set()
         self._stop.set()
-
-    def leave(self) -> None:
-        """Leave for good: take out what the broker has for this worker, and end its session.
-
-        Refused, with a word in the log, while there is no other worker to take what is new.
-        """
-        self.heartbeat.leave_wanted.set()
 
     async def run(self) -> None:
         """Work until `stop`; an error that is a bug ends it, and the broker has the messages."""
@@ -194,127 +183,39 @@ class Service:
                         maintain_hourly(settings, self._catalogue, self._random), name="maintain"
                     ),
                 ]
-                leaving = tasks.create_task(self._leave_for_good(), name="leave for good")
-                await self._stop.wait()
-                if self._leaving:
+                leaving = tasks.create_task(self.leave.run(), name="leave")
+                stopping = tasks.create_task(self._stop.wait(), name="stop")
+                # Phase 1: work, until told to stop or nothing is left in the session.
+                await asyncio.wait([stopping, leaving], return_when=asyncio.FIRST_COMPLETED)
+                self._stop.set()
+                if self.source.stage is Stage.LEAVING:
                     await self._first_of(leaving)
                 for task in (*others, leaving):
                     task.cancel()
+                # Phase 2: take nothing in, settle what is in, and only then disconnect.
                 log.info("draining", in_flight=self.source.inbox.in_flight)
                 self.source.inbox.close()
-                await self._drained(pipeline)
+                await self.finish(pipeline)
                 source.cancel()
                 await asyncio.wait([source])
                 watch.cancel()
         await self.writer.close()
-        if self._has_left and self.source.session_ended:
-            await self._strike_off()
+        await self._farewell()
+
+    async def _farewell(self) -> None:
+        """Say what becomes of the session."""
+        if self.source.stage is Stage.LEFT:
+            await self.leave.strike_off()
             log.info("left for good")
-        else:
-            if self._leaving:
-                log.warning("leaving was interrupted", hint="iov-ingest drain takes out the rest")
-            client_id, kept_s = self._settings.mqtt_client_id, self._settings.mqtt_session_expiry_s
-            log.info(
-                "stopped",
-                session=f"kept by the broker for {kept_s} s, with its share of what is published",
-                hint=f"start {client_id} again, or iov-ingest drain --client-id {client_id}",
-            )
-
-    async def take_over(self, filter_: str) -> int:
-        """Take out what the broker keeps for a worker that is gone, and end its session.
-
-        The settings hold that worker's client id, `filter_` is what it was subscribed to. How many
-        messages it was. Raises NoSession where the broker keeps none, else Unavailable where the
-        connection ended before it was done: its owner may be back.
-        """
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                watch = tasks.create_task(self.watch.run(), name="watch")
-                pipeline = tasks.create_task(self.pipeline.run(), name="pipeline")
-                session = tasks.create_task(self._session_of(filter_), name="session")
-                quiet = tasks.create_task(self._quiet(), name="quiet")
-                await asyncio.wait([session, quiet], return_when=asyncio.FIRST_COMPLETED)
-                done = not session.done()
-                if done:
-                    self.source.end_session()
-                quiet.cancel()
-                self.source.inbox.close()
-                await self._drained(pipeline)
-                session.cancel()
-                watch.cancel()
-        finally:
-            await self.writer.close()
-        if not done:
-            raise session.result()
-        return self.source.inbox.taken
-
-    async def _session_of(self, filter_: str) -> Unavailable:
-        """What ended the one connection."""
-        try:
-            await self.source.take_over(filter_)
-        except Unavailable as exc:
-            return exc
-        raise AssertionError("a session ends with an exception")
-
-    async def _leave_for_good(self) -> None:
-        wanted = self.heartbeat.leave_wanted
-        await wanted.wait()
-        while not (self.heartbeat.asked_to_leave or await self._may_leave()):
-            wanted.clear()
-            log.error(
-                "not leaving",
-                why="no other worker at work on this subscription, or the register is away",
-                hint="what is published would be kept for nobody: start another one first, or "
-                "iov-ingest drain --last",
-            )
-            await wanted.wait()
-        self._leaving = True
-        log.info("leaving for good", in_flight=self.source.inbox.in_flight)
-        await self.source.leave()
-        await self._quiet()
-        self.source.end_session()
-        self._has_left = True
-        self._stop.set()
-
-    async def _quiet(self) -> None:
-        """Wait until the broker has nothing more for us.
-
-        Nothing came for a while, nothing is in flight, and then the broker answers us and nothing
-        has come before its answer: so it was not the network that was quiet.
-        """
-        source = self.source
-        since_s = time.monotonic()
-        while not (source.nothing_left and not source.inbox.in_flight):
-            await asyncio.sleep(_LOOK_EVERY_S)
-            if source.problem is not None or source.inbox.in_flight:
-                since_s = time.monotonic()
-            since_s = max(since_s, source.inbox.put_s)
-            if time.monotonic() - since_s < QUIET_S:
-                continue
-            answered = await source.leave()
-            if answered and not source.inbox.in_flight and source.inbox.put_s <= since_s:
-                return
-            since_s = time.monotonic()
-
-    async def _may_leave(self) -> bool:
-        settings = self._settings
-        us = Registered(settings.mqtt_client_id, settings.subscription, alive=True)
-        try:
-            async with registry.reading(settings) as connection:
-                return await registry.may_leave(connection, settings, us)
-        except Unavailable:
-            return False
-
-    async def _strike_off(self) -> None:
-        settings = self._settings
-        try:
-            async with (
-                asyncio.timeout(_STRIKE_OFF_TIMEOUT_S),
-                registry.reading(settings) as connection,
-            ):
-                await registry.forget(connection, settings, settings.mqtt_client_id)
-        except (Unavailable, TimeoutError) as exc:
-            log.warning("left, but still in the register", why=str(exc), hint="iov-ingest drain")
+            return
+        if self.source.stage > Stage.STAYING:
+            log.warning("leaving was interrupted", hint="iov-ingest leave takes out the rest")
+        client_id, kept_s = self._broker.client_id, self._broker.session_expiry_s
+        log.info(
+            "stopped",
+            session=f"kept by the broker for {kept_s} s, with its share of what is published",
+            hint=f"start {client_id} again, or iov-ingest leave --client-id {client_id}",
+        )
 
     async def _miss_session(self) -> None:
         """Say so if the broker has no session of a worker that the register knows.
@@ -332,7 +233,7 @@ class Service:
         log.warning(
             "the broker's window is the bottleneck",
             in_flight_at_most=window.limit,
-            asked=self._settings.mqtt_receive_maximum,
+            asked=self._broker.receive_maximum,
             hint="set max_inflight_messages 0 (mosquitto), mqtt.max_inflight (EMQX) or its like",
         )
 
@@ -344,7 +245,8 @@ class Service:
         )
         give_up.cancel()
 
-    async def _drained(self, pipeline: asyncio.Task[None]) -> None:
+    async def finish(self, pipeline: asyncio.Task[None]) -> None:
+        """Wait until the pipeline has settled what is in; give up after the deadline."""
         await self._first_of(pipeline)
         if not pipeline.done():
             log.warning("gave up draining", left_to_the_broker=self.source.inbox.in_flight)

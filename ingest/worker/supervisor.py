@@ -24,7 +24,7 @@ from ingest.backoff import Backoff
 from ingest.child import child
 from ingest.config import Settings
 from ingest.errors import ConfigError, Unavailable
-from ingest.store import registry
+from ingest.store import register
 
 _FIRST_DELAY_S, _MOST_DELAY_S = 0.5, 30.0
 _LASTING_S = 30.0
@@ -60,11 +60,11 @@ class Supervisor:
     """Keeps a number of worker processes running."""
 
     def __init__(
-        self, settings: Settings, command: Sequence[str], workers: int, drain: Sequence[str]
+        self, settings: Settings, command: Sequence[str], workers: int, leave: Sequence[str]
     ) -> None:
-        """`command` runs one worker by the environment it is given, `drain` drains a session."""
+        """`command` runs one worker by its environment, `leave` takes a session over."""
         self._settings = settings
-        self._drain = drain
+        self._leave = leave
         self._surplus = re.compile(re.escape(settings.mqtt_client_id) + r"-([1-9][0-9]*)")
         self._environments = environments(settings, workers)
         self._command = command
@@ -93,9 +93,9 @@ class Supervisor:
                 tasks.create_task(self._keep(number, environment), name=f"worker {number}")
                 for number, environment in enumerate(self._environments)
             ]
-            draining = tasks.create_task(self._drain_surplus(), name="drain surplus")
+            surplus = tasks.create_task(self._take_over_surplus(), name="surplus")
             await asyncio.wait(kept)
-            draining.cancel()
+            surplus.cancel()
         log.info("stopped")
         return all(task.result() == 0 for task in kept)
 
@@ -143,33 +143,34 @@ class Supervisor:
             if process.returncode is None:
                 process.terminate()
 
-    async def _drain_surplus(self) -> None:
-        """Drain what a supervisor of more workers has left behind, until cancelled.
+    async def _take_over_surplus(self) -> None:
+        """Take over what a supervisor of more workers has left behind, until cancelled.
 
         A worker of our name and a number that we do not start, and that is silent, is one of those.
         """
+        settings = self._settings
         while True:
             await asyncio.sleep(_SURPLUS_EVERY_S)
             try:
-                async with registry.reading(self._settings) as connection:
-                    silent = await registry.silent(connection, self._settings, registry.SILENT_S)
+                async with register.opened(settings.database, settings.broker) as opened:
+                    silent = await opened.silent(register.SILENT_S)
             except Unavailable:
                 continue
             for client_id in (worker.client_id for worker in silent):
                 found = self._surplus.fullmatch(client_id)
                 if found and int(found[1]) >= len(self._environments):
-                    log.info("draining a worker that is no longer started", client_id=client_id)
-                    await self._run_drain(client_id)
+                    log.info("taking over a worker that is no longer started", client_id=client_id)
+                    await self._run_leave(client_id)
 
-    async def _run_drain(self, client_id: str) -> None:
-        process = await child(*self._drain, "--client-id", client_id)
+    async def _run_leave(self, client_id: str) -> None:
+        process = await child(*self._leave, "--client-id", client_id)
         try:
             status = await process.wait()
         finally:
             if process.returncode is None:
                 process.terminate()
         if status:
-            log.warning("not drained", client_id=client_id, status=status, hint="tried again")
+            log.warning("not taken over", client_id=client_id, status=status, hint="tried again")
 
     async def _problems(self, client: aiohttp.ClientSession) -> list[str]:
         """What keeps each worker from being ready."""

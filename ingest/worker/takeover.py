@@ -1,53 +1,92 @@
-"""A session whose worker does not return: its messages are taken out of it, and it ends.
+"""Takes over the session of a worker that does not return: its messages are stored, and it ends.
 
 A broker goes on giving a kept session its share of a shared subscription, and what is in it waits
-for a worker that never comes. One worker at a time may adopt such a session; an owner that comes
-back takes it from the adopter by connecting, and the adopter does not try again soon.
+for a worker that never comes. An operator has a session taken over by `leave --client-id`; a worker
+adopts one by itself. One worker at a time may adopt; an owner that comes back takes its session
+from the adopter by connecting, and the adopter does not try again soon.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 
-import asyncpg
 import structlog
 
 from ingest.config import Settings
 from ingest.errors import Unavailable
 from ingest.schema import Catalogue
-from ingest.source import NoSession
-from ingest.store import Watch, registry
-from ingest.store.registry import Registered
+from ingest.source import NoSession, Stage
+from ingest.store import Watch, register
+from ingest.store.register import Register, Registered
+from ingest.worker.leave import quiet
 from ingest.worker.service import Service
 
 RETRY_S = 600.0
-"""So long a session is left alone after an adoption of it that did not come to its end."""
+"""Seconds that a session is left alone after an adoption of it that did not come to its end."""
 
 log = structlog.get_logger(__name__)
 
 
-async def drain(
-    settings: Settings, catalogue: Catalogue, connection: asyncpg.Connection, gone: Registered
+async def take_over(
+    settings: Settings, catalogue: Catalogue, opened: Register, gone: Registered
 ) -> int | None:
     """Commit and acknowledge what the broker keeps for a worker that is gone; end its session.
 
-    How many messages it was, or None where the broker keeps no session. Raises Unavailable where
-    the connection ended before it was done. `connection` is to the register.
+    Return the number of messages, or None if the broker keeps no session. Raises Unavailable if
+    the connection ended before it was done: its owner may be back.
     """
-    as_gone = settings.model_copy(update={"mqtt_client_id": gone.client_id})
-    await registry.end_backends(connection, as_gone.application_name)
+    session = replace(settings.broker, client_id=gone.client_id)
+    await opened.end_backends(session.application_name)
     # A name of its own at the database: should the owner return, neither ends the other's backend.
-    name = as_gone.model_copy(update={"mqtt_client_id": f"{gone.client_id} drained"})
-    service = Service(as_gone, catalogue, database_name=name.application_name)
+    own = replace(session, client_id=f"{gone.client_id} taken over")
+    service = Service(settings, catalogue, session=session, database_name=own.application_name)
     try:
-        return await service.take_over(gone.subscription)
+        return await _emptied(service, gone.subscription)
     except NoSession:
         return None
 
 
+async def _emptied(service: Service, subscription: str) -> int:
+    """Take out what is in a session, over one connection; return the number of messages."""
+    source = service.source
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            watch = tasks.create_task(service.watch.run(), name="watch")
+            pipeline = tasks.create_task(service.pipeline.run(), name="pipeline")
+            session = tasks.create_task(_session(service, subscription), name="session")
+            empty = tasks.create_task(quiet(source), name="quiet")
+            await asyncio.wait([session, empty], return_when=asyncio.FIRST_COMPLETED)
+            # If there is no session, its stage is past leaving before the connection has ended.
+            done = source.stage is Stage.LEAVING and not session.done()
+            if done:
+                source.end_session()
+            else:
+                await asyncio.wait([session])
+            empty.cancel()
+            source.inbox.close()
+            await service.finish(pipeline)
+            session.cancel()
+            watch.cancel()
+    finally:
+        await service.writer.close()
+    if not done:
+        raise session.result()
+    return source.inbox.taken
+
+
+async def _session(service: Service, subscription: str) -> Unavailable:
+    """Hold the one connection; return what ended it."""
+    try:
+        await service.source.take_over(subscription)
+    except Unavailable as exc:
+        return exc
+    raise AssertionError("a session ends with an exception")
+
+
 class Adoption:
-    """Drains the sessions of workers that have fallen silent, one after the other."""
+    """Takes over the sessions of workers that have fallen silent, one after the other."""
 
     def __init__(self, settings: Settings, catalogue: Catalogue, watch: Watch) -> None:
         self._settings, self._catalogue, self._watch = settings, catalogue, watch
@@ -56,38 +95,37 @@ class Adoption:
 
     async def run(self) -> None:
         """Look again and again until cancelled."""
+        settings = self._settings
         while True:
             await asyncio.sleep(self._after_s / 4)
             # While the database was away nobody could be heard of.
             up_since_s = self._watch.up_since_s
             if up_since_s is not None and time.monotonic() - up_since_s >= self._after_s:
                 try:
-                    async with registry.reading(self._settings) as connection:
-                        await self._adopt_all(connection)
+                    async with register.opened(settings.database, settings.broker) as opened:
+                        await self._adopt_all(opened)
                 except Unavailable as exc:
                     log.warning("adoption ended early", why=str(exc))
 
-    async def _adopt_all(self, connection: asyncpg.Connection) -> None:
-        for gone in await registry.silent(connection, self._settings, self._after_s):
-            if not await registry.may_adopt(connection, self._settings):
+    async def _adopt_all(self, opened: Register) -> None:
+        for gone in await opened.silent(self._after_s):
+            if not await opened.become_adopter():
                 return
-            still = await registry.silent(connection, self._settings, self._after_s)
+            still = await opened.silent(self._after_s)
             if gone.client_id not in {worker.client_id for worker in still}:
-                continue  # it came back, or was struck off, while another session was drained
+                continue  # it came back, or was struck off, while another session was taken over
             now_s = time.monotonic()
             if self._left_alone.get(gone.client_id, 0.0) > now_s:
                 continue
             self._left_alone[gone.client_id] = now_s + RETRY_S
             log.warning("adopting", client_id=gone.client_id, silent_s=self._after_s)
             try:
-                messages = await drain(self._settings, self._catalogue, connection, gone)
+                messages = await take_over(self._settings, self._catalogue, opened, gone)
             except Unavailable as exc:
                 log.warning("not adopted", client_id=gone.client_id, why=str(exc))
             except Exception:  # what ends us here would end whoever adopts it next, one by one
                 log.exception("not adopted", client_id=gone.client_id)
             else:
-                await registry.forget(
-                    connection, self._settings, gone.client_id, silent_s=self._after_s
-                )
+                await opened.forget(gone.client_id, silent_s=self._after_s)
                 del self._left_alone[gone.client_id]
                 log.info("adopted", client_id=gone.client_id, messages=messages)

@@ -16,10 +16,10 @@ from ingest.check import Checker
 from ingest.config import Settings, load
 from ingest.model import Checked, Delivery
 from ingest.schema import load_catalogue
-from ingest.store import registry
-from ingest.store.registry import Registered
+from ingest.store import register
+from ingest.store.register import Registered
 from ingest.worker.service import Service, signals
-from ingest.worker.takeover import drain
+from ingest.worker.takeover import take_over
 
 check = Checker.check
 
@@ -39,9 +39,9 @@ async def main(how: str, settings: Settings) -> None:
         with signals(worker.stop):
             await worker.run()
         return
-    gone = Registered(settings.mqtt_client_id, settings.subscription, alive=False)
-    async with registry.reading(settings) as connection:
-        await drain(settings, catalogue, connection, gone)
+    gone = Registered(settings.mqtt_client_id, settings.broker.subscription, alive=False)
+    async with register.opened(settings.database, settings.broker) as opened:
+        await take_over(settings, catalogue, opened, gone)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ class Load:
         self._stop.set()
 
     async def run(self) -> None:
-        async with Publisher(self._settings) as publisher, asyncio.TaskGroup() as tasks:
+        async with Publisher(self._settings.broker) as publisher, asyncio.TaskGroup() as tasks:
             for _ in range(50):
                 tasks.create_task(self._work(publisher))
 

@@ -15,7 +15,7 @@ from ingest.lab.verify.run import Course, account_of
 from ingest.lab.verify.servers import Servers
 from ingest.lab.verify.tap import Tap
 from ingest.lab.verify.world import until, world
-from ingest.store import registry
+from ingest.store.connect import connected
 
 
 def told(_: str) -> None:
@@ -23,7 +23,7 @@ def told(_: str) -> None:
 
 
 def administrator(servers: Servers, port: int) -> Settings:
-    """Who runs `iov-ingest drain`."""
+    """Who runs `iov-ingest leave`."""
     return load(
         environ={
             "IOV_MQTT_URL": f"mqtt://127.0.0.1:{port}",
@@ -41,7 +41,7 @@ async def test_from_four_workers_to_one_to_three_under_load(tmp_path: Path) -> N
         ledger = Ledger(1, 20, datetime.now(UTC))
         tapped = Proxy(
             "127.0.0.1",
-            servers.settings.broker_port,
+            servers.settings.broker.port,
             listener=lambda: Tap(ledger.settle, lambda: None, print).listener(),
         )
         async with tapped as tap, world(servers, ledger, workers=4, logs=tmp_path) as whole:
@@ -68,7 +68,7 @@ async def test_from_four_workers_to_one_to_three_under_load(tmp_path: Path) -> N
                 await until(whole.all_ready, "three ready workers")
                 await whole.some_published(300)
             await course.rest()
-            async with registry.reading(settings) as connection:
+            async with connected(settings.database, "iov-test") as connection:
                 rows = await connection.fetch("SELECT client_id FROM iov.worker ORDER BY client_id")
             assert [row[0] for row in rows] == [w.client_id for w in (asked, killed, stays)]
             for worker in whole.workers:

@@ -25,7 +25,7 @@ PUBLISH = mqtt5.PublishPacket("iov/v1/V1/nev", b"{}", qos=mqtt5.QoS.AT_LEAST_ONC
 @asynccontextmanager
 async def reading(url: str, **settings: str) -> AsyncIterator[Source]:
     configured = load(environ=environment(url, "postgresql:///unused", **settings))
-    reader = Source(configured, Metrics({"nev": ["clock_off"]}), Random(1))
+    reader = Source(configured.broker, Metrics({"nev": ["clock_off"]}), Random(1))
     task = asyncio.create_task(reader.run())
     try:
         yield reader

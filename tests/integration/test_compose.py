@@ -237,7 +237,7 @@ async def test_the_stack_without_docker(catalogue: Catalogue, tmp_path: Path) ->
             async with (
                 stack_worker("worker-1", ports, server, catalogue) as one,
                 stack_worker("worker-2", ports, server, catalogue) as two,
-                Publisher(load(environ=at_the_broker("simulator", ports))) as publisher,
+                Publisher(load(environ=at_the_broker("simulator", ports)).broker) as publisher,
             ):
                 await simulation.run(publisher)
                 await settled([one, two], simulation.samples)

@@ -116,7 +116,7 @@ async def fill(broker: Mosquitto, database: Database, worker: Worker) -> None:
         for topic, rare in RARE:
             yield Message(f"iov/v1/{topic}", json.dumps({"ts": now} | rare).encode(), 1)
 
-    async with Publisher(load(environ=environment(broker.url, database.url))) as publisher:
+    async with Publisher(load(environ=environment(broker.url, database.url)).broker) as publisher:
         sent = 0
 
         def done(message: Message) -> None:

@@ -13,10 +13,11 @@ from ingest.config import Settings, load
 from ingest.lab.embedded import Mosquitto, amqtt
 from ingest.lab.proxy import Proxy
 from ingest.schema import Catalogue
-from ingest.store import registry
-from ingest.store.registry import Registered
-from ingest.worker.service import QUIET_S
-from ingest.worker.takeover import Adoption, drain
+from ingest.source import Stage
+from ingest.store import register
+from ingest.store.register import Register, Registered
+from ingest.worker.leave import QUIET_S
+from ingest.worker.takeover import Adoption, take_over
 from tests.support import (
     Database,
     environment,
@@ -53,7 +54,7 @@ async def test_who_leaves_takes_out_what_is_left_and_ends_the_session(
     second = working(broker.url, database.url, catalogue, mqtt_client_id="worker-2")
     async with first as leaver, second as stayer:
         await publish_many(broker.url, [sample(seq) for seq in range(400)])
-        leaver.service.leave()
+        leaver.service.leave.ask()
         await publish_many(broker.url, [sample(seq) for seq in range(400, 800)])
         await leaver.task
         before = stayer.settled()
@@ -72,7 +73,7 @@ async def test_mqtt_3_ends_its_session_too(
     first = working(broker.url, database.url, catalogue, mqtt_client="aiomqtt")
     async with first as leaver, working(broker.url, database.url, catalogue, mqtt_client_id="w2"):
         await publish_many(broker.url, [sample(seq) for seq in range(100)])
-        leaver.service.leave()
+        leaver.service.leave.ask()
         await leaver.task
     assert not await has_session(broker, "worker-1")
     assert await database.count() == 100
@@ -82,8 +83,8 @@ async def test_the_last_one_does_not_leave_by_a_signal(
     database: Database, broker: Mosquitto, catalogue: Catalogue
 ) -> None:
     async with working(broker.url, database.url, catalogue) as worker:
-        worker.service.leave()
-        await until(lambda: not worker.service.heartbeat.leave_wanted.is_set(), "the refusal")
+        worker.service.leave.ask()
+        await until(lambda: not worker.service.leave.asked.is_set(), "the refusal")
         await publish_many(broker.url, [sample(seq) for seq in range(10)])
         await worker.settles(10)
 
@@ -94,11 +95,11 @@ async def test_a_worker_hears_by_the_database_that_it_is_to_leave(
     monkeypatch.setattr("ingest.store.heartbeat.EVERY_S", 0.1)
     settings = settings_of(broker, database)
     async with working(broker.url, database.url, catalogue) as worker:
-        async with registry.reading(settings) as connection:
-            found = await registry.find(connection, settings, "worker-1")
+        async with register.opened(settings.database, settings.broker) as opened:
+            found = await opened.find("worker-1")
             assert found == Registered("worker-1", FILTER, alive=True)
-            assert not await registry.may_leave(connection, settings, found)
-            assert await registry.may_leave(connection, settings, found, last=True)
+            assert not await opened.ask_to_leave(found)
+            assert await opened.ask_to_leave(found, last=True)
         await worker.task
     assert await database.count("worker") == 0
 
@@ -111,10 +112,10 @@ async def test_what_a_killed_worker_left_is_drained(
     await publish_many(broker.url, [sample(seq) for seq in range(500)])
     settings = settings_of(broker, database, mqtt_client_id="standby", mqtt_client=client)
     gone = Registered("worker-1", FILTER, alive=False)
-    async with registry.reading(settings) as connection:
-        assert await drain(settings, catalogue, connection, gone) == 500
+    async with register.opened(settings.database, settings.broker) as opened:
+        assert await take_over(settings, catalogue, opened, gone) == 500
         assert await database.count() == 500
-        assert await drain(settings, catalogue, connection, gone) is None
+        assert await take_over(settings, catalogue, opened, gone) is None
     assert not await has_session(broker, "worker-1")
 
 
@@ -122,7 +123,7 @@ async def test_an_owner_that_returns_wins(
     database: Database, broker: Mosquitto, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # However long the owner takes to return, the other one is still at it.
-    monkeypatch.setattr("ingest.worker.service.QUIET_S", 60)
+    monkeypatch.setattr("ingest.worker.leave.QUIET_S", 60)
     settings = settings_of(broker, database, mqtt_client_id="standby")
     async with working(broker.url, database.url, catalogue) as victim:
         await victim.kill()
@@ -130,8 +131,8 @@ async def test_an_owner_that_returns_wins(
     gone = Registered("worker-1", FILTER, alive=False)
 
     async def take() -> None:
-        async with registry.reading(settings) as connection:
-            await drain(settings, catalogue, connection, gone)
+        async with register.opened(settings.database, settings.broker) as opened:
+            await take_over(settings, catalogue, opened, gone)
 
     draining = asyncio.create_task(take())
 
@@ -204,19 +205,19 @@ async def test_who_comes_back_while_another_session_is_drained_is_left_alone(
             "INSERT INTO iov.worker (client_id, broker, subscription, heartbeat_at) "
             f"VALUES ('{name}', '127.0.0.1:{broker.port}', '{FILTER}', now() - interval '1 day')"
         )
-    drained: list[str] = []
+    taken: list[str] = []
 
-    async def drain(_: Settings, __: Catalogue, ___: asyncpg.Connection, gone: Registered) -> int:
-        drained.append(gone.client_id)
+    async def take(_: Settings, __: Catalogue, ___: Register, gone: Registered) -> int:
+        taken.append(gone.client_id)
         await database.execute("UPDATE iov.worker SET heartbeat_at = now()")
         return 1
 
-    monkeypatch.setattr("ingest.worker.takeover.drain", drain)
+    monkeypatch.setattr("ingest.worker.takeover.take_over", take)
     async with working(broker.url, database.url, catalogue, mqtt_client_id="worker-2") as worker:
         adoption = Adoption(settings, catalogue, worker.service.watch)
-        async with registry.reading(settings) as connection:
-            await adoption._adopt_all(connection)
-    assert len(drained) == 1
+        async with register.opened(settings.database, settings.broker) as opened:
+            await adoption._adopt_all(opened)
+    assert len(taken) == 1
 
 
 async def somebody_else(database: Database, url: str) -> None:
@@ -239,7 +240,7 @@ async def test_a_silent_network_is_not_taken_for_the_end(
             await worker.settles(1)
             proxy.stall()
             await publish_many(broker.url, [sample(seq) for seq in range(2, 300)])
-            worker.service.leave()
+            worker.service.leave.ask()
             await until(lambda: worker.service.source.problem, "the silence noticed")
             assert not worker.task.done()
             proxy.flow()
@@ -261,10 +262,8 @@ async def test_a_cut_while_leaving_is_only_a_delay(
             async with lock.transaction():
                 await lock.execute("LOCK TABLE iov.nev")
                 await publish_many(broker.url, [sample(seq) for seq in range(500)])
-                worker.service.leave()
-                await until(
-                    lambda: worker.service.heartbeat.leave_wanted.is_set() and worker.in_flight
-                )
+                worker.service.leave.ask()
+                await until(lambda: worker.service.leave.asked.is_set() and worker.in_flight)
                 proxy.cut()
                 await until(lambda: worker.service.source.problem, "the cut")
             await worker.task
@@ -280,11 +279,9 @@ async def test_two_that_are_told_at_once_do_not_both_leave(
     second = working(broker.url, database.url, catalogue, mqtt_client_id="worker-2")
     async with first as one, second as other:
         for worker in (one, other):
-            worker.service.leave()
+            worker.service.leave.ask()
         await until(lambda: one.task.done() or other.task.done(), "one to leave")
-        await until(
-            lambda: not all(w.service.heartbeat.leave_wanted.is_set() for w in (one, other))
-        )
+        await until(lambda: not all(w.service.leave.asked.is_set() for w in (one, other)))
         assert one.task.done() != other.task.done()
 
 
@@ -295,8 +292,8 @@ async def test_a_signal_while_the_database_is_away_ends_nothing(
         url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{database.name}?sslmode=disable"
         async with working(broker.url, url, catalogue) as worker:
             proxy.refuse()
-            worker.service.leave()
-            await until(lambda: not worker.service.heartbeat.leave_wanted.is_set(), "the refusal")
+            worker.service.leave.ask()
+            await until(lambda: not worker.service.leave.asked.is_set(), "the refusal")
             proxy.flow()
             await publish_many(broker.url, [sample(1)])
             await worker.settles(1)
@@ -314,7 +311,7 @@ async def test_what_a_dead_worker_holds_at_the_database_is_let_go(
     await publish_many(broker.url, [again])
     ghost = await asyncpg.connect(
         database.url,
-        server_settings={"application_name": settings_of(broker, database).application_name},
+        server_settings={"application_name": settings_of(broker, database).broker.application_name},
     )
     await ghost.execute("BEGIN")
     await ghost.execute(
@@ -322,9 +319,9 @@ async def test_what_a_dead_worker_holds_at_the_database_is_let_go(
         f"SELECT device_id, '{again['ts']}', 7, now() FROM iov.device"
     )
     settings = settings_of(broker, database, mqtt_client_id="standby")
-    async with registry.reading(settings) as connection, asyncio.timeout(20):
+    async with register.opened(settings.database, settings.broker) as opened, asyncio.timeout(20):
         gone = Registered("worker-1", FILTER, alive=False)
-        assert await drain(settings, catalogue, connection, gone) == 1
+        assert await take_over(settings, catalogue, opened, gone) == 1
     assert await database.count() == 2
     ghost.terminate()
 
@@ -336,8 +333,8 @@ async def test_one_signal_and_the_register_are_one_leaving(
     await somebody_else(database, broker.url)
     with structlog.testing.capture_logs() as logs:
         async with working(broker.url, database.url, catalogue) as worker:
-            worker.service.leave()
-            worker.service.leave()
+            worker.service.leave.ask()
+            worker.service.leave.ask()
             await worker.task
     assert [entry["event"] for entry in logs].count("leaving for good") == 1
     assert "left for good" in [entry["event"] for entry in logs]
@@ -350,8 +347,8 @@ async def test_a_stop_while_leaving_lets_it_come_to_its_end(
     await somebody_else(database, broker.url)
     async with working(broker.url, database.url, catalogue) as worker:
         await publish_many(broker.url, [sample(seq) for seq in range(200)])
-        worker.service.leave()
-        await until(lambda: worker.service._leaving, "the leaving")
+        worker.service.leave.ask()
+        await until(lambda: worker.service.source.stage > Stage.STAYING, "the leaving")
         worker.service.stop()
         await worker.task
     assert await database.count() == 200
@@ -375,7 +372,7 @@ async def test_a_new_start_is_not_asked_what_its_predecessor_was(
         await until(withdrawn, "the withdrawal")
         await publish_many(broker.url, [sample(1)])
         await worker.settles(1)
-        assert not worker.service.heartbeat.asked_to_leave
+        assert not worker.service.leave.asked.is_set()
 
 
 async def test_a_broker_of_old_is_drained_too(database: Database, catalogue: Catalogue) -> None:
@@ -383,6 +380,6 @@ async def test_a_broker_of_old_is_drained_too(database: Database, catalogue: Cat
         settings = load(
             environ=environment(url, database.url, mqtt_client="aiomqtt", mqtt_group="")
         )
-        async with registry.reading(settings) as connection:
+        async with register.opened(settings.database, settings.broker) as opened:
             gone = Registered("worker-1", "iov/v1/+/+", alive=False)
-            assert await drain(settings, catalogue, connection, gone) is None
+            assert await take_over(settings, catalogue, opened, gone) is None

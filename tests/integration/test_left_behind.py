@@ -18,7 +18,7 @@ from ingest.config import Settings
 from ingest.lab.embedded import Mosquitto, mosquitto
 from ingest.schema import Catalogue
 from ingest.store import heartbeat
-from ingest.store.registry import NAME
+from ingest.store.register import NAME
 from tests.integration.test_leaving import FILTER, has_session, settings_of
 from tests.integration.test_supervisor import supervised
 from tests.support import (
@@ -56,7 +56,7 @@ async def test_a_silent_worker_is_told_of_by_every_other_one_with_what_to_do(
             await until(lambda: worker.metric("iov_workers_silent") == 1, "the silence noticed")
             async with client.get(f"{worker.url}/status") as response:
                 warnings = (await response.json())["warnings"]
-            assert ["drain --client-id gone-1" in text for text in warnings].count(True) == 1
+            assert ["leave --client-id gone-1" in text for text in warnings].count(True) == 1
             assert not worker.service.problems()
             found = await check.check(settings_of(broker, database))
     assert [line["client_id"] for line in logs if line["event"] == "worker silent"] == ["gone-1"]
@@ -142,9 +142,9 @@ async def test_workers_of_one_name_at_two_brokers_are_two(
         await second.settles(20)
         for worker in (first, second):
             assert worker.metric("iov_reconnects_total") == 0
-        second.service.leave()
-        await until(second.service.heartbeat.leave_wanted.is_set)
-        await until(lambda: not second.service.heartbeat.leave_wanted.is_set(), "its refusal")
+        second.service.leave.ask()
+        await until(second.service.leave.asked.is_set)
+        await until(lambda: not second.service.leave.asked.is_set(), "its refusal")
         await publish_many(sister.url, [sample(99)], "iov/v1/B/nev")
         await second.settles(21)
     brokers = await database.all("SELECT broker FROM iov.worker ORDER BY 1")

@@ -105,7 +105,7 @@ async def test_in_session_mode_all_is_as_without_it(
 async def test_in_session_mode_time_limits_hold_as_well(database: Database) -> None:
     async with pooled(database, "session") as url:
         settings = load(environ={"IOV_DATABASE_URL": url})
-        connection = await connect(settings, "limits", lock_timeout="1234")
+        connection = await connect(settings.database, "limits", lock_timeout="1234")
         for name, wanted in (("statement_timeout", "30s"), ("lock_timeout", "1234ms")):
             assert await connection.fetchval(f"SHOW {name}") == wanted
         await connection.close()
@@ -142,4 +142,4 @@ async def test_in_transaction_mode_nothing_is_committed(
 async def test_what_it_has_to_be_told_is_told(database: Database) -> None:
     async with pooled(database, "session", ignored="extra_float_digits") as url:
         with pytest.raises(NotReady, match=f"ignore_startup_parameters = {DOCUMENTED}"):
-            await connect(load(environ={"IOV_DATABASE_URL": url}), "refused")
+            await connect(load(environ={"IOV_DATABASE_URL": url}).database, "refused")

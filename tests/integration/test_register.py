@@ -14,7 +14,7 @@ from ingest.config import load
 from ingest.metrics import Metrics
 from ingest.model import Delivery
 from ingest.schema import Catalogue
-from ingest.store import registry
+from ingest.store import register
 from ingest.store.heartbeat import Heartbeat
 from tests.integration.test_store import batch_of, writing
 from tests.support import Database, delivery, environment, may_not, until
@@ -94,14 +94,15 @@ async def test_a_worker_whose_login_was_changed_goes_on_when_its_row_has_been_si
     before = await database.user("iov_monday", "iov_worker")
     after = await database.user("iov_tuesday", "iov_worker")
     settings = [load(environ=environment("mqtt://127.0.0.1:1", url)) for url in (before, after)]
-    async with registry.reading(settings[0]) as connection:
-        await registry.heartbeat(connection, settings[0], first=True)
+    async with register.opened(settings[0].database, settings[0].broker) as opened:
+        await opened.heartbeat(first=True)
     with structlog.testing.capture_logs() as logs:
-        beat = asyncio.create_task(Heartbeat(settings[1], Metrics({})).run())
+        changed = Heartbeat(settings[1].database, settings[1].broker, Metrics({}), lambda: None)
+        beat = asyncio.create_task(changed.run())
         await until(lambda: logs, "a warning")
         beat.cancel()
     assert [line["event"] for line in logs] == ["the register does not take the heartbeat"]
     await database.execute("UPDATE iov.worker SET heartbeat_at = now() - interval '31 s'")
-    async with registry.reading(settings[1]) as connection:
-        assert (await registry.heartbeat(connection, settings[1], first=True)).known
+    async with register.opened(settings[1].database, settings[1].broker) as opened:
+        assert (await opened.heartbeat(first=True)).known
     assert await database.one("SELECT login FROM iov.worker") == "iov_tuesday"

@@ -268,7 +268,7 @@ async def test_a_recording_of_a_real_car_is_stored_whole(
     recording.measure()
     settings = load(environ=environment(broker.url, database.url))
     async with working(broker.url, database.url, catalogue, max_age_days="120") as worker:
-        async with Publisher(settings) as car:
+        async with Publisher(settings.broker) as car:
             await recording.run(car)
         assert recording.account()["acknowledged"] == 43_056
         await worker.settles(43_056)

@@ -288,7 +288,7 @@ async def test_a_url_the_driver_cannot_read_is_not_printed(query: str) -> None:
     """The rest of it is judged before, see `test_unreachable.py`."""
     url = f"postgresql://u@127.0.0.1/db?sslmode=require&{query}"
     with pytest.raises(NotReady) as caught:
-        await connect(load(environ={"IOV_DATABASE_URL": url}), "test")
+        await connect(load(environ={"IOV_DATABASE_URL": url}).database, "test")
     assert "hunter2" not in str(caught.value)
     assert caught.value.__cause__ is None
 

@@ -211,7 +211,7 @@ async def test_a_recording_of_a_real_truck_is_stored_whole(
     recording = Replay(DATA / "truck.ndjson.gz", speed=0, shift=True)
     recording.measure()
     async with worker as running:
-        async with Publisher(load(environ=environment(broker.url, database.url))) as truck:
+        async with Publisher(load(environ=environment(broker.url, database.url)).broker) as truck:
             await recording.run(truck)
         assert recording.account()["acknowledged"] == 895
         await running.settles(895)

@@ -61,7 +61,7 @@ def test_its_settings_exist_and_the_example_is_complete(tmp_path: Path) -> None:
         )  # fmt: skip
         assert settings.mqtt_client_id == f"iov.ingest-host-{number}"
         assert settings.http_port == 9460 + number
-        assert settings.mqtt_secret() == "secret"
+        assert settings.broker.secret() == "secret"
 
 
 def test_it_checks_and_then_runs() -> None:

@@ -100,7 +100,7 @@ async def failure(url: str) -> str:
     """Say what becomes of a connection to that URL."""
     settings = load(environ={"IOV_DATABASE_URL": url})
     try:
-        connection = await connect(settings, "test")
+        connection = await connect(settings.database, "test")
     except (IngestError, asyncpg.PostgresError, asyncpg.InterfaceError) as exc:
         told = str(away(exc))
     else:
@@ -269,7 +269,7 @@ def test_a_database_is_named_without_its_user(
 ) -> None:
     for name in ("PGHOST", "PGPORT", "PGUSER", "PGDATABASE"):
         monkeypatch.delenv(name, raising=False)
-    assert load(environ={"IOV_DATABASE_URL": url}).database_address == address
+    assert load(environ={"IOV_DATABASE_URL": url}).database.address == address
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_a_file_has_the_same_names_and_the_environment_wins(tmp_path: Path) -> N
     file = tmp_path / "iov.toml"
     file.write_text('IOV_MQTT_URL = "mqtt://file"\nIOV_BATCH_ROWS = 7\nIOV_MAX_AGE_DAYS = 1.5\n')
     settings = load(file, environ={"IOV_MQTT_URL": "mqtt://environment"}, needs=("IOV_MQTT_URL",))
-    assert settings.broker.hostname == "environment"
+    assert settings.broker.host == "environment"
     assert (settings.batch_rows, settings.max_age_days) == (7, 1.5)
 
 
@@ -134,8 +134,8 @@ def test_secrets_never_print() -> None:
         }
     )
     assert "s3cr3t" not in repr(settings) + str(settings)
-    assert settings.dsn() == "postgresql://u:s3cr3t@h/d"
-    assert settings.mqtt_secret() == "s3cr3t"
+    assert settings.database.url == "postgresql://u:s3cr3t@h/d"
+    assert settings.broker.secret() == "s3cr3t"
 
 
 def test_settings_do_not_change() -> None:
@@ -147,26 +147,28 @@ def test_settings_do_not_change() -> None:
     ("url", "port"), [("mqtt://b", 1883), ("mqtts://b", 8883), ("ws://b", 80), ("wss://b:9", 9)]
 )
 def test_each_scheme_has_its_port(url: str, port: int) -> None:
-    assert load(environ={"IOV_MQTT_URL": url}).broker_port == port
+    assert load(environ={"IOV_MQTT_URL": url}).broker.port == port
 
 
 def test_a_group_makes_the_subscription_shared() -> None:
-    assert load(environ={}).subscription == "$share/ingest/iov/v1/+/+"
-    assert load(environ={"IOV_MQTT_GROUP": ""}).subscription == "iov/v1/+/+"
+    assert load(environ={}).broker.subscription == "$share/ingest/iov/v1/+/+"
+    assert load(environ={"IOV_MQTT_GROUP": ""}).broker.subscription == "iov/v1/+/+"
 
 
 def test_long_client_ids_that_begin_alike_have_names_of_their_own_at_the_database() -> None:
-    names = {Settings(mqtt_client_id="w" * 80 + end).application_name for end in ("-1", "-2")}
+    names = {
+        Settings(mqtt_client_id="w" * 80 + end).broker.application_name for end in ("-1", "-2")
+    }
     assert len(names) == 2
     assert all(len(name) <= 63 for name in names)
-    assert Settings(mqtt_client_id="w-1").application_name == "iov-ingest w-1"
+    assert Settings(mqtt_client_id="w-1").broker.application_name == "iov-ingest w-1"
 
 
 def test_a_secret_that_goes_away_while_we_run_is_waited_for(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("s3cr3t\n")
     settings = load(environ={"IOV_MQTT_PASSWORD_FILE": str(secret)})
-    assert settings.mqtt_secret() == "s3cr3t"
+    assert settings.broker.secret() == "s3cr3t"
     secret.unlink()
     with pytest.raises(Unavailable, match="password file cannot be read"):
-        settings.mqtt_secret()
+        settings.broker.secret()

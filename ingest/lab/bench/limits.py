@@ -72,7 +72,7 @@ async def _copy(url: str, seconds: float, number: int) -> float:
     settings = load(environ={"IOV_DATABASE_URL": url})
     catalogue = load_catalogue(settings.schema_dir)
     stream, checker = catalogue["nev"], Checker.of(catalogue, settings)
-    connection: asyncpg.Connection = await connect(settings, "iov-bench-copy")
+    connection: asyncpg.Connection = await connect(settings.database, "iov-bench-copy")
     copied, took_s = 0, 0.0
     while took_s < seconds:
         columns, records = ready_records(checker, stream, number * 100_000_000 + copied)

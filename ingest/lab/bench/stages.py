@@ -58,7 +58,7 @@ async def stages(stand: Stand, plan: Plan) -> Figures:
         catalogue = load_catalogue(settings.schema_dir)
         stream, checker = catalogue["nev"], Checker.of(catalogue, settings)
         limits = MessageLimits.of(settings)
-        connection = await connect(settings, "iov-bench-stages")
+        connection = await connect(settings.database, "iov-bench-stages")
         traffic = Traffic(devices=_DEVICES)
         gc.freeze()
         for number in range(_WARM_UP + rounds):

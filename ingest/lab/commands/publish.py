@@ -35,5 +35,5 @@ async def publish(
         def waiting(whom: str) -> None:
             bar.console.print(f"waiting for {escape(whom)}", soft_wrap=True)
 
-        async with Publisher(settings, qos, waiting=waiting) as publisher:
+        async with Publisher(settings.broker, qos, waiting=waiting) as publisher:
             await work.run(publisher, lambda: bar.advance(task))

@@ -118,10 +118,10 @@ async def configured(settings: Settings) -> AsyncIterator[Servers]:
     """The configured servers: a scratch database there, dropped at the end, and a topic prefix."""
     run = uuid4().hex[:8]
     name = f"iov_verify_{run}"
-    url = _with_database(settings.dsn(), name)
+    url = _with_database(settings.database.url, name)
     scratch = load(environ={"IOV_DATABASE_URL": url})
     try:
-        await _scratch(settings.dsn(), name, scratch)
+        await _scratch(settings.database.url, name, scratch)
         connection = await asyncpg.connect(url)
         superuser = await connection.fetchval("SELECT usesuper FROM pg_user WHERE usename = user")
         await connection.close()
@@ -129,7 +129,7 @@ async def configured(settings: Settings) -> AsyncIterator[Servers]:
             settings, url, url, run, prefix=f"iov-check/verify-{run}/", plain_user=not superuser
         )
     finally:
-        connection = await asyncpg.connect(settings.dsn())
+        connection = await asyncpg.connect(settings.database.url)
         await connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
         await connection.close()
 

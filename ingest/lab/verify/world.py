@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -20,6 +20,7 @@ import asyncpg
 from ingest.child import child
 from ingest.commands.publisher import Publisher
 from ingest.config import Settings, load
+from ingest.database import Database
 from ingest.errors import ServerError
 from ingest.lab.embedded import free_port
 from ingest.lab.proxy import Proxy
@@ -80,9 +81,9 @@ class Worker:
         settings = self._servers.settings
         self.broker = await stack.enter_async_context(
             Proxy(
-                settings.broker.hostname,
-                settings.broker_port,
-                tls=settings.tls(),
+                settings.broker.host,
+                settings.broker.port,
+                tls=settings.broker.tls(),
                 listener=lambda: Tap(ledger.settle, self._subscribed, complain).listener(),
             )
         )
@@ -215,9 +216,10 @@ class World:
     @asynccontextmanager
     async def owner(self) -> AsyncIterator[asyncpg.Connection]:
         """A connection to the scratch database that may write whatever its default says."""
-        settings = load(environ={"IOV_DATABASE_URL": self.servers.database_url})
         connection = await connect(
-            settings, "iov-ingest verify", default_transaction_read_only="off"
+            Database(self.servers.database_url),
+            "iov-ingest verify",
+            default_transaction_read_only="off",
         )
         try:
             yield connection
@@ -295,11 +297,9 @@ async def world(
     """Workers on the servers while the block runs, ready from the start; `settings` are theirs."""
     environ = _environment(servers) | {f"IOV_{k.upper()}": v for k, v in settings.items()}
     async with AsyncExitStack() as stack:
-        broker = servers.settings
-        gate = await stack.enter_async_context(
-            Proxy(broker.broker.hostname, broker.broker_port, tls=broker.tls())
-        )
-        to_gate = broker.model_copy(update={"mqtt_url": f"mqtt://127.0.0.1:{gate.port}"})
+        broker = servers.settings.broker
+        gate = await stack.enter_async_context(Proxy(broker.host, broker.port, tls=broker.tls()))
+        to_gate = replace(broker, url=f"mqtt://127.0.0.1:{gate.port}")
         publisher = Publisher(to_gate, timeout_s=_PUBLISH_TIMEOUT_S)
         numbers = count(1)
 
@@ -345,7 +345,7 @@ def _environment(servers: Servers) -> dict[str, str]:
     }
     if servers.settings.mqtt_username:
         environ["IOV_MQTT_USERNAME"] = servers.settings.mqtt_username
-    if (secret := servers.settings.mqtt_secret()) is not None:
+    if (secret := servers.settings.broker.secret()) is not None:
         environ["IOV_MQTT_PASSWORD"] = secret
     return environ
 

@@ -15,7 +15,7 @@ from ingest.errors import ServerError
 from ingest.lab.embedded import Mosquitto, mosquitto
 from ingest.lab.verify.faults.fault import LOAD, MOMENT_S, Fault
 from ingest.lab.verify.world import World, until
-from ingest.store import registry
+from ingest.store import register
 
 _BACKENDS = """
 SELECT array_agg(pid ORDER BY pid) FROM pg_stat_activity
@@ -109,7 +109,7 @@ async def _sister_broker(world: World, chance: Random) -> None:
     Neither ends the other's connections, and it does not leave because ours are there.
     """
     namesake = chance.choice(world.workers)
-    named = namesake.settings().application_name
+    named = namesake.settings().broker.application_name
     before = await world.ask(_BACKENDS, named)
     async with mosquitto() as sister:
         settings = world.servers.settings.model_copy(update={"mqtt_url": sister.url})
@@ -122,14 +122,15 @@ async def _sister_broker(world: World, chance: Random) -> None:
             worker.process.send_signal(signal.SIGUSR1)
             now = datetime.now(UTC).isoformat()
             said = [orjson.dumps({"ts": now, "seq": seq, "speed_kmh": 1}) for seq in range(LOAD)]
-            async with Publisher(settings) as publisher:
+            async with Publisher(settings.broker) as publisher:
                 visitors = [("sister", "nev", sample, None) for sample in said]
                 await world.visit(visitors, MOMENT_S, publisher)
             await world.some_published(LOAD)
         finally:
             status = await worker.end(signal.SIGTERM)
-        async with registry.reading(worker.settings()) as register:
-            await registry.forget(register, worker.settings(), worker.client_id)
+        own = worker.settings()
+        async with register.opened(own.database, own.broker) as opened:
+            await opened.forget(worker.client_id)
     stored = await world.ask(
         "SELECT count(*) FROM iov.nev JOIN iov.device USING (device_id) WHERE device = $1 "
         "AND ts = $2",

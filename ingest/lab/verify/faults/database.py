@@ -36,7 +36,7 @@ async def _backend_terminated(world: World, chance: Random) -> None:
             "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_progress_copy "
             "JOIN pg_stat_activity USING (pid, datname) "
             "WHERE datname = current_database() AND application_name = $1",
-            worker.settings().application_name,
+            worker.settings().broker.application_name,
         )
         worker.database.flow()
         if ended:

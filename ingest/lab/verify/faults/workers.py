@@ -9,9 +9,9 @@ from random import Random
 from ingest.lab.verify.faults.fault import LOAD, MOMENT_S, Fault
 from ingest.lab.verify.world import Worker, World, until
 from ingest.schema import load_catalogue
-from ingest.store import registry
-from ingest.store.registry import Registered
-from ingest.worker.takeover import drain
+from ingest.store import register
+from ingest.store.register import Registered
+from ingest.worker.takeover import take_over
 
 
 async def _worker_sigkill(world: World, chance: Random) -> None:
@@ -28,7 +28,7 @@ async def _worker_leaves(world: World, chance: Random) -> None:
         "SELECT count(*) >= $1 FROM iov.worker WHERE broker = $2 "
         "AND clock_timestamp() - heartbeat_at < interval '10 s'"
     )
-    broker, number = world.workers[0].settings().broker_id, len(world.workers)
+    broker, number = world.workers[0].settings().broker.id, len(world.workers)
     await until(lambda: world.ask(heard, number, broker), "every worker's heartbeat")
     await _goes_and_returns(world, chance, signal.SIGUSR1)
 
@@ -51,11 +51,11 @@ async def _worker_drained(world: World, chance: Random) -> None:
     await worker.end(signal.SIGKILL)
     await world.some_published(LOAD)
     settings = worker.settings()
-    gone = Registered(worker.client_id, settings.subscription, alive=False)
-    async with registry.reading(settings) as connection:
-        if not await drain(settings, load_catalogue(), connection, gone):
+    gone = Registered(worker.client_id, settings.broker.subscription, alive=False)
+    async with register.opened(settings.database, settings.broker) as opened:
+        if not await take_over(settings, load_catalogue(), opened, gone):
             world.unwell.append(f"nothing was kept for worker {worker.number}")
-        await registry.forget(connection, settings, worker.client_id)
+        await opened.forget(worker.client_id)
     await worker.start()
 
 

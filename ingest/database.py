@@ -1,10 +1,14 @@
-"""Reads a database URL: where it leads, and what is wrong with it, without its password."""
+"""The database as a client needs it: its URL, where that leads, and what is wrong with it.
+
+Whatever is said of a URL is said without its password.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 import ssl
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
@@ -26,7 +30,38 @@ _FORM = (
 )
 
 
-def problems(url: str) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class Database:
+    """What the settings say of the database."""
+
+    url: str = field(repr=False)
+    """For the driver alone: it may hold a password."""
+
+    @property
+    def address(self) -> str:
+        """`host:port/database` of each host, as far as the URL itself says it."""
+        parts = _split(self.url)
+        hosts = _hosts(parts) if parts is not None else []
+        if parts is None or not hosts:
+            return "of IOV_DATABASE_URL"
+        query = _query(parts)
+        own = unquote(parts.path[1:]) or query.get("dbname") or query.get("database")
+        user = unquote(parts.username or "") or query.get("user") or os.environ.get("PGUSER")
+        return f"{','.join(hosts)}/{own or os.environ.get('PGDATABASE') or user or ''}"
+
+    def asked_in_clear(self) -> list[tuple[str, int]]:
+        """Return (host, port) of the servers that the driver does not ask for TLS first."""
+        parts = _split(self.url)
+        if parts is None:
+            return []
+        mode = _query(parts).get("sslmode") or os.environ.get("PGSSLMODE", "prefer")
+        if mode not in {"disable", "allow"}:
+            return []
+        named = [host.rpartition(":") for host in _hosts(parts) if not host.startswith("/")]
+        return [(host.strip("[]"), int(port)) for host, _, port in named]
+
+
+def url_problems(url: str) -> list[str]:
     """Find what the driver would not understand."""
     found = []
     parts = _split(url)
@@ -61,30 +96,6 @@ def _wrong_files(query: dict[str, str]) -> list[str]:
         except ssl.SSLError:
             found.append(f"sslrootcert: {root} holds no certificate (PEM)")
     return found
-
-
-def address(url: str) -> str:
-    """`host:port/database` of each host, as far as the URL itself says it."""
-    parts = _split(url)
-    hosts = _hosts(parts) if parts is not None else []
-    if parts is None or not hosts:
-        return "of IOV_DATABASE_URL"
-    query = _query(parts)
-    own = unquote(parts.path[1:]) or query.get("dbname") or query.get("database")
-    user = unquote(parts.username or "") or query.get("user") or os.environ.get("PGUSER")
-    return f"{','.join(hosts)}/{own or os.environ.get('PGDATABASE') or user or ''}"
-
-
-def asked_in_clear(url: str) -> list[tuple[str, int]]:
-    """Return (host, port) of the servers that the driver does not ask for TLS first."""
-    parts = _split(url)
-    if parts is None:
-        return []
-    mode = _query(parts).get("sslmode") or os.environ.get("PGSSLMODE", "prefer")
-    if mode not in {"disable", "allow"}:
-        return []
-    named = [host.rpartition(":") for host in _hosts(parts) if not host.startswith("/")]
-    return [(host.strip("[]"), int(port)) for host, _, port in named]
 
 
 def _split(url: str) -> SplitResult | None:

@@ -1,0 +1,108 @@
+"""How a living worker leaves for good, so that nothing waits for it in its session.
+
+It takes nothing new, commits and acknowledges what the broker still has for it, and ends the
+session. A worker that does not return is taken over instead (`takeover`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import structlog
+
+from ingest.broker import Broker
+from ingest.database import Database
+from ingest.errors import Unavailable
+from ingest.source import Source, Stage
+from ingest.store import register
+from ingest.store.register import Registered
+
+QUIET_S = 2.0
+"""Seconds with nothing in flight and nothing new, the window open, before the broker is asked."""
+_LOOK_EVERY_S = 0.1
+_STRIKE_OFF_TIMEOUT_S = 2.0
+
+log = structlog.get_logger(__name__)
+
+
+class Leave:
+    """A worker's way out: `run` it beside the rest, and `ask` for it."""
+
+    def __init__(self, database: Database, broker: Broker, source: Source) -> None:
+        self._database, self._broker, self._source = database, broker, source
+        self.asked = asyncio.Event()
+        """Set once this worker is wanted to leave, until it refuses."""
+        self._granted = False
+
+    def ask(self, *, granted: bool = False) -> None:
+        """Ask this worker to leave.
+
+        Unless it is `granted` already, it refuses, with a word in the log, while no other worker
+        is there to take what is new.
+        """
+        self._granted |= granted
+        self.asked.set()
+
+    async def run(self) -> None:
+        """Wait until asked, and leave; return once nothing is left in the session."""
+        await self.asked.wait()
+        while not (self._granted or await self._another_stays()):
+            self.asked.clear()
+            log.error(
+                "not leaving",
+                why="no other worker at work on this subscription, or the register is away",
+                hint="what is published would be kept for nobody: start another one first, or "
+                "iov-ingest leave --last",
+            )
+            await self.asked.wait()
+        log.info("leaving for good", in_flight=self._source.inbox.in_flight)
+        await self._source.leave()
+        await quiet(self._source)
+        self._source.end_session()
+
+    async def _another_stays(self) -> bool:
+        """Have the register ask us to leave, if another worker stays; return whether it does."""
+        us = Registered(self._broker.client_id, self._broker.subscription, alive=True)
+        try:
+            async with register.opened(self._database, self._broker) as opened:
+                return await opened.ask_to_leave(us)
+        except Unavailable:
+            return False
+
+    async def strike_off(self) -> None:
+        """Strike this worker off the register, after its session has ended."""
+        try:
+            async with (
+                asyncio.timeout(_STRIKE_OFF_TIMEOUT_S),
+                register.opened(self._database, self._broker) as opened,
+            ):
+                await opened.forget(self._broker.client_id)
+        except (Unavailable, TimeoutError) as exc:
+            log.warning("left, but still in the register", why=str(exc), hint="iov-ingest leave")
+
+
+async def quiet(source: Source) -> None:
+    """Wait until the broker has nothing more for a session that takes nothing new.
+
+    MQTT has no packet that says "that was all", so it takes two steps, again and again:
+
+    1. Nothing is in flight, and nothing has come for a while. That alone may be a network that is
+       stalled.
+    2. The broker answers another UNSUBSCRIBE, and nothing has come before its answer. Answers come
+       in order, so it had nothing more to send.
+
+    A broker that keeps no session of ours needs neither.
+    """
+    since_s = time.monotonic()
+    while source.stage < Stage.EMPTY or source.inbox.in_flight:
+        await asyncio.sleep(_LOOK_EVERY_S)
+        if source.problem is not None or source.inbox.in_flight:
+            since_s = time.monotonic()
+        since_s = max(since_s, source.inbox.put_s)
+        if time.monotonic() - since_s < QUIET_S:
+            continue
+        answered = await source.leave()
+        if answered and not source.inbox.in_flight and source.inbox.put_s <= since_s:
+            return
+        since_s = time.monotonic()
