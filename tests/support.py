@@ -20,6 +20,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from ingest.budget import Budget
+from ingest.cancelled import unless_cancelled
 from ingest.check import Checker
 from ingest.config import load
 from ingest.lab.embedded import Postgres
@@ -286,6 +287,7 @@ async def publisher(
             await client.publish(
                 topic, text, qos=qos, properties=properties if version_5 else None, retain=retain
             )
+            unless_cancelled()
 
         yield publish
 

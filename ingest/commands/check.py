@@ -22,6 +22,7 @@ from aiomqtt.exceptions import MqttConnectError
 from rich.markup import escape
 
 from ingest.broker import Broker
+from ingest.cancelled import unless_cancelled
 from ingest.commands.common import (
     ConfigOption,
     JsonOption,
@@ -195,6 +196,7 @@ async def _round_trip(broker: Broker, version: aiomqtt.ProtocolVersion) -> None:
     async with client_for(broker, own.client_id, version) as client:
         await client.subscribe(own.subscription, qos=1)
         await client.publish(own.topic, b"iov-ingest check", qos=1)
+        unless_cancelled()
         async for _ in client.messages:
             return
 
@@ -282,6 +284,7 @@ async def _may_publish(broker: Broker, topic: str, inbox: Inbox) -> bool:
             await client.publish(topic, b"iov-ingest check", qos=1, timeout=_QUIET_S)
     except aiomqtt.MqttError:
         return False
+    unless_cancelled()
     return await _quiet(inbox) > 0
 
 

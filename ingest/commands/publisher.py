@@ -15,6 +15,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from ingest.broker import Broker
+from ingest.cancelled import unless_cancelled
 from ingest.commands.message import Message
 from ingest.errors import Unavailable
 
@@ -76,9 +77,11 @@ class Publisher:
             client = await self._connected()
             try:
                 await client.publish(topic, payload, qos=self._qos, properties=properties)
-            except aiomqtt.MqttError:
+            except aiomqtt.MqttError as exc:
+                unless_cancelled(exc)
                 await self._broken(client)
             else:
+                unless_cancelled()
                 return
         raise Unavailable(f"{self._named}: it accepts no messages")
 
@@ -128,6 +131,7 @@ class Publisher:
                 else:
                     client.pending_calls_threshold = _QUIET
                     self._client, self._was_there = client, True
+                unless_cancelled()
             raise Unavailable(f"{self._named}: {why}")
 
     @property

@@ -20,6 +20,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from ingest.broker import Broker
+from ingest.cancelled import unless_cancelled
 from ingest.errors import Unavailable
 from ingest.model import Arrival, Delivery
 from ingest.source.client import (
@@ -148,6 +149,7 @@ class AiomqttClient:
                     self._connected, self._paho = client, paho
                     if self._stay.stage > Stage.STAYING:
                         await self.unsubscribe()
+                    unless_cancelled()
                     subscribed(paho.session_present)
                     async for _ in client.messages:
                         raise AssertionError("the queue gives nothing to its consumer")
@@ -156,10 +158,8 @@ class AiomqttClient:
                     if ends and self._version_5 and paho.end_session():
                         self._stay.stage = Stage.LEFT
         except aiomqtt.MqttError as exc:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                # The broker did not answer our goodbye in time; we leave all the same.
-                raise asyncio.CancelledError from exc
+            # If the broker did not answer our goodbye in time, we leave all the same.
+            unless_cancelled(exc)
             raise await self._reason(exc, paho) from exc
         finally:
             self._connected = self._paho = None
@@ -214,6 +214,7 @@ class AiomqttClient:
             if self._paho is not None:
                 self._paho.hang_up()  # a new connection tries again
             raise Unavailable(f"unsubscribing from {self._stay.filter}: {exc}") from exc
+        unless_cancelled()
 
     async def _end_session_of_3(self) -> None:
         """MQTT 3.1.1 ends a session by one that is clean (3.1.2.4)."""

@@ -5,7 +5,6 @@ Source: PostgreSQL documentation, appendix A, and what asyncpg raises without an
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 import asyncpg
 from asyncpg.exceptions import InternalClientError
 
+from ingest.cancelled import unless_cancelled
 from ingest.database import Database
 from ingest.errors import IngestError, NotReady, Refused, TooMuch, Unavailable, Unforeseen
 
@@ -139,13 +139,6 @@ def naming(database: Database) -> Iterator[None]:
 def named(failure: IngestError, database: Database) -> IngestError:
     """Put the name of the database before what is told of it."""
     return type(failure)(f"database {database.address}: {failure}")
-
-
-def unless_cancelled(exc: Exception) -> None:
-    """Raise CancelledError where `exc` came in its place: asyncpg's roll-back may replace it."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError from exc
 
 
 def _by_sqlstate(exc: asyncpg.PostgresError) -> IngestError:

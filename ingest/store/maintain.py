@@ -18,13 +18,13 @@ from typing import NamedTuple
 import asyncpg
 import structlog
 
+from ingest.cancelled import unless_cancelled
 from ingest.config import Settings
 from ingest.errors import Unavailable
 from ingest.retention import DEAD_LETTER, Kept, Retention, read, too_short
 from ingest.schema import Catalogue
 from ingest.schema.table import literal, quoted
 from ingest.store.connect import connected, expect_migrated
-from ingest.store.failures import unless_cancelled
 from ingest.store.partitions import make_partitions, missing_ahead
 from ingest.store.retention import changes, retention_of
 
