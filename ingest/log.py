@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 from typing import Literal
 
 import structlog
@@ -80,3 +81,19 @@ def configure(form: Literal["logfmt", "json"], level: str) -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
     )
+
+
+class Seldom:
+    """Lets the same thing be said once in a while, if it may be so again for every batch."""
+
+    def __init__(self, every_s: float = 10.0) -> None:
+        self._every_s = every_s
+        self._said_s: dict[str, float] = {}
+
+    def allows(self, what: str) -> bool:
+        """Return whether it is time to say it again, and take it for said."""
+        now_s = time.monotonic()
+        if now_s < self._said_s.get(what, -self._every_s) + self._every_s:
+            return False
+        self._said_s[what] = now_s
+        return True

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import aiomqtt
@@ -22,12 +23,14 @@ from paho.mqtt.properties import Properties
 from ingest.budget import Budget
 from ingest.cancelled import unless_cancelled
 from ingest.check import Checker
-from ingest.config import load
+from ingest.config import Settings, load
 from ingest.lab.embedded import Postgres
+from ingest.metrics import Metrics
 from ingest.model import Arrival, Delivery, Row
 from ingest.schema import Catalogue, Stream
 from ingest.source import source as source_module
 from ingest.source.aiomqtt import AiomqttClient
+from ingest.store import StoreConnection, Writer
 from ingest.worker.service import Service
 
 DEADLINE_S = 60.0
@@ -175,6 +178,21 @@ def only_version_3(monkeypatch: pytest.MonkeyPatch) -> None:
         return AiomqttClient(*args, version_5=False)
 
     monkeypatch.setattr(source_module, "AiomqttClient", version_3)
+
+
+def writer_to(url: str, catalogue: Catalogue, commit_timeout_s: int = 60) -> Writer:
+    """Make a writer as a service has it, without the service."""
+    metrics = Metrics(dict.fromkeys(catalogue, ()))
+    connection = StoreConnection(
+        load(environ={"IOV_DATABASE_URL": url}).database,
+        "iov-ingest w",
+        catalogue,
+        metrics,
+        Random(1),
+        commit_timeout_s,
+    )
+    samples_json = Checker.of(catalogue, Settings()).samples_json
+    return Writer(connection, catalogue, metrics, samples_json, plenty())
 
 
 def environment(mqtt_url: str, database_url: str, **settings: str) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The only place that knows asyncpg: batches, devices, partitions, migrations, the register."""
 
 from ingest.store.connect import connect, durability_problem, expect_migrated, may_be_accepted
+from ingest.store.connection import StoreConnection
 from ingest.store.copy import copy
 from ingest.store.failures import away, naming, translated
 from ingest.store.guard import Guard
@@ -15,6 +16,7 @@ __all__ = [
     "Account",
     "Guard",
     "Heartbeat",
+    "StoreConnection",
     "Watch",
     "Writer",
     "away",

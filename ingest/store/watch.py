@@ -26,9 +26,9 @@ from ingest.store.connect import (
     expect_migrated,
     may_be_accepted,
 )
+from ingest.store.connection import StoreConnection
 from ingest.store.failures import away, translated
 from ingest.store.partitions import DAYS_AHEAD, make_ahead
-from ingest.store.writer import Writer
 from ingest.trouble import Trouble
 
 INTERVAL_S, INTERVAL_IN_TROUBLE_S = 5.0, 1.0
@@ -47,14 +47,14 @@ class Watch:
         settings: Settings,
         catalogue: Catalogue,
         metrics: Metrics,
-        writer: Writer,
+        writers: StoreConnection,
         clock: Clock,
     ) -> None:
         self.trouble = Trouble(f"database {settings.database.address}", "not checked yet")
         self._settings = settings
         self._catalogue = catalogue
         self._metrics = metrics
-        self._writer = writer
+        self._writers = writers
         self._clock = clock
         self.warning: str | None = None
         """What is stored although a power cut may take it; None if that was not asked for."""
@@ -72,11 +72,11 @@ class Watch:
         """Look again and again until cancelled."""
         while True:
             await self.look()
-            in_trouble = self.problem is not None or self._writer.problem is not None
+            in_trouble = self.problem is not None or self._writers.problem is not None
             await asyncio.sleep(INTERVAL_IN_TROUBLE_S if in_trouble else INTERVAL_S)
 
     async def look(self) -> None:
-        """One look; has the writer connect where it could and does not."""
+        """Look once; have the writer's connection made if it could be and is not."""
         limit_s = min(_TIMEOUT_S, self._settings.commit_timeout_s)
         try:
             with translated(away):
@@ -91,11 +91,11 @@ class Watch:
         if problem is not None:
             # What is wrong may be a setting of each session: the writer gets a new one afterwards.
             self._writer_saw_problem = True
-        elif self._writer_saw_problem or self._writer.problem is not None:
-            await self._writer.connect(anew=self._writer_saw_problem)
+        elif self._writer_saw_problem or self._writers.problem is not None:
+            await self._writers.connect(anew=self._writer_saw_problem)
             self._writer_saw_problem = False
         else:
-            await self._writer.try_idle()
+            await self._writers.try_idle()
 
     async def _problem(self) -> str | None:
         connection = await connect(self._settings.database, NAME)

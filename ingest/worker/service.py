@@ -34,7 +34,14 @@ from ingest.metrics import Metrics, release
 from ingest.pipeline import Pipeline
 from ingest.schema import Catalogue
 from ingest.source import Source, Stage
-from ingest.store import Guard, Heartbeat, Watch, Writer, maintain_hourly
+from ingest.store import (
+    Guard,
+    Heartbeat,
+    StoreConnection,
+    Watch,
+    Writer,
+    maintain_hourly,
+)
 from ingest.store.heartbeat import mend
 from ingest.trouble import Trouble
 from ingest.worker.account import account
@@ -77,17 +84,19 @@ class Service:
         self.checker = checker or Checker.of(catalogue, settings)
         self.source = Source(broker, self.metrics, random)
         budget = Budget(settings.dead_letters_per_minute, settings.dead_letter_bytes_per_minute)
-        self.writer = Writer(
-            settings,
+        self.connection = StoreConnection(
+            database,
+            database_name or broker.application_name,
             catalogue,
             self.metrics,
-            self.checker.samples_json,
-            budget,
             random,
-            database_name or broker.application_name,
+            settings.commit_timeout_s,
+        )
+        self.writer = Writer(
+            self.connection, catalogue, self.metrics, self.checker.samples_json, budget
         )
         self.clock = Clock()
-        self.watch = Watch(settings, catalogue, self.metrics, self.writer, self.clock)
+        self.watch = Watch(settings, catalogue, self.metrics, self.connection, self.clock)
         batcher = Batcher(BatchLimits.of(settings), budget)
         about = web.About(
             broker.client_id,
@@ -122,7 +131,7 @@ class Service:
 
     def problems(self) -> list[str]:
         """What keeps this worker from being ready; empty while nothing does."""
-        troubles = (self.source.trouble, self.watch.trouble, self.writer.trouble)
+        troubles = (self.source.trouble, self.watch.trouble, self.connection.trouble)
         # The watch and the writer often say the same: then once, since the first of them.
         servers: dict[tuple[str, str | None], Trouble] = {}
         for trouble in troubles:
@@ -199,7 +208,7 @@ class Service:
                 source.cancel()
                 await asyncio.wait([source])
                 watch.cancel()
-        await self.writer.close()
+        await self.connection.close()
         await self._farewell()
 
     async def _farewell(self) -> None:
@@ -250,7 +259,7 @@ class Service:
         await self._first_of(pipeline)
         if not pipeline.done():
             log.warning("gave up draining", left_to_the_broker=self.source.inbox.in_flight)
-            self.writer.cut()
+            self.connection.cut()
             pipeline.cancel()
         # Whatever is left was not fatal: we are here.
         await self.guard.end()

@@ -70,7 +70,7 @@ async def _emptied(service: Service, subscription: str) -> int:
             session.cancel()
             watch.cancel()
     finally:
-        await service.writer.close()
+        await service.connection.close()
     if not done:
         raise session.result()
     return source.inbox.taken

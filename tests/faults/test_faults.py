@@ -319,7 +319,7 @@ async def test_a_database_that_falls_silent_is_left_and_its_ghost_is_ended(
             tasks.create_task(load_.run())
             await until(lambda: worker.settled() > 500, "the load")
             proxy.stall()
-            await until(lambda: worker.service.writer.problem, "the silence noticed")
+            await until(lambda: worker.service.connection.problem, "the silence noticed")
             proxy.flow()
             before = worker.settled()
             await until(lambda: worker.settled() > before + 500, "the load again")

@@ -53,9 +53,11 @@ async def test_a_database_whose_commits_are_not_synchronous_is_not_ready(
             await own.execute("ALTER DATABASE postgres RESET synchronous_commit")
             await worker.ready()
             writer = worker.service.writer
-            async with writer._lock:
-                assert writer._connection is not None
-                assert await writer._connection.fetchval("SHOW synchronous_commit") == "on"
+            async with writer.connection._lock:
+                assert writer.connection._connection is not None
+                assert (
+                    await writer.connection._connection.fetchval("SHOW synchronous_commit") == "on"
+                )
 
 
 async def test_a_worker_commits_durably_whatever_the_default_is(
@@ -64,9 +66,9 @@ async def test_a_worker_commits_durably_whatever_the_default_is(
     for set_to, wanted in (("off", "on"), ("local", "on"), ("remote_apply", "remote_apply")):
         await database.execute(f"ALTER DATABASE {database.name} SET synchronous_commit = {set_to}")
         async with writing(database, catalogue) as writer:
-            await writer.connect()
-            assert writer._connection is not None
-            assert await writer._connection.fetchval("SHOW synchronous_commit") == wanted
+            await writer.connection.connect()
+            assert writer.connection._connection is not None
+            assert await writer.connection._connection.fetchval("SHOW synchronous_commit") == wanted
 
 
 async def test_a_commit_that_was_cancelled_while_it_waited_for_a_standby_is_none(
@@ -149,11 +151,11 @@ async def test_a_connection_that_died_in_silence_is_noticed_while_idle(
         async with working(broker.url, url, catalogue, commit_timeout_s="600") as worker:
             await publish_many(broker.url, [sample(1)])
             await worker.settles(1)
-            before = worker.service.writer._connection
+            before = worker.service.connection._connection
             proxy.abandon()
             async with asyncio.timeout(ANSWERING_S):
                 await until(
-                    lambda: worker.service.writer._connection not in {None, before}, "a new one"
+                    lambda: worker.service.connection._connection not in {None, before}, "a new one"
                 )
             await publish_many(broker.url, [sample(2)])
             async with asyncio.timeout(ANSWERING_S):
@@ -168,7 +170,7 @@ async def test_the_next_sample_does_not_wait_for_the_commit_timeout(
         async with writing(database, catalogue, url, commit_timeout_s=600) as writer:
             await writer.write(batch_of(catalogue, [delivery(sample(1))]))
             proxy.abandon()
-            writer._used_s -= 3  # a little idleness
+            writer.connection._used_s -= 3  # a little idleness
             async with asyncio.timeout(ANSWERING_S):
                 await writer.write(batch_of(catalogue, [delivery(sample(2))]))
 

@@ -66,7 +66,7 @@ async def test_what_nobody_foresaw_of_single_rows_is_a_dead_letter(
     async with writing(database, catalogue) as writer:
         written = await writer.write(batch)
         assert (written.stored["nev"], written.refused["nev"]) == (198, 2)
-        assert writer.problem is None
+        assert writer.connection.problem is None
     letters = await database.all("SELECT reason, detail, payload FROM iov.dead_letter")
     assert [letter["reason"] for letter in letters] == ["refused_by_store"] * 2
     assert all(letter["detail"].startswith(state) for letter in letters)
@@ -229,8 +229,8 @@ async def test_two_thousand_refused_rows_are_a_handful_of_questions(
             return original(*args)
 
         writer._samples_json = counting
-        assert writer._connection is not None
-        writer._connection.add_query_logger(counted)
+        assert writer.connection._connection is not None
+        writer.connection._connection.add_query_logger(counted)
         written = await writer.write(batch_of(catalogue, deliveries))
     assert (written.stored["nev"], written.refused["nev"]) == (2_000, 2_000)
     assert counted.number < 60
@@ -301,7 +301,7 @@ async def test_a_day_that_cannot_be_written_holds_up_nobody(
             assert await database.reasons() == ["refused_by_store"] * 5
             assert "FINALIZE" in str(worker.service.problems())
         await database.execute(f"ALTER TABLE iov.nev DETACH PARTITION iov.{part} FINALIZE")
-        worker.service.writer._closed.clear()
+        worker.service.writer._days._closed.clear()
         await publish_many(broker.url, [sample(30, yesterday)])
         await worker.settles(16)
         await worker.ready()
@@ -363,7 +363,7 @@ async def test_no_reader_can_hold_up_a_partition(database: Database, catalogue: 
 async def test_days_made_on_demand_have_a_budget(
     database: Database, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ingest.store.writer.PARTITIONS_PER_MINUTE", 3)
+    monkeypatch.setattr("ingest.store.days.PARTITIONS_PER_MINUTE", 3)
     now = datetime.now(UTC)
     late = [sample(n, now - timedelta(days=5 + n)) for n in range(6)]
     async with writing(database, catalogue) as writer:

@@ -22,7 +22,7 @@ from ingest.schema import Catalogue, load_catalogue
 from ingest.schema.catalogue import default_directory
 from ingest.store import migrate
 from ingest.store.devices import DeviceIds
-from ingest.store.writer import Part
+from ingest.store.part import Part
 from tests.integration.test_nothing_stops_it import raising
 from tests.integration.test_store import batch_of, writing
 from tests.support import Database, delivery, publish_many, sample, until, working
@@ -164,8 +164,12 @@ async def test_today_that_is_locked_waits_and_becomes_no_dead_letter(
         other = await locking(database, f"nev_{now:%Y%m%d}")
         batch = batch_of(catalogue, [delivery([sample(2, now), sample(2, past)])])
         writes = asyncio.create_task(writer.write(batch))
-        await until(lambda: "55P03" in str(writer.problem), "a lock that was not to be had")
-        assert re.search(r"process \d+ \(unnamed\) has locked iov\.nev", str(writer.problem))
+        await until(
+            lambda: "55P03" in str(writer.connection.problem), "a lock that was not to be had"
+        )
+        assert re.search(
+            r"process \d+ \(unnamed\) has locked iov\.nev", str(writer.connection.problem)
+        )
         await other.close()
         written = await writes
     assert written.stored == {"nev": 2}
@@ -181,8 +185,12 @@ async def test_a_table_that_is_locked_waits_with_its_late_samples_too(
         other = await locking(database, "nev")
         batch = batch_of(catalogue, [delivery(sample(2, past))])
         writes = asyncio.create_task(writer.write(batch))
-        await until(lambda: "55P03" in str(writer.problem), "a lock that was not to be had")
-        assert re.search(r"process \d+ \(unnamed\) has locked iov\.nev", str(writer.problem))
+        await until(
+            lambda: "55P03" in str(writer.connection.problem), "a lock that was not to be had"
+        )
+        assert re.search(
+            r"process \d+ \(unnamed\) has locked iov\.nev", str(writer.connection.problem)
+        )
         await other.close()
         assert (await writes).stored == {"nev": 1}
         assert writer.closed is None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from random import Random
 from typing import Any
 
 import asyncpg
@@ -15,13 +14,11 @@ from hypothesis import HealthCheck, given, settings
 
 from ingest.batch import Batch
 from ingest.check import Checker
-from ingest.config import Settings, load
-from ingest.metrics import Metrics
+from ingest.config import Settings
 from ingest.schema import Catalogue, Stream, load_catalogue
 from ingest.schema.rfc3339 import rfc3339
-from ingest.store import Writer
 from tests.instances import instances
-from tests.support import Database, delivery, plenty
+from tests.support import Database, delivery, plenty, writer_to
 
 CATALOGUE = load_catalogue()
 
@@ -63,18 +60,11 @@ async def _store(
         one = delivery(sample, f"iov/v1/V1/{name}")
         batch.add(one, checker.check(one), plenty(), 0.0)
     assert batch.dead_letters == []
-    writer = Writer(
-        load(environ={"IOV_DATABASE_URL": database.url, "IOV_MQTT_CLIENT_ID": "w"}),
-        catalogue,
-        Metrics(dict.fromkeys(catalogue, ())),
-        checker.samples_json,
-        plenty(),
-        Random(1),
-    )
+    writer = writer_to(database.url, catalogue)
     written = await writer.write(batch)
     assert written.stored == {name: len(sent)}
     assert not writer._careful  # the fast way took them all
-    await writer.close()
+    await writer.connection.close()
 
 
 def _from_row(stream: Stream, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
-from random import Random
 from typing import Any
 
 import asyncpg
@@ -21,38 +20,24 @@ from ingest.config import Settings, load
 from ingest.errors import NotReady
 from ingest.lab.embedded import Postgres
 from ingest.lab.proxy import Proxy
-from ingest.metrics import Metrics
 from ingest.model import Delivery, Row
 from ingest.schema import Catalogue
 from ingest.schema.stream import stream
 from ingest.store import Writer, connect, expect_migrated, migrate
 from ingest.store.devices import DeviceIds
 from ingest.store.partitions import make_ahead
-from tests.support import Database, delivery, may_not, plenty, sample, until
+from tests.support import Database, delivery, may_not, plenty, sample, until, writer_to
 
 
 @asynccontextmanager
 async def writing(
     database: Database, catalogue: Catalogue, url: str | None = None, commit_timeout_s: int = 60
 ) -> AsyncIterator[Writer]:
-    environ = {
-        "IOV_DATABASE_URL": url or database.url,
-        "IOV_MQTT_CLIENT_ID": "w",
-        "IOV_COMMIT_TIMEOUT_S": str(commit_timeout_s),
-    }
-    configured = load(environ=environ)
-    writer = Writer(
-        configured,
-        catalogue,
-        Metrics(dict.fromkeys(catalogue, ())),
-        Checker.of(catalogue, Settings()).samples_json,
-        plenty(),
-        Random(1),
-    )
+    writer = writer_to(url or database.url, catalogue, commit_timeout_s)
     try:
         yield writer
     finally:
-        await writer.close()
+        await writer.connection.close()
 
 
 def batch_of(catalogue: Catalogue, deliveries: list[Delivery]) -> Batch:
@@ -224,7 +209,7 @@ async def test_a_large_copy_that_is_cut_or_stalled_is_begun_again(
     async with Proxy(None, None, f"{database.server.socket_directory}/.s.PGSQL.5432") as proxy:
         url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{database.name}?sslmode=disable"
         async with writing(database, catalogue, url, commit_timeout_s=1) as writer:
-            await writer.connect()
+            await writer.connection.connect()
             await writer.write(batch_of(catalogue, [delivery(sample(9_999))]))
             proxy.stall(after_bytes=500_000)  # in the middle of the COPY
             writing_ = asyncio.create_task(writer.write(large(catalogue)))
@@ -232,7 +217,7 @@ async def test_a_large_copy_that_is_cut_or_stalled_is_begun_again(
             if fault == "cut":
                 proxy.cut()
             else:
-                await until(lambda: writer.problem, "the silence noticed")
+                await until(lambda: writer.connection.problem, "the silence noticed")
             proxy.flow()
             written = await writing_
             assert sum(written.stored.values()) + sum(written.duplicate.values()) == 4_000
@@ -245,12 +230,12 @@ async def test_a_writer_that_is_cancelled_in_a_large_copy_ends_at_once(
     async with Proxy(None, None, f"{database.server.socket_directory}/.s.PGSQL.5432") as proxy:
         url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{database.name}?sslmode=disable"
         async with writing(database, catalogue, url) as writer:
-            await writer.connect()
+            await writer.connection.connect()
             await writer.write(batch_of(catalogue, [delivery(sample(9_999))]))
             proxy.stall(after_bytes=500_000)
             writing_ = asyncio.create_task(writer.write(large(catalogue)))
             await until(lambda: proxy.stalled, "the COPY")
-            writer.cut()
+            writer.connection.cut()
             writing_.cancel()
             async with asyncio.timeout(5):
                 await asyncio.wait([writing_])
@@ -275,12 +260,12 @@ async def test_while_a_batch_cannot_be_committed_connecting_does_not_make_ready(
     async with writing(database, catalogue) as writer:
         await database.execute("ALTER TABLE iov.nev RENAME COLUMN soc_pct TO charge_pct")
         writing_ = asyncio.create_task(writer.write(batch_of(catalogue, [delivery(sample(1))])))
-        await until(lambda: "soc_pct" in str(writer.problem), "the reason")
-        await writer.connect()
-        assert "soc_pct" in str(writer.problem)
+        await until(lambda: "soc_pct" in str(writer.connection.problem), "the reason")
+        await writer.connection.connect()
+        assert "soc_pct" in str(writer.connection.problem)
         await database.execute("ALTER TABLE iov.nev RENAME COLUMN charge_pct TO soc_pct")
         await writing_
-        assert writer.problem is None
+        assert writer.connection.problem is None
 
 
 @pytest.mark.parametrize("query", ["ssl_min_protocol_version=hunter2", "sslnegotiation=hunter2"])
@@ -453,28 +438,20 @@ async def test_a_worker_facing_an_older_database_says_what_to_run(
     more = extended(catalogue, heater_w={"type": ["number", "null"]})
     for where, streams in ((database, more), (empty, catalogue)):
         async with writing(where, streams) as writer:
-            await writer.connect()
-            assert "run iov-ingest migrate" in str(writer.problem)
+            await writer.connection.connect()
+            assert "run iov-ingest migrate" in str(writer.connection.problem)
 
 
 async def test_the_workers_role_owns_nothing_and_can_do_its_work(
     database: Database, catalogue: Catalogue
 ) -> None:
     url = await database.user("plain_worker", "iov_worker")
-    configured = load(environ={"IOV_DATABASE_URL": url, "IOV_MQTT_CLIENT_ID": "w"})
-    writer = Writer(
-        configured,
-        catalogue,
-        Metrics(dict.fromkeys(catalogue, ())),
-        Checker.of(catalogue, Settings()).samples_json,
-        plenty(),
-        Random(1),
-    )
+    writer = writer_to(url, catalogue)
     at = datetime.now(UTC) - timedelta(days=9)
     for _ in range(2):  # the second time all are duplicates, through staging
         batch = batch_of(catalogue, [delivery([sample(1, at), sample(2, at)]), delivery(b"junk")])
         await writer.write(batch)
-    await writer.close()
+    await writer.connection.close()
     assert await database.count() == 2
     await may_not(
         url,

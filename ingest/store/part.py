@@ -1,0 +1,59 @@
+"""What is committed in one transaction: a batch, or a piece of one that is told apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+
+from ingest.batch import DeadLetter, Description
+from ingest.model import Row
+from ingest.store.halves import halves
+from ingest.store.staging import Refusal
+
+
+@dataclass(slots=True)
+class Part:
+    """Rows, dead letters and descriptions that stand or fall together."""
+
+    rows: dict[str, list[Row]]
+    letters: list[DeadLetter]
+    described: list[Description]
+    past: tuple[str, date] | None = None
+    """The one stream and day of its rows, which somebody has locked."""
+    hopeless: Refusal | None = None
+    """Refusal of its one row, which took too long or too much several times, alone."""
+    failed_alone: int = 0
+    """Times that its one row was too much for a server that stored others."""
+
+    @property
+    def size(self) -> int:
+        """Number of what would be written."""
+        return sum(map(len, self.rows.values())) + len(self.letters) + len(self.described)
+
+    def halves(self) -> list[Part]:
+        """Two parts, the first of what came first."""
+        parts = [Part({}, [], []), Part({}, [], [])]
+        for name, rows in self.rows.items():
+            for half, some in zip(parts, halves(rows), strict=True):
+                if some:
+                    half.rows[name] = some
+        for half, letters in zip(parts, halves(self.letters), strict=True):
+            half.letters = letters
+        for half, described in zip(parts, halves(self.described), strict=True):
+            half.described = described
+        return [half for half in parts if half.size]
+
+    def by_past_day(self) -> list[Part]:
+        """A part for each day that is past, and last what cannot be told apart from the present."""
+        present = datetime.now(UTC).date() - timedelta(days=1)
+        rest = Part({}, self.letters, self.described)
+        days: dict[tuple[str, date], list[Row]] = {}
+        for name, rows in self.rows.items():
+            for row in rows:
+                day = row.ts.date()
+                if day < present:
+                    days.setdefault((name, day), []).append(row)
+                else:
+                    rest.rows.setdefault(name, []).append(row)
+        parts = [Part({of[0]: rows}, [], [], of) for of, rows in days.items()]
+        return [*parts, rest] if rest.size else parts
