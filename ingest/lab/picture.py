@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ingest.lab.fleet import city
+from ingest.lab.fleet.car import Car
 from ingest.lab.fleet.device import Device
 from ingest.lab.fleet.kinds import Bus, DeliveryRobot, Robotaxi, Truck
 from ingest.lab.fleet.roadside import RoadsideUnit
@@ -20,7 +21,7 @@ from ingest.lab.fleet.vehicle import State, Vehicle
 
 HOUR = timedelta(hours=1)
 _BEGIN = datetime(2026, 11, 22, 8, tzinfo=UTC)
-_KINDS: tuple[type[Device], ...] = (Vehicle, Robotaxi, Bus, Truck, DeliveryRobot, RoadsideUnit)
+_KINDS: tuple[type[Device], ...] = (Car, Robotaxi, Bus, Truck, DeliveryRobot, RoadsideUnit)
 _LEVEL_3 = 3
 _GAP_MIN = 1.5 / 60
 _SIGNALS: tuple[tuple[str, Callable[[State], float]], ...] = (

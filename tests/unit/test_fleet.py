@@ -16,6 +16,7 @@ from ingest.check import Checker
 from ingest.commands.message import Message
 from ingest.config import Settings
 from ingest.lab.fleet import STREAMS, Fleet, Mischief, city
+from ingest.lab.fleet.car import Car
 from ingest.lab.fleet.kinds import Bus, DeliveryRobot, Robotaxi, Truck
 from ingest.lab.fleet.roadside import RoadsideUnit
 from ingest.lab.fleet.vehicle import BURST_S, Vehicle
@@ -126,7 +127,7 @@ def metres(a: tuple[float, float], b: tuple[float, float]) -> float:
     return math.hypot(east, (b[1] - a[1]) * 111_320)
 
 
-@pytest.mark.parametrize("kind", [Vehicle, Bus, Robotaxi])
+@pytest.mark.parametrize("kind", [Car, Bus, Robotaxi])
 def test_position_speed_energy_and_cells_of_a_vehicle_belong_together(kind: type[Vehicle]) -> None:
     vehicle = kind("sim-1-000001", Random(6), NOW)
     before = vehicle.state
@@ -158,7 +159,7 @@ def test_position_speed_energy_and_cells_of_a_vehicle_belong_together(kind: type
 def test_red_lights_are_kept_and_the_river_is_crossed_below_it() -> None:
     stood_at_red = 0
     for seed in range(4):
-        vehicle = Vehicle("V", Random(seed), NOW)
+        vehicle = Car("V", Random(seed), NOW)
         for _ in lived(vehicle, 1_800):
             motion = vehicle.motion
             if city.is_tunnel(motion.start, motion.end):
@@ -184,7 +185,7 @@ def samples_of(vehicle: Vehicle, stream: str) -> list[dict[str, Any]]:
 
 
 def test_an_alarm_of_level_3_sends_30_seconds_before_it_again_and_30_after_it() -> None:
-    vehicle = Vehicle("V", Random(1), NOW)
+    vehicle = Car("V", Random(1), NOW)
     list(lived(vehicle, 60))
     vehicle.outbox.clear()
     vehicle.raise_alarm(3, ["battery_high_temp"], {"ress": ["0x00000A21"]})
@@ -210,7 +211,7 @@ def test_an_alarm_of_level_3_sends_30_seconds_before_it_again_and_30_after_it() 
 
 
 def test_in_a_tunnel_a_car_is_silent_and_tells_all_of_it_later() -> None:
-    vehicle = Vehicle("V", Random(6), NOW)
+    vehicle = Car("V", Random(6), NOW)
     silent_s = 0
     for _ in lived(vehicle):
         silent_s += not vehicle.reachable
@@ -249,7 +250,7 @@ def test_nobody_publishes_from_a_tunnel() -> None:
 
 
 def test_a_trip_has_a_login_a_logout_and_one_name() -> None:
-    vehicle = Vehicle("V", Random(6), NOW)
+    vehicle = Car("V", Random(6), NOW)
     list(lived(vehicle))
     sessions = [s for name, found in vehicle.outbox for s in found if name == "session"]
     trips = [s for name, found in vehicle.outbox for s in found if name == "cockpit"]

@@ -13,11 +13,11 @@ import orjson
 from ingest import gbt32960
 from ingest.commands.message import Message
 from ingest.gbt32960.tables import Edition
+from ingest.lab.fleet.car import Car
 from ingest.lab.fleet.device import Device, text
 from ingest.lab.fleet.kinds import Bus, DeliveryRobot, Robotaxi, Truck
 from ingest.lab.fleet.mischief import Mischief
 from ingest.lab.fleet.roadside import RoadsideUnit
-from ingest.lab.fleet.vehicle import Vehicle
 
 FRAMES = "gbt32960"
 STREAMS = (
@@ -28,7 +28,7 @@ STREAMS = (
 _LATE = timedelta(hours=6)
 _GMT_8 = timezone(timedelta(hours=8))
 _KINDS: tuple[type[Device], ...] = (
-    Vehicle, Robotaxi, Truck, RoadsideUnit, DeliveryRobot, Vehicle, Vehicle, Bus, Vehicle, Vehicle,
+    Car, Robotaxi, Truck, RoadsideUnit, DeliveryRobot, Car, Car, Bus, Car, Car,
 )  # fmt: skip
 """Who the first ten devices are, and every ten after them."""
 

@@ -7,12 +7,13 @@ from random import Random
 from typing import Any, ClassVar
 
 from ingest.lab.fleet.battery import CHEMISTRIES, Battery
+from ingest.lab.fleet.car import Car
 from ingest.lab.fleet.device import Device
 from ingest.lab.fleet.motion import Motion
-from ingest.lab.fleet.vehicle import Vehicle
+from ingest.lab.fleet.vehicle import State
 
 
-class Bus(Vehicle):
+class Bus(Car):
     """A city bus with a fuel cell beside its battery."""
 
     kind = "bus"
@@ -27,10 +28,10 @@ class Bus(Vehicle):
 
     run_mode = "hybrid"
 
-    def more_nev(self) -> dict[str, Any]:
-        """Its fuel cell."""
+    def nev(self, state: State) -> dict[str, Any]:
+        """Say what a car says, and how its fuel cell is now."""
         amperes = round(0.0 if self.parked else 60 + max(0.0, self.battery.current_a) / 4, 1)
-        return {"fuel_cell": {
+        return super().nev(state) | {"fuel_cell": {
             "voltage_v": 312.4, "current_a": amperes, "h2_rate_kg_100km": 5.6,
             "probe_temps_c": [61, 62, 60], "h2_max_temp_c": 38.0, "h2_max_temp_probe": 1,
             "h2_max_conc_mgkg": 12, "h2_max_conc_sensor": 2, "h2_max_pressure_mpa": 33.1,
@@ -38,11 +39,11 @@ class Bus(Vehicle):
         }}  # fmt: skip
 
 
-class Robotaxi(Vehicle):
+class Robotaxi(Car):
     """A taxi without a driver."""
 
     kind = "robotaxi"
-    weights: ClassVar[dict[str, int]] = {**Vehicle.weights, "mobility": 12, "ad-state": 14}
+    weights: ClassVar[dict[str, int]] = {**Car.weights, "mobility": 12, "ad-state": 14}
     autonomy = "SAE_4"
     operation = "autonomous"
     driven = False
@@ -71,14 +72,14 @@ class Robotaxi(Vehicle):
             fields["trip"] = {"id": self.trip_id, "type": "private", "driver_type": "autonomous"}
         return fields | ({"event": event} if event else {})
 
-    def begin_trip(self) -> None:
+    def trip_began(self) -> None:
         """See Vehicle."""
-        super().begin_trip()
+        super().trip_began()
         self.say_now("mobility", self.mobility("trip_start"))
 
-    def end_trip(self) -> None:
+    def trip_ended(self) -> None:
         """See Vehicle."""
-        super().end_trip()
+        super().trip_ended()
         self.say_now("mobility", self.mobility("trip_end"))
 
 

@@ -1,4 +1,7 @@
-"""A battery-electric vehicle: motion, battery, trips and alarms that belong together."""
+"""A battery-electric vehicle: motion, battery, trips and alarms that belong together.
+
+It knows physics only. What it says when something happens is told to its hooks (`car`).
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,11 @@ from collections import deque
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from random import Random
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 from zlib import crc32
 
-from ingest.lab.fleet import words
 from ingest.lab.fleet.battery import CHEMISTRIES, Battery
-from ingest.lab.fleet.device import Device, text
+from ingest.lab.fleet.device import Device
 from ingest.lab.fleet.motion import Motion
 from ingest.schema.vin import check_digit_agrees
 
@@ -63,7 +65,7 @@ def _vin(name: str) -> str:
 
 
 class Vehicle(Device):
-    """A car; buses and robotaxis are cars with more to say."""
+    """What moves on a battery; a subclass speaks for it."""
 
     kind: ClassVar[str] = "car"
     weights: ClassVar[dict[str, int]] = {
@@ -109,10 +111,6 @@ class Vehicle(Device):
         """The identifier of its safety messages, another one on every trip."""
         return f"{crc32(self.trip_id.encode()):08x}{crc32(self.vin.encode(), self.trips):08x}"
 
-    def more_nev(self) -> dict[str, Any]:
-        """What only its kind has to say in `nev`."""
-        return {}
-
     @property
     def trip_id(self) -> str:
         """Of the trip under way, or the last one."""
@@ -148,15 +146,29 @@ class Vehicle(Device):
         self.history.append(self.state)
         if self.burst_until is not None:
             if self.reachable:
-                self.say_now("nev", words.nev(self, self.state) | {"trigger": "alarm"})
+                self.alarm_goes_on()
             if self.clock >= self.burst_until:
                 self.burst_until = None
         if self.motion.accel_mps2 < _HARD_BRAKING_MPS2:
-            self.say_now("ad-event", words.capture(self, "hard_brake"))
+            self.braked_hard()
 
-    def say(self, stream: str) -> dict[str, Any]:
-        """See Device."""
-        return words.SAY[stream](self)
+    def trip_began(self) -> None:
+        """Hook: it has a new destination."""
+
+    def trip_ended(self) -> None:
+        """Hook: it has arrived, and is switched off."""
+
+    def alarm_raised(self, before: list[State]) -> None:
+        """Hook: an alarm stands; of level 3 with the states of the seconds `before` it."""
+
+    def alarm_goes_on(self) -> None:
+        """Hook: another second in which everything is wanted."""
+
+    def alarm_cleared(self) -> None:
+        """Hook: the alarm that stands is over."""
+
+    def braked_hard(self) -> None:
+        """Hook: its driver, or what drives it, had to."""
 
     def _drive(self, seconds: float) -> float:
         """Let the battery move the vehicle, or charge; the motor's torque."""
@@ -184,33 +196,17 @@ class Vehicle(Device):
             if self.clock >= self.parked_until and not self.charging:
                 self.parked_until = None
                 self.trip_left_m = self.random.uniform(2_000, 12_000)
-                self.begin_trip()
+                self.trips += 1
+                self.trip_began()
         elif self.trip_left_m <= 0 and self.motion.speed_mps == 0 and self.reachable:
             self.parked_until = self.clock + timedelta(seconds=self.random.uniform(120, 480))
             self.charging = self.battery.soc_pct < _CHARGE_BELOW_PCT
-            self.end_trip()
-
-    def begin_trip(self) -> None:
-        """A login and a destination."""
-        self.trips += 1
-        self.say_now("session", words.login(self) | {"trigger": "ignition_on"})
-        self.say_now("cockpit", words.nav(self, "nav_start"))
-
-    def end_trip(self) -> None:
-        """Arrived; the logout repeats the number of the login."""
-        self.say_now("cockpit", words.nav(self, "nav_end"))
-        logout = {"event": "logout", "session_seq": self.trips % 65_531 + 1}
-        self.say_now("session", logout | {"trigger": "ignition_off"})
+            self.trip_ended()
 
     def _watch_alarms(self, seconds: float) -> None:
         if self.alarm.until is not None and self.clock >= self.alarm.until:
-            cleared = words.alarm(self) | {
-                "max_level": 0,
-                "flags": [],
-                "cleared_at": text(self.clock),
-            }
+            self.alarm_cleared()
             self.alarm = Alarm()
-            self.say_now("alarm", cleared | {"trigger": "alarm"})
         if self.alarm.level == 0:
             chance = self.random.random()
             if chance < _LEVEL_3_PER_S * seconds:
@@ -224,18 +220,9 @@ class Vehicle(Device):
         """Raise an alarm; of level 3 the seconds before it are sent again, and those after it."""
         until = self.clock + timedelta(seconds=self.random.uniform(40, 120))
         self.alarm = Alarm(level, flags, codes, self.clock, until)
-        self.say_now("alarm", words.alarm(self) | {"trigger": "alarm"})
-        if level < 3:
-            return
-        late = {"resend": True, "trigger": "alarm_pre", "sent_at": text(self.clock)}
-        before = [
-            {"ts": text(state.at), "seq": self.next_seq("nev")} | words.nev(self, state) | late
-            for state in self.history
-        ]
-        if before:
-            self.outbox.append(("nev", before))
-        self.burst_until = self.clock + timedelta(seconds=BURST_S)
-        self.say_now("ad-event", words.minimum_risk(self))
+        if level >= 3:
+            self.burst_until = self.clock + timedelta(seconds=BURST_S)
+        self.alarm_raised(list(self.history) if level >= 3 else [])
 
     def _state(self, torque_nm: float) -> State:
         motion, battery = self.motion, self.battery

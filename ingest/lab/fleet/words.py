@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ingest.lab.fleet.device import text
-
-if TYPE_CHECKING:
-    from ingest.lab.fleet.vehicle import State, Vehicle
+from ingest.lab.fleet.vehicle import State, Vehicle
 
 Fields = dict[str, Any]
 _SOFTWARE = "4.2.1+build.20261101"
@@ -19,7 +17,7 @@ def nev(vehicle: Vehicle, state: State) -> Fields:
     """Vehicle, motor, position."""
     moving, generating = state.speed_kmh > 0, state.current_a < 0 and not state.charging
     motor = "off" if state.parked else "generating" if generating else "consuming"
-    fields: Fields = {
+    return {
         "status": "off" if state.parked else "started",
         "charge_status": "parked_charging" if state.charging else "not_charging",
         "run_mode": vehicle.run_mode,
@@ -43,7 +41,6 @@ def nev(vehicle: Vehicle, state: State) -> Fields:
         },
         "crs": "WGS84", "trip_id": vehicle.trip_id, "sw_version": _SOFTWARE,
     }  # fmt: skip
-    return fields | vehicle.more_nev()
 
 
 def battery(vehicle: Vehicle) -> Fields:
@@ -67,7 +64,7 @@ def battery(vehicle: Vehicle) -> Fields:
 
 
 def alarm(vehicle: Vehicle) -> Fields:
-    """The highest level and what stands."""
+    """Say the highest alarm level, and the active flags."""
     now = vehicle.alarm
     fields: Fields = {"max_level": now.level, "flags": list(now.flags)}
     if now.codes:
@@ -235,7 +232,6 @@ def bsm(vehicle: Vehicle) -> Fields:
 
 
 SAY: dict[str, Callable[[Vehicle], Fields]] = {
-    "nev": lambda vehicle: nev(vehicle, vehicle.state),
     "battery": battery, "alarm": alarm, "session": heartbeat, "cockpit": cockpit,
     "chassis": chassis, "ad-state": ad_state, "ad-event": ad_event, "health": health, "v2x": bsm,
 }  # fmt: skip
