@@ -32,8 +32,8 @@ from ingest.model import (
     GBT32960,
     OTHER,
     Checked,
+    Defect,
     Delivery,
-    Fault,
     Outcome,
     Reason,
     Rejected,
@@ -42,7 +42,7 @@ from ingest.model import (
 from ingest.schema import Catalogue, Siblings, Stream, pointer
 from ingest.schema.layout import Record, note_quality, weight
 
-_NO_OBJECT = Fault(Reason.BAD_ENVELOPE, "a sample is an object")
+_NO_OBJECT = Defect(Reason.BAD_ENVELOPE, "a sample is an object")
 _MAY_HOLD_NUL = frozenset({str, dict, list})
 
 
@@ -89,10 +89,10 @@ class Checker:
         if (stream is None or delivery.content_type is not None) and is_frame(delivery, name):
             return self._check_frame(delivery, device)
         if stream is None:
-            fault = self._too_large(delivery) or Fault(Reason.UNKNOWN_STREAM, "no such schema")
+            fault = self._too_large(delivery) or Defect(Reason.UNKNOWN_STREAM, "no such schema")
             return self._whole(delivery, device, name, fault)
         decoded = decode(delivery.payload, delivery.encoding, self._limits)
-        if isinstance(decoded, Fault):
+        if isinstance(decoded, Defect):
             return self._whole(delivery, device, name, decoded)
         try:
             samples = decoded.samples
@@ -105,14 +105,14 @@ class Checker:
             # depth only then costs honest messages nothing.
             if not too_deep(decoded.samples):
                 raise
-            return self._whole(delivery, device, name, Fault(Reason.BAD_JSON, "nested too deep"))
+            return self._whole(delivery, device, name, Defect(Reason.BAD_JSON, "nested too deep"))
         return Checked(name, outcomes, decoded.size_bytes)
 
     def _check_frame(self, delivery: Delivery, device: str) -> Checked:
         """The outcomes of a GB/T 32960 frame, one for each sample it holds."""
         payload = unpack(delivery.payload, delivery.encoding, self._limits)
-        frame = payload if isinstance(payload, Fault) else gbt32960.decode(payload)
-        if isinstance(frame, Fault):
+        frame = payload if isinstance(payload, Defect) else gbt32960.decode(payload)
+        if isinstance(frame, Defect):
             return self._whole(delivery, device, GBT32960, frame)
         samples = _timed(frame, delivery.arrival.at)
         known = [s for s in samples if s[0] in self._catalogue]
@@ -125,7 +125,7 @@ class Checker:
                 outcome.flags = (*outcome.flags, *quality.values())
         for name, sample in samples:
             if name not in self._catalogue:
-                fault = Fault(Reason.UNKNOWN_STREAM, "no such schema")
+                fault = Defect(Reason.UNKNOWN_STREAM, "no such schema")
                 kept = self._letters.of_sample(None, sample)
                 outcomes.append(Rejected(OTHER, name, device, *fault, kept))
         counts = Counter(o.stream if isinstance(o, Row) else o.label for o in outcomes)
@@ -184,10 +184,10 @@ class Checker:
         if not isinstance(sample, dict):
             return self._rejected(stream, device, sample, _NO_OBJECT)
         ts = timely(sample, self._bounds)
-        if isinstance(ts, Fault):
+        if isinstance(ts, Defect):
             return self._rejected(stream, device, sample, ts)
         seq = sequence(sample, stream.never_stored.without)
-        if isinstance(seq, Fault):
+        if isinstance(seq, Defect):
             return self._rejected(stream, device, sample, seq)
         received_at = delivery.arrival.at
         row = stream.exact(ts, seq, received_at, sample)
@@ -195,11 +195,11 @@ class Checker:
             sample = stream.never_stored.without(sample)
             found = stream.row(ts, seq, received_at, sample)
             if isinstance(found, str):
-                fault = Fault(Reason.SCHEMA, found)
+                fault = Defect(Reason.SCHEMA, found)
                 return self._rejected(stream, device, sample, fault, clean=True)
             row = found
         if may_hold_nul and (where := _nul(sample)) is not None:
-            fault = Fault(Reason.REFUSED_BY_STORE, f"{pointer(where)} holds U+0000")
+            fault = Defect(Reason.REFUSED_BY_STORE, f"{pointer(where)} holds U+0000")
             return self._rejected(stream, device, sample, fault)
         record, present, resend, unknown_fields = row
         flags: Collection[str] = ()
@@ -213,7 +213,7 @@ class Checker:
         )  # fmt: skip
 
     def _rejected(
-        self, stream: Stream, device: str, sample: Any, fault: Fault, *, clean: bool = False
+        self, stream: Stream, device: str, sample: Any, fault: Defect, *, clean: bool = False
     ) -> Rejected:
         kept = self._letters.of_sample(stream, sample, clean=clean)
         return Rejected(stream.name, stream.name, device, *fault, kept)
@@ -221,7 +221,7 @@ class Checker:
     def internal_error(self, delivery: Delivery) -> Checked:
         """The one rejection of a message on which checking itself failed."""
         device, name = parse_topic(delivery.topic) or (None, None)
-        fault = Fault(Reason.INTERNAL_ERROR, "an error in the service; see its log")
+        fault = Defect(Reason.INTERNAL_ERROR, "an error in the service; see its log")
         return self._whole(delivery, device, name, fault)
 
     def set_aside(self, delivery: Delivery) -> Checked:
@@ -243,24 +243,24 @@ class Checker:
         name = address[1]
         if is_frame(delivery, name):
             payload = unpack(delivery.payload, delivery.encoding, self._limits)
-            assert not isinstance(payload, Fault)
+            assert not isinstance(payload, Defect)
             frame = gbt32960.decode(payload)
-            assert not isinstance(frame, Fault)
+            assert not isinstance(frame, Defect)
             timed = _timed(frame, delivery.arrival.at)
             known = [(of, sample) for of, sample in timed if of in self._catalogue]
         else:
             decoded = decode(delivery.payload, delivery.encoding, self._limits)
-            assert not isinstance(decoded, Fault)
+            assert not isinstance(decoded, Defect)
             known = [(name, sample) for sample in decoded.samples]
         kept = (known[index] for index in indexes)
         return [self._letters.of_sample(self._catalogue[of], sample) for of, sample in kept]
 
-    def _too_large(self, delivery: Delivery) -> Fault | None:
+    def _too_large(self, delivery: Delivery) -> Defect | None:
         size, most = len(delivery.payload), self._limits.payload_bytes
-        return Fault(Reason.TOO_LARGE, f"{size} bytes, at most {most}") if size > most else None
+        return Defect(Reason.TOO_LARGE, f"{size} bytes, at most {most}") if size > most else None
 
     def _whole(
-        self, delivery: Delivery, device: str | None, name: str | None, fault: Fault
+        self, delivery: Delivery, device: str | None, name: str | None, fault: Defect
     ) -> Checked:
         label = (
             name if name is not None and (name in self._catalogue or name == GBT32960) else OTHER

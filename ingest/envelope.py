@@ -10,7 +10,7 @@ from zlib import crc32
 import orjson
 
 from ingest.config import Settings
-from ingest.model import Fault, Reason
+from ingest.model import Defect, Reason
 from ingest.schema import rfc3339
 
 MAX_SEQ = 4_294_967_295
@@ -30,36 +30,36 @@ class Ages(NamedTuple):
         return cls(timedelta(days=settings.max_age_days), timedelta(seconds=settings.max_ahead_s))
 
 
-def timely(sample: dict[str, Any], bounds: tuple[datetime, datetime]) -> datetime | Fault:
+def timely(sample: dict[str, Any], bounds: tuple[datetime, datetime]) -> datetime | Defect:
     """When the sample was true, if it is neither too old nor too far ahead."""
     ts = instant(sample.get("ts"))
-    if isinstance(ts, Fault):
+    if isinstance(ts, Defect):
         return ts
     oldest, ahead = bounds
     if oldest <= ts <= ahead:
         return ts
     if ts < oldest:
-        return Fault(Reason.TOO_OLD, "/ts is older than the limit")
-    return Fault(Reason.CLOCK_AHEAD, "/ts is further ahead than the limit")
+        return Defect(Reason.TOO_OLD, "/ts is older than the limit")
+    return Defect(Reason.CLOCK_AHEAD, "/ts is further ahead than the limit")
 
 
-def instant(ts: Any) -> datetime | Fault:
+def instant(ts: Any) -> datetime | Defect:
     """`ts` in UTC: RFC 3339 with zone, or integer Unix milliseconds."""
     if ts is None:
-        return Fault(Reason.BAD_ENVELOPE, "/ts is absent")
+        return Defect(Reason.BAD_ENVELOPE, "/ts is absent")
     try:
         if type(ts) is str:
             return rfc3339(ts)
         if type(ts) is int:
             return _EPOCH + timedelta(milliseconds=ts)
     except OverflowError:
-        return Fault(Reason.BAD_TIMESTAMP, "/ts is outside the calendar")
+        return Defect(Reason.BAD_TIMESTAMP, "/ts is outside the calendar")
     except ValueError as exc:
-        return Fault(Reason.BAD_TIMESTAMP, f"/ts is {exc}")
-    return Fault(Reason.BAD_TIMESTAMP, "/ts is neither text nor integer milliseconds")
+        return Defect(Reason.BAD_TIMESTAMP, f"/ts is {exc}")
+    return Defect(Reason.BAD_TIMESTAMP, "/ts is neither text nor integer milliseconds")
 
 
-def sequence(sample: dict[str, Any], stored: Callable[[Any], Any]) -> int | Fault:
+def sequence(sample: dict[str, Any], stored: Callable[[Any], Any]) -> int | Defect:
     """The `seq` of a sample, or one derived from what is `stored` of it.
 
     What must never be stored is not to be guessed from a checksum either.
@@ -68,7 +68,7 @@ def sequence(sample: dict[str, Any], stored: Callable[[Any], Any]) -> int | Faul
     if seq is None:
         return derived_seq(stored(sample))
     if type(seq) is not int or not 0 <= seq <= MAX_SEQ:
-        return Fault(Reason.BAD_ENVELOPE, f"/seq is no integer from 0 to {MAX_SEQ}")
+        return Defect(Reason.BAD_ENVELOPE, f"/seq is no integer from 0 to {MAX_SEQ}")
     return seq
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from ingest.decode import MessageLimits, unpack, values
-from ingest.model import Delivery, Fault
+from ingest.model import Defect, Delivery
 from ingest.schema import Catalogue, NeverStored, Stream
 from ingest.schema.extract import sha256
 
@@ -85,7 +85,7 @@ class Letters:
     def _inflated(self, delivery: Delivery) -> bytes | None:
         """Return what a message says, inflated if it is packed; None if it cannot be read."""
         text = unpack(delivery.payload, delivery.encoding, self._limits)
-        return None if isinstance(text, Fault) else text
+        return None if isinstance(text, Defect) else text
 
 
 def _with_digest(node: Any, path: tuple[str, ...]) -> Any:

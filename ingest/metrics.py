@@ -240,6 +240,15 @@ class Metrics:
         """Ask `read` for the messages in flight at each scrape."""
         self.in_flight.set_function(read)
 
+    def value(self, sample: str, **labels: str) -> float:
+        """Return the sum of a sample over the labels that are not given."""
+        return sum(
+            found.value
+            for family in self.registry.collect()
+            for found in family.samples
+            if found.name == sample and labels.items() <= found.labels.items()
+        )
+
     def outcomes(self) -> Tally[str]:
         """Count the samples stored, the duplicates, and those rejected, by reason."""
         found: Tally[str] = Tally()

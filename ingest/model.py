@@ -36,7 +36,7 @@ class Reason(enum.StrEnum):
     INTERNAL_ERROR = "internal_error"
 
 
-class Fault(NamedTuple):
+class Defect(NamedTuple):
     """Why something is rejected."""
 
     reason: Reason
@@ -77,7 +77,7 @@ class Delivery(Struct, eq=False):
     """None for QoS 0: nothing to acknowledge."""
     arrival: Arrival
     connection: Acknowledger
-    fault: Fault | None = None
+    fault: Defect | None = None
     """Why the packet itself cannot be read; None for nearly all. `payload` is what follows it."""
 
 

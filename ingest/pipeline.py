@@ -43,7 +43,7 @@ class Store(Protocol):
         """
 
 
-class Guard(Protocol):
+class Caution(Protocol):
     """Has messages read with care where one of them may have ended a process; see `store.guard`."""
 
     @property
@@ -76,7 +76,7 @@ class Pipeline:
         batcher: Batcher,
         store: Store,
         metrics: Metrics,
-        guard: Guard,
+        guard: Caution,
         clock: Clock,
         committed: Callable[[Committed], None],
     ) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import aiohttp
 
-from tests.support import until
+from ingest.lab.until import until
 
 # Without these it looks up its maker's hosts at every start.
 _QUIET = (

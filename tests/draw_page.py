@@ -18,10 +18,14 @@ from ingest.config import load
 from ingest.lab.embedded import free_port, mosquitto, postgres
 from ingest.lab.fleet import Fleet, Mischief
 from ingest.lab.simulate import Simulation
+from ingest.lab.until import until
 from ingest.schema import load_catalogue
 from ingest.store import migrate
 from tests.browser import Browser, browsing
-from tests.support import environment, until, working
+from tests.support import (
+    environment,
+    working,
+)
 
 WIDTHS, SCHEMES = (390, 1280), ("light", "dark")
 DEVICES, MESSAGES_PER_S, BUSY_S = 200, 300.0, 40.0

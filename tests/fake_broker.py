@@ -10,7 +10,7 @@ from typing import Any
 import mqtt5
 
 
-class Peer:
+class Caller:
     """One client's connection as the fake broker sees it."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -61,13 +61,13 @@ class Peer:
 
 
 @asynccontextmanager
-async def fake_broker(behave: Callable[[Peer], Any]) -> AsyncIterator[tuple[str, list[Peer]]]:
+async def fake_broker(behave: Callable[[Caller], Any]) -> AsyncIterator[tuple[str, list[Caller]]]:
     """(URL, the connections so far) of a broker that behaves so on every connection."""
-    peers: list[Peer] = []
+    peers: list[Caller] = []
     tasks: set[asyncio.Task[Any]] = set()
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        peer = Peer(reader, writer)
+        peer = Caller(reader, writer)
         peers.append(peer)
         task = asyncio.current_task()
         assert task is not None

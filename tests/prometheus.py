@@ -16,7 +16,7 @@ import orjson
 import pytest
 
 from ingest.lab.embedded import free_port
-from tests.support import until
+from ingest.lab.until import until
 
 SHIPPED = Path(__file__).parents[1] / "deploy" / "prometheus"
 _OWN = [str(Path(sys.prefix) / name / "usr" / "bin") for name in ("prometheus", "alertmanager")]

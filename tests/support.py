@@ -25,6 +25,7 @@ from ingest.cancelled import unless_cancelled
 from ingest.check import Checker
 from ingest.config import Settings, load
 from ingest.lab.embedded import Postgres
+from ingest.lab.until import until
 from ingest.metrics import Metrics
 from ingest.model import Arrival, Delivery, Row
 from ingest.schema import Catalogue, Stream
@@ -33,23 +34,7 @@ from ingest.source.aiomqtt import AiomqttClient
 from ingest.store import StoreConnection, Writer
 from ingest.worker.service import Service
 
-DEADLINE_S = 60.0
 """A test that waits longer for its event has failed."""
-
-
-async def until(
-    condition: Callable[[], Any], what: str = "the event", deadline_s: float = DEADLINE_S
-) -> Any:
-    """Wait for `condition` (plain or async) to be true; its value."""
-    started_s = time.monotonic()
-    while time.monotonic() - started_s < deadline_s:
-        value = condition()
-        if asyncio.iscoroutine(value):
-            value = await value
-        if value:
-            return value
-        await asyncio.sleep(0.02)
-    raise AssertionError(f"waited {deadline_s:.0f} s in vain for {what}")
 
 
 @dataclass
@@ -115,12 +100,7 @@ class Worker:
 
     def metric(self, name: str, **labels: str) -> float:
         """A sample of the worker's metrics, summed over the labels that are not given."""
-        return sum(
-            sample.value
-            for family in self.service.metrics.registry.collect()
-            for sample in family.samples
-            if sample.name == name and labels.items() <= sample.labels.items()
-        )
+        return self.service.metrics.value(name, **labels)
 
     def settled(self) -> float:
         return sum(

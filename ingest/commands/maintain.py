@@ -20,7 +20,7 @@ from ingest.commands.common import (
     settings_of,
 )
 from ingest.schema import load_catalogue
-from ingest.store import Account, maintain
+from ingest.store import TurnAccount, maintain
 
 app = typer.Typer()
 
@@ -52,7 +52,7 @@ def maintain_(
     """
     with ending():
         settings = settings_of(config, "IOV_DATABASE_URL")
-        account: Account = run_async(
+        account: TurnAccount = run_async(
             maintain(
                 settings,
                 load_catalogue(settings.schema_dir),
@@ -70,7 +70,7 @@ def maintain_(
             raise typer.Exit(1)
 
 
-def _say(account: Account, would: str) -> None:
+def _say(account: TurnAccount, would: str) -> None:
     for what in account.kept:
         typer.echo(what)
     for done, names in (

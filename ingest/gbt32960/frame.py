@@ -31,7 +31,7 @@ from ingest.gbt32960.items import (
 )
 from ingest.gbt32960.report import Samples, marked, marks_of, read_units, write_units
 from ingest.gbt32960.tables import Edition
-from ingest.model import Fault, Reason
+from ingest.model import Defect, Reason
 
 CONTENT_TYPE = "application/vnd.gbt32960"
 """MQTT 5 content type of a frame."""
@@ -97,27 +97,27 @@ class Frame:
     """0xFE: a command, as vehicles send it."""
 
 
-def decode(payload: bytes) -> Frame | Fault:
+def decode(payload: bytes) -> Frame | Defect:
     """The frame of a payload, or why it is none; `bad_encoding` for all but its command."""
     if len(payload) <= _HEADER_BYTES or payload[:2] not in STARTS:
-        return Fault(Reason.BAD_ENCODING, "no GB/T 32960 frame: begins with neither ## nor $$")
+        return Defect(Reason.BAD_ENCODING, "no GB/T 32960 frame: begins with neither ## nor $$")
     data = payload[_HEADER_BYTES:-1]
     told = int.from_bytes(payload[22:24], "big")
     if told != len(data):
-        return Fault(Reason.BAD_ENCODING, f"data unit of {len(data)} bytes, the frame says {told}")
+        return Defect(Reason.BAD_ENCODING, f"data unit of {len(data)} bytes, the frame says {told}")
     if reduce(xor, payload[2:]) != 0:
-        return Fault(Reason.BAD_ENCODING, "wrong check byte")
+        return Defect(Reason.BAD_ENCODING, "wrong check byte")
     if payload[21] != _PLAIN:
-        return Fault(Reason.BAD_ENCODING, f"encrypted data unit, method 0x{payload[21]:02X}")
+        return Defect(Reason.BAD_ENCODING, f"encrypted data unit, method 0x{payload[21]:02X}")
     edition = STARTS[payload[:2]]
     if payload[2] not in set(Command) - set(_2025_ONLY if edition == 2016 else ()):
-        return Fault(Reason.BAD_ENVELOPE, f"command 0x{payload[2]:02X} carries no sample")
+        return Defect(Reason.BAD_ENVELOPE, f"command 0x{payload[2]:02X} carries no sample")
     command = Command(payload[2])
     vin = text(payload[4:21])
     try:
         samples = _samples(edition, command, payload[3], vin, data)
     except CutShortError:
-        return Fault(Reason.BAD_ENCODING, "the data unit is cut short")
+        return Defect(Reason.BAD_ENCODING, "the data unit is cut short")
     return Frame(edition, command, vin, samples, payload[3])
 
 

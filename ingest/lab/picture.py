@@ -17,14 +17,14 @@ from ingest.lab.fleet.car import Car
 from ingest.lab.fleet.device import Device
 from ingest.lab.fleet.kinds import Bus, DeliveryRobot, Robotaxi, Truck
 from ingest.lab.fleet.roadside import RoadsideUnit
-from ingest.lab.fleet.vehicle import State, Vehicle
+from ingest.lab.fleet.vehicle import Vehicle, VehicleState
 
 HOUR = timedelta(hours=1)
 _BEGIN = datetime(2026, 11, 22, 8, tzinfo=UTC)
 _KINDS: tuple[type[Device], ...] = (Car, Robotaxi, Bus, Truck, DeliveryRobot, RoadsideUnit)
 _LEVEL_3 = 3
 _GAP_MIN = 1.5 / 60
-_SIGNALS: tuple[tuple[str, Callable[[State], float]], ...] = (
+_SIGNALS: tuple[tuple[str, Callable[[VehicleState], float]], ...] = (
     ("speed, km/h", lambda state: state.speed_kmh),
     ("state of charge, %", lambda state: state.soc_pct),
     ("pack current, A (discharge +)", lambda state: state.current_a),
@@ -37,7 +37,7 @@ class Hour:
 
     def __init__(self, seed: int) -> None:
         self.tracks: dict[str, list[tuple[float, float]]] = {}
-        self.states: list[State] = []
+        self.states: list[VehicleState] = []
         self.alarms: list[tuple[datetime, int]] = []
         self.tunnels: list[datetime] = []
         for number, kind in enumerate(_KINDS):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import mqtt5
 
 from ingest.errors import Unavailable
-from ingest.model import Fault, Reason
+from ingest.model import Defect, Reason
 
 _READ_BYTES = 64 * 1024
 """About a hundred messages: a COPY under way waits for what one read brings to be checked, and with
@@ -52,7 +52,7 @@ class Unreadable(NamedTuple):
     """With escapes for what is not UTF-8, and cut: a name to look for, not to trust."""
     packet_id: int | None
     payload: bytes
-    fault: Fault
+    fault: Defect
 
 
 def unreadable(first: int, body: bytes, *, version_5: bool = True) -> Unreadable | None:
@@ -77,9 +77,9 @@ def unreadable(first: int, body: bytes, *, version_5: bool = True) -> Unreadable
         at += sum(length)
     try:
         topic.decode()
-        fault = Fault(Reason.BAD_ENCODING, "the properties of the message cannot be read")
+        fault = Defect(Reason.BAD_ENCODING, "the properties of the message cannot be read")
     except UnicodeDecodeError:
-        fault = Fault(Reason.BAD_TOPIC, "the topic is not UTF-8")
+        fault = Defect(Reason.BAD_TOPIC, "the topic is not UTF-8")
     told = topic[:_MOST_TOPIC_CHARACTERS].decode(errors="backslashreplace")
     return Unreadable(told, packet_id, body[at:], fault)
 

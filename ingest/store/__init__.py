@@ -6,17 +6,17 @@ from ingest.store.copy import copy
 from ingest.store.failures import away, naming, translated
 from ingest.store.guard import Guard
 from ingest.store.heartbeat import Heartbeat
-from ingest.store.maintain import Account, maintain, maintain_hourly
+from ingest.store.maintain import TurnAccount, maintain, maintain_hourly
 from ingest.store.migrate import migrate
 from ingest.store.partitions import make_ahead
 from ingest.store.watch import Watch
 from ingest.store.writer import Writer
 
 __all__ = [
-    "Account",
     "Guard",
     "Heartbeat",
     "StoreConnection",
+    "TurnAccount",
     "Watch",
     "Writer",
     "away",

@@ -138,7 +138,7 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass
-class Account:
+class TurnAccount:
     """Account of a turn: things done, or with a dry run to be done."""
 
     kept: list[str] = field(default_factory=list)
@@ -163,7 +163,7 @@ async def maintain(
     *,
     dry_run: bool = False,
     told: Callable[[str], None] = lambda _: None,
-) -> Account:
+) -> TurnAccount:
     """Do what is to be done now, as whoever the settings say; `told` hears of each thing before.
 
     Raises ConfigError for a bad file, NotReady if the database is not migrated.
@@ -190,7 +190,7 @@ async def maintain_hourly(settings: Settings, catalogue: Catalogue, random: Rand
             log.warning("maintenance waits", why=f"not done in {_TURN_S:.0f} s, behind a reader?")
 
 
-async def maintain_in_turn(settings: Settings, catalogue: Catalogue) -> Account | None:
+async def maintain_in_turn(settings: Settings, catalogue: Catalogue) -> TurnAccount | None:
     """Do it if nobody has within the hour; None if somebody has."""
     async with _connected(settings) as connection:
         took = await connection.execute(_TAKE_TURN, settings.broker.application_name, EVERY_S)
@@ -232,7 +232,7 @@ class _Turn:
     def __init__(
         self, connection: asyncpg.Connection, settings: Settings, catalogue: Catalogue
     ) -> None:
-        self.planned = Account()
+        self.planned = TurnAccount()
         self._connection = connection
         self._settings = settings
         self._catalogue = catalogue
@@ -267,9 +267,9 @@ class _Turn:
             turn.planned.freed_bytes += size_bytes
         return turn
 
-    async def done(self, told: Callable[[str], None]) -> Account:
+    async def done(self, told: Callable[[str], None]) -> TurnAccount:
         """Do it; what fails is told in `later`, unless the connection is lost."""
-        account = Account(later=self.planned.later)
+        account = TurnAccount(later=self.planned.later)
         not_ours = [task.told for task in self._tasks if self._is_not_ours(task)]
         if not_ours:
             more = f" and {len(not_ours) - 1} more" if len(not_ours) > 1 else ""

@@ -1,7 +1,7 @@
 """What is asked over HTTP: metrics, liveness, readiness, where the metrics are, the live page."""
 
-from ingest.web.live import About, Live, State
+from ingest.web.live import About, Live, WorkerState
 from ingest.web.page import Page
 from ingest.web.server import group, serve, worker
 
-__all__ = ["About", "Live", "Page", "State", "group", "serve", "worker"]
+__all__ = ["About", "Live", "Page", "WorkerState", "group", "serve", "worker"]

@@ -34,7 +34,7 @@ Reader = Callable[[Record], tuple[Any, ...]]
 """Takes (longitude, latitude) out of a record."""
 
 
-class State(NamedTuple):
+class WorkerState(NamedTuple):
     """How the worker is, as its parts tell."""
 
     problems: list[str]
@@ -63,7 +63,7 @@ class Live:
     """Knows what a page may ask."""
 
     def __init__(
-        self, metrics: Metrics, catalogue: Catalogue, state: Callable[[], State], about: About
+        self, metrics: Metrics, catalogue: Catalogue, state: Callable[[], WorkerState], about: About
     ) -> None:
         self._metrics, self._catalogue, self._state, self._about = metrics, catalogue, state, about
         self._groups: dict[tuple[str, str], dict[str, Any]] = {}

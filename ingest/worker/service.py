@@ -148,13 +148,13 @@ class Service:
         )
         return list(dict.fromkeys(problem for problem in parts if problem is not None))
 
-    def _state(self) -> web.State:
+    def _state(self) -> web.WorkerState:
         inbox, asked = self.source.inbox, self._broker.receive_maximum
         limit, workers = inbox.broker_window.limit, self.heartbeat.workers
         at_work = None if workers is None else [worker._asdict() for worker in workers]
         warnings = [self.watch.warning] if self.watch.warning else []
         warnings += [f"{name} is silent: {mend(name)}" for name in self.heartbeat.silent]
-        return web.State(self.problems(), warnings, inbox.in_flight, asked, limit, at_work)
+        return web.WorkerState(self.problems(), warnings, inbox.in_flight, asked, limit, at_work)
 
     def _stuck(self) -> str | None:
         inbox = self.source.inbox

@@ -20,9 +20,16 @@ import pytest
 from aiohttp import web
 
 from ingest.lab.embedded import Mosquitto, mosquitto
+from ingest.lab.until import until
 from ingest.schema import Catalogue
 from tests.prometheus import SHIPPED, ask, program, prometheus
-from tests.support import Database, Worker, publisher, sample, until, working
+from tests.support import (
+    Database,
+    Worker,
+    publisher,
+    sample,
+    working,
+)
 
 ALERTS = re.findall(r"^ +- alert: (\w+)", (SHIPPED / "alerts.yml").read_text(), re.MULTILINE)
 Fault = Callable[["Night"], Awaitable[None]]

@@ -5,31 +5,29 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import asyncpg
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from ingest.commands.publisher import Publisher
 from ingest.config import load
+from ingest.errors import ServerError
 from ingest.lab.embedded import Mosquitto, Postgres, free_port, postgres
+from ingest.lab.process import WorkerProcess, running
 from ingest.lab.proxy import Proxy
+from ingest.lab.until import LIMIT_S, until
 from ingest.schema import Catalogue
 from ingest.store import migrate
 from tests.support import (
-    DEADLINE_S,
     Database,
     environment,
     publish_many,
     sample,
-    until,
     working,
 )
 
@@ -52,7 +50,7 @@ async def own(durable: Postgres, catalogue: Catalogue) -> Database:
     return database
 
 
-class Load:
+class Publishing:
     """Publishes samples one after the other, many at a time; knows what was acknowledged."""
 
     def __init__(self, url: str) -> None:
@@ -82,63 +80,30 @@ async def stored(database: Database) -> list[int]:
     return [row[0] for row in await database.all("SELECT seq FROM iov.nev ORDER BY seq")]
 
 
-async def all_stored(database: Database, load_: Load, deadline_s: float = DEADLINE_S) -> None:
+async def all_stored(database: Database, load_: Publishing, limit_s: float = LIMIT_S) -> None:
     """Every debt is paid, once."""
 
     async def paid() -> bool:
         return load_.acknowledged <= set(await stored(database))
 
     try:
-        await until(paid, "everything acknowledged to be stored", deadline_s)
-    except AssertionError:
+        await until(paid, "everything acknowledged to be stored", limit_s)
+    except ServerError:
         owed = sorted(load_.acknowledged - set(await stored(database)))
         raise AssertionError(f"{len(owed)} acknowledged and not stored: {owed[:20]}") from None
     found = await stored(database)
     assert len(found) == len(set(found))
 
 
-class Process:
-    """The service as a process of its own, as operators run it."""
-
-    def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:
-        self.process = process
-        self._port = port
-
-    async def metric(self, name: str) -> float:
-        url = f"http://127.0.0.1:{self._port}/metrics"
-        async with aiohttp.ClientSession() as client, client.get(url) as answer:
-            text = await answer.text()
-        return sum(
-            s.value
-            for family in text_string_to_metric_families(text)
-            for s in family.samples
-            if s.name == name
-        )
-
-    async def ready(self) -> bool:
-        try:
-            url = f"http://127.0.0.1:{self._port}/readyz"
-            async with aiohttp.ClientSession() as client, client.get(url) as answer:
-                return answer.ok
-        except aiohttp.ClientError:
-            return False
-
-
 @asynccontextmanager
-async def process(mqtt_url: str, database_url: str, **settings: str) -> AsyncIterator[Process]:
+async def process(
+    mqtt_url: str, database_url: str, **settings: str
+) -> AsyncIterator[WorkerProcess]:
+    """The service as a process of its own, as operators run it."""
     port = free_port()
     configured = environment(mqtt_url, database_url, http_port=str(port), **settings)
-    started = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "ingest", "run", env=os.environ | configured
-    )
-    running = Process(started, port)
-    try:
-        await until(running.ready, "a ready process")
-        yield running
-    finally:
-        if started.returncode is None:
-            started.terminate()
-        await started.wait()
+    async with running(WorkerProcess(os.environ | configured, port)) as worker:
+        yield worker
 
 
 async def test_killed_between_commit_and_puback_everything_is_there_once(
@@ -163,8 +128,7 @@ async def test_killed_between_commit_and_puback_everything_is_there_once(
                 return await own.count() == 500
 
             await until(committed, "the commit")
-            victim.process.kill()
-            await victim.process.wait()
+            await victim.end(signal.SIGKILL)
     await lock.close()
     async with process(broker.url, own.url) as heir:
 
@@ -189,8 +153,7 @@ async def test_sigterm_with_a_full_pipeline_settles_all_or_nothing_of_each_messa
             return await own.count() > 1_000
 
         await until(flowing, "the load")
-        victim.process.send_signal(signal.SIGTERM)
-        assert await victim.process.wait() == 0
+        assert await victim.end(signal.SIGTERM) == 0
         await publishing
     before = await own.count()
     async with process(broker.url, own.url) as heir:
@@ -218,15 +181,15 @@ async def test_a_signal_that_comes_twice_at_once_is_one(own: Database, broker: M
             return await victim.metric("iov_messages_in_flight") == 50
 
         await until(all_in_flight)
-        victim.process.send_signal(signal.SIGTERM)
+        victim.tell(signal.SIGTERM)
 
         async def draining() -> bool:
             return not await victim.ready()
 
         await until(draining)
-        victim.process.send_signal(signal.SIGTERM)
+        victim.tell(signal.SIGTERM)
         await transaction.rollback()
-        assert await victim.process.wait() == 0
+        assert await victim.end(None) == 0
     await lock.close()
     assert await own.count() == 50
 
@@ -239,7 +202,7 @@ def rss_mb() -> float:
 async def test_the_database_is_away_for_ten_seconds_under_load(
     own: Database, broker: Mosquitto, catalogue: Catalogue
 ) -> None:
-    load_ = Load(broker.url)
+    load_ = Publishing(broker.url)
     async with (
         working(broker.url, own.url, catalogue, mqtt_receive_maximum="1000") as worker,
         asyncio.TaskGroup() as tasks,
@@ -267,7 +230,7 @@ async def test_the_broker_restarts_under_load(
     # A plain subscription: mosquitto 2.0.11 does not restore shared ones from its store, so what
     # is published between its start and our SUBSCRIBE would match nobody, be acknowledged and be
     # gone (seen without any code of ours between it and its clients).
-    load_ = Load(broker.url)
+    load_ = Publishing(broker.url)
     plain = working(broker.url, own.url, catalogue, mqtt_group="")
     async with plain as worker, asyncio.TaskGroup() as tasks:
         tasks.create_task(load_.run())
@@ -287,7 +250,7 @@ async def test_the_broker_restarts_under_load(
 async def test_backends_are_terminated_in_the_middle_of_their_work(
     own: Database, broker: Mosquitto, catalogue: Catalogue
 ) -> None:
-    load_ = Load(broker.url)
+    load_ = Publishing(broker.url)
     killer = await asyncpg.connect(own.url)
     async with working(broker.url, own.url, catalogue) as worker, asyncio.TaskGroup() as tasks:
         tasks.create_task(load_.run())
@@ -311,7 +274,7 @@ async def test_backends_are_terminated_in_the_middle_of_their_work(
 async def test_a_database_that_falls_silent_is_left_and_its_ghost_is_ended(
     own: Database, broker: Mosquitto, catalogue: Catalogue
 ) -> None:
-    load_ = Load(broker.url)
+    load_ = Publishing(broker.url)
     async with Proxy(None, None, f"{own.server.socket_directory}/.s.PGSQL.5432") as proxy:
         url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{own.name}?sslmode=disable"
         impatient = working(broker.url, url, catalogue, commit_timeout_s="1")

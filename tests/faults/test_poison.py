@@ -13,10 +13,17 @@ import asyncpg
 import pytest
 
 from ingest.lab.embedded import Mosquitto
+from ingest.lab.until import until
 from ingest.schema import Catalogue
 from ingest.store import Guard, connect
 from tests.integration.test_nothing_stops_it import raising
-from tests.support import Database, environment, publish_many, sample, until, working
+from tests.support import (
+    Database,
+    environment,
+    publish_many,
+    sample,
+    working,
+)
 
 SCRIPT = Path(__file__).parent / "poison.py"
 

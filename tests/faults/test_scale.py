@@ -9,12 +9,13 @@ from pathlib import Path
 from ingest.commands.leave import leave
 from ingest.config import Settings, load
 from ingest.lab.proxy import Proxy
-from ingest.lab.verify import Plan, embedded
+from ingest.lab.until import until
+from ingest.lab.verify import FaultPlan, embedded
 from ingest.lab.verify.ledger import Ledger
 from ingest.lab.verify.run import Course, account_of
 from ingest.lab.verify.servers import Servers
 from ingest.lab.verify.tap import Tap
-from ingest.lab.verify.world import until, world
+from ingest.lab.verify.world import world
 from ingest.store.connect import connected
 
 
@@ -45,7 +46,7 @@ async def test_from_four_workers_to_one_to_three_under_load(tmp_path: Path) -> N
             listener=lambda: Tap(ledger.settle, lambda: None, print).listener(),
         )
         async with tapped as tap, world(servers, ledger, workers=4, logs=tmp_path) as whole:
-            course = Course(whole, Plan([], rate=300), lambda *_: None)
+            course = Course(whole, FaultPlan([], rate=300), lambda *_: None)
             settings = administrator(servers, tap.port)
             asked, signalled, killed, stays = whole.workers
             async with course.load():

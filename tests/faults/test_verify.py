@@ -11,7 +11,7 @@ import pytest
 
 from ingest.config import load
 from ingest.lab.embedded import Mosquitto
-from ingest.lab.verify import FAULTS, Plan, Result, configured, embedded, run
+from ingest.lab.verify import FAULTS, FaultPlan, Result, configured, embedded, run
 from ingest.schema import Catalogue
 from tests.support import Database, environment, working
 
@@ -23,7 +23,7 @@ def silent(*_: object) -> None:
     pass
 
 
-async def verified(plan: Plan, logs: Path, *command: str) -> Result:
+async def verified(plan: FaultPlan, logs: Path, *command: str) -> Result:
     async with embedded() as servers:
         faults = [fault for fault in plan.faults if not servers.cannot(fault.needs)]
         possible = replace(plan, faults=faults)
@@ -39,9 +39,9 @@ async def test_nothing_is_lost_whatever_breaks(tmp_path: Path) -> None:
     for directory in logs:
         directory.mkdir()
     results = await asyncio.gather(
-        verified(Plan(others, duration_s=20, rate=400, seed=4, every_s=1), logs[0]),
+        verified(FaultPlan(others, duration_s=20, rate=400, seed=4, every_s=1), logs[0]),
         # By this seed the session is left behind first, and would get its share of the visitors.
-        verified(Plan(waiting, duration_s=1, rate=20, seed=5, every_s=1), logs[1]),
+        verified(FaultPlan(waiting, duration_s=1, rate=20, seed=5, every_s=1), logs[1]),
     )
     tried: set[str] = set()
     for result in results:
@@ -65,7 +65,7 @@ async def test_nothing_is_lost_whatever_breaks(tmp_path: Path) -> None:
     ],
 )
 async def test_what_a_spoilt_worker_does_is_found(how: str, what: str, tmp_path: Path) -> None:
-    plan = Plan([], duration_s=8, rate=300, rest_s=5)
+    plan = FaultPlan([], duration_s=8, rate=300, rest_s=5)
     result = await verified(plan, tmp_path, sys.executable, str(_SABOTAGE), how)
     told = result.as_json()
     assert not result.ok
@@ -80,7 +80,7 @@ async def test_configured_servers_are_left_as_they_were(
 ) -> None:
     """A fleet's own worker hears nothing of it, and the scratch database is gone afterwards."""
     before = await database.all("SELECT datname FROM pg_database ORDER BY 1")
-    plan = Plan([FAULTS["broker_cut"], FAULTS["backend_terminated"]], duration_s=5, every_s=1)
+    plan = FaultPlan([FAULTS["broker_cut"], FAULTS["backend_terminated"]], duration_s=5, every_s=1)
     settings = load(environ=environment(broker.url, database.url))
     async with working(broker.url, database.url, catalogue) as worker:
         async with configured(settings) as servers:

@@ -13,11 +13,17 @@ import orjson
 import pytest
 
 from ingest.config import load
+from ingest.lab.until import until
 from ingest.metrics import Metrics
 from ingest.schema import Catalogue
 from ingest.source import Source, client, source
-from tests.fake_broker import Peer, fake_broker
-from tests.support import Database, environment, sample, until, working
+from tests.fake_broker import Caller, fake_broker
+from tests.support import (
+    Database,
+    environment,
+    sample,
+    working,
+)
 
 PUBLISH = mqtt5.PublishPacket("iov/v1/V1/nev", b"{}", qos=mqtt5.QoS.AT_LEAST_ONCE, packet_id=7)
 
@@ -35,7 +41,7 @@ async def reading(url: str, **settings: str) -> AsyncIterator[Source]:
 
 
 async def test_connect_says_what_the_settings_say() -> None:
-    async def behave(peer: Peer) -> None:
+    async def behave(peer: Caller) -> None:
         await peer.welcome()
         await peer.closed()
 
@@ -61,7 +67,7 @@ async def test_a_taken_over_session_is_left_alone_for_long(
 ) -> None:
     monkeypatch.setattr(source, "_FIRST_DELAY_S", 0.001)
 
-    async def behave(peer: Peer) -> None:
+    async def behave(peer: Caller) -> None:
         await peer.welcome()
         peer.send(mqtt5.DisconnectPacket(reason_code=mqtt5.DisconnectReasonCode.SESSION_TAKEN_OVER))
         await peer.closed()
@@ -74,7 +80,7 @@ async def test_a_taken_over_session_is_left_alone_for_long(
 
 
 async def test_a_broker_that_closes_at_once_is_asked_ever_more_rarely() -> None:
-    async def behave(peer: Peer) -> None:
+    async def behave(peer: Caller) -> None:
         await peer.welcome()
 
     async with fake_broker(behave) as (url, _), reading(url) as reader:
@@ -92,7 +98,7 @@ async def test_a_broker_that_closes_at_once_is_asked_ever_more_rarely() -> None:
 async def test_a_refused_connection_is_reported_by_the_name_of_its_reason(
     code: mqtt5.ConnAckReasonCode, words: str
 ) -> None:
-    async def behave(peer: Peer) -> None:
+    async def behave(peer: Caller) -> None:
         await peer.welcome(connack=mqtt5.ConnAckPacket(reason_code=code))
 
     async with fake_broker(behave) as (url, _), reading(url) as reader:
@@ -100,7 +106,7 @@ async def test_a_refused_connection_is_reported_by_the_name_of_its_reason(
 
 
 async def test_a_refused_subscription_is_reported_by_the_name_of_its_reason() -> None:
-    async def behave(peer: Peer) -> None:
+    async def behave(peer: Caller) -> None:
         await peer.welcome(suback=mqtt5.SubAckReasonCode.NOT_AUTHORIZED)
         await peer.closed()
 
@@ -109,7 +115,7 @@ async def test_a_refused_subscription_is_reported_by_the_name_of_its_reason() ->
 
 
 async def test_a_broker_without_shared_subscriptions_is_told_from_the_start() -> None:
-    async def behave(peer: Peer) -> None:
+    async def behave(peer: Caller) -> None:
         await peer.welcome(connack=mqtt5.ConnAckPacket(shared_subscription_available=False))
 
     async with fake_broker(behave) as (url, _), reading(url) as reader:
@@ -137,7 +143,7 @@ async def test_a_broker_that_breaks_the_protocol_loses_the_connection_not_the_se
 ) -> None:
     said: list[mqtt5.DisconnectReasonCode] = []
 
-    async def behave(peer: Peer) -> None:
+    async def behave(peer: Caller) -> None:
         await peer.welcome()
         if not said:
             peer.send(evil)
@@ -150,7 +156,7 @@ async def test_a_broker_that_breaks_the_protocol_loses_the_connection_not_the_se
 
 
 async def test_the_servers_keep_alive_is_obeyed_and_silence_ends_the_connection() -> None:
-    async def behave(peer: Peer) -> None:
+    async def behave(peer: Caller) -> None:
         await peer.welcome(connack=mqtt5.ConnAckPacket(server_keep_alive=1))
         await peer.closed()
 
@@ -172,7 +178,7 @@ async def test_while_reading_is_paused_pings_go_on_and_their_answers_are_not_tim
         monkeypatch.setattr(module, "KEEP_ALIVE_S", 1)
     monkeypatch.setattr(slow, "_PAUSE_CHECK_S", 0.1)
 
-    async def behave(peer: Peer) -> None:
+    async def behave(peer: Caller) -> None:
         await peer.welcome()
         peer.send(PUBLISH)
         await peer.closed()  # no PINGREQ is ever answered
@@ -203,7 +209,7 @@ async def test_a_silent_broker_is_left_and_tried_again(monkeypatch: pytest.Monke
     monkeypatch.setattr(fast, "ANSWER_TIMEOUT_S", 0.1)
     monkeypatch.setattr(version, "_TIMEOUT_S", 0.1)
 
-    async def behave(peer: Peer) -> None:
+    async def behave(peer: Caller) -> None:
         await peer.closed()
 
     async with fake_broker(behave) as (url, peers), reading(url) as reader:
@@ -212,7 +218,7 @@ async def test_a_silent_broker_is_left_and_tried_again(monkeypatch: pytest.Monke
 
 
 async def test_mqtt_5_refused_and_demanded_is_an_error_that_says_what_to_set() -> None:
-    async def behave(peer: Peer) -> None:
+    async def behave(peer: Caller) -> None:
         await peer.next(mqtt5.ConnectPacket)
         peer.send(bytes.fromhex("20020001"))
 
@@ -234,7 +240,7 @@ async def test_what_is_not_utf_8_below_json_is_a_dead_letter_and_nothing_is_sent
     """EMQX before 6.3 passes such packets on; ending the connection had them come for ever."""
     acknowledged: list[int] = []
 
-    async def behave(peer: Peer) -> None:
+    async def behave(peer: Caller) -> None:
         await peer.welcome()
         for number, bad in enumerate(NOT_UTF_8):
             first = number * 10

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from ingest.lab.bench import PARTS, Peer, Plan, measure
+from ingest.lab.bench import PARTS, BenchPlan, Peer, measure
 from ingest.lab.bench.picture import draw
 
 PEER = Path(__file__).parent / "peer.py"
@@ -29,7 +29,7 @@ def medians(found: Any) -> list[float]:
 
 async def test_every_part_measures_something_and_is_drawn(tmp_path: Path) -> None:
     peer = Peer(f"{sys.executable} {PEER} {{mqtt_url}} {{database_url}}", "peer")
-    plan = Plan(
+    plan = BenchPlan(
         said,
         runs=1,
         seconds=0.5,

@@ -8,9 +8,15 @@ from typing import Any
 import pytest
 
 from ingest.lab.embedded import Mosquitto, free_port, neighbouring_ports
+from ingest.lab.until import until
 from ingest.schema import Catalogue
 from tests.browser import Browser, browsing, chromium
-from tests.support import Database, publisher, sample, until, working
+from tests.support import (
+    Database,
+    publisher,
+    sample,
+    working,
+)
 
 pytestmark = pytest.mark.skipif(
     chromium() is None, reason="no Chromium: tests/install-tools fetches it where there is apt-get"

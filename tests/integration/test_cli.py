@@ -18,8 +18,14 @@ import asyncpg
 import pytest
 
 from ingest.lab.embedded import Mosquitto, Postgres
+from ingest.lab.until import until
 from ingest.schema import Catalogue, default_directory, load_catalogue
-from tests.support import Database, publish_many, sample, until, working
+from tests.support import (
+    Database,
+    publish_many,
+    sample,
+    working,
+)
 
 
 class Ended(NamedTuple):

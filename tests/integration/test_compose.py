@@ -27,10 +27,14 @@ from ingest.config import PREFIX, Settings, load
 from ingest.lab.embedded import Postgres, free_port, mosquitto_path, postgres, reachable
 from ingest.lab.fleet import Fleet
 from ingest.lab.simulate import Simulation
+from ingest.lab.until import until
 from ingest.schema import Catalogue
 from ingest.store import migrate
 from tests.grafana import SHIPPED as GRAFANA
-from tests.support import Worker, until, working
+from tests.support import (
+    Worker,
+    working,
+)
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 OURS = ["migrate", "worker-1", "worker-2", "simulator"]

@@ -19,7 +19,12 @@ from typing import Any
 import pytest
 
 from ingest.lab.embedded import Mosquitto, free_port
-from tests.support import Database, publish_many, sample, until
+from ingest.lab.until import until
+from tests.support import (
+    Database,
+    publish_many,
+    sample,
+)
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

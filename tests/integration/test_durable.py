@@ -13,11 +13,18 @@ from ingest import pipeline
 from ingest.config import load
 from ingest.lab.embedded import Mosquitto, postgres
 from ingest.lab.proxy import Proxy
+from ingest.lab.until import until
 from ingest.schema import Catalogue
 from ingest.source import connection as fast
 from ingest.store import migrate
 from tests.integration.test_store import batch_of, writing
-from tests.support import Database, delivery, publish_many, sample, until, working
+from tests.support import (
+    Database,
+    delivery,
+    publish_many,
+    sample,
+    working,
+)
 
 ANSWERING_S = 20
 

@@ -21,10 +21,16 @@ from ingest.commands.publisher import Publisher
 from ingest.config import load
 from ingest.lab.embedded import Mosquitto
 from ingest.lab.fleet import Fleet, Mischief
+from ingest.lab.until import until
 from ingest.schema import Catalogue
 from tests.grafana import FLEET, OPERATIONS, SHIPPED, dashboard, panels, promql, sql
 from tests.prometheus import ask, program, prometheus
-from tests.support import Database, Worker, environment, until, working
+from tests.support import (
+    Database,
+    Worker,
+    environment,
+    working,
+)
 
 BOTH = [OPERATIONS, FLEET]
 SPAN = timedelta(minutes=10)

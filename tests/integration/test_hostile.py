@@ -12,8 +12,15 @@ import orjson
 
 from ingest.lab.bench.publisher import connected
 from ingest.lab.embedded import Mosquitto
+from ingest.lab.until import until
 from ingest.schema import Catalogue
-from tests.support import Database, publish_many, publisher, sample, until, working
+from tests.support import (
+    Database,
+    publish_many,
+    publisher,
+    sample,
+    working,
+)
 
 AT = datetime.now(UTC).isoformat()
 

@@ -19,8 +19,13 @@ from typer.testing import CliRunner
 from ingest.cli import app
 from ingest.config import PREFIX, Settings, load
 from ingest.lab.embedded import Mosquitto
+from ingest.lab.until import until
 from tests.prometheus import ask, program, prometheus
-from tests.support import publisher, sample, until, working
+from tests.support import (
+    publisher,
+    sample,
+    working,
+)
 
 K8S = Path(__file__).parents[2] / "k8s"
 OVERLAYS = ["dev", "prod", "scale"]

@@ -12,6 +12,7 @@ import structlog
 from ingest.config import Settings, load
 from ingest.lab.embedded import Mosquitto, amqtt
 from ingest.lab.proxy import Proxy
+from ingest.lab.until import until
 from ingest.schema import Catalogue
 from ingest.source import Stage
 from ingest.store import register
@@ -24,7 +25,6 @@ from tests.support import (
     only_version_3,
     publish_many,
     sample,
-    until,
     working,
 )
 

@@ -16,6 +16,7 @@ import structlog
 from ingest.commands import check
 from ingest.config import Settings
 from ingest.lab.embedded import Mosquitto, mosquitto
+from ingest.lab.until import until
 from ingest.schema import Catalogue
 from ingest.store import heartbeat
 from ingest.store.register import NAME
@@ -26,7 +27,6 @@ from tests.support import (
     environment,
     publish_many,
     sample,
-    until,
     working,
 )
 

@@ -21,10 +21,17 @@ import pytest
 from ingest.config import Settings, load
 from ingest.errors import ConfigError
 from ingest.lab.embedded import Mosquitto
+from ingest.lab.until import until
 from ingest.schema import Catalogue
-from ingest.store import Account, maintain, migrate
+from ingest.store import TurnAccount, maintain, migrate
 from ingest.store.maintain import maintain_in_turn
-from tests.support import Database, may_not, publish_many, sample, until, working
+from tests.support import (
+    Database,
+    may_not,
+    publish_many,
+    sample,
+    working,
+)
 
 MODULE: Any = importlib.import_module("ingest.store.maintain")
 NOW = datetime.now(UTC)
@@ -114,7 +121,7 @@ async def test_a_dry_run_says_what_would_go_and_how_much_it_frees(
     assert YOUNG in there
     assert await filled.count() == 1000
     assert await filled.count("dead_letter") == 29
-    assert await maintain(settings, catalogue, dry_run=True) == Account()
+    assert await maintain(settings, catalogue, dry_run=True) == TurnAccount()
 
 
 async def test_the_command(filled: Database, file: Path) -> None:

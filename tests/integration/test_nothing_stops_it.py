@@ -18,6 +18,7 @@ import pytest
 from ingest.config import load
 from ingest.errors import Unavailable
 from ingest.lab.embedded import Mosquitto, Postgres
+from ingest.lab.until import until
 from ingest.schema import Catalogue
 from ingest.store import migrate
 from tests.integration.test_store import batch_of, writing
@@ -27,7 +28,6 @@ from tests.support import (
     may_not,
     publish_many,
     sample,
-    until,
     working,
 )
 

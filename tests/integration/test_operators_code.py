@@ -18,6 +18,7 @@ import structlog
 from ingest.config import load
 from ingest.errors import TooMuch, Unavailable
 from ingest.lab.embedded import Mosquitto
+from ingest.lab.until import until
 from ingest.schema import Catalogue, load_catalogue
 from ingest.schema.catalogue import default_directory
 from ingest.store import migrate
@@ -25,7 +26,13 @@ from ingest.store.devices import DeviceIds
 from ingest.store.part import Part
 from tests.integration.test_nothing_stops_it import raising
 from tests.integration.test_store import batch_of, writing
-from tests.support import Database, delivery, publish_many, sample, until, working
+from tests.support import (
+    Database,
+    delivery,
+    publish_many,
+    sample,
+    working,
+)
 
 ANSWERING_S = 20
 connect_module: Any = sys.modules["ingest.store.connect"]

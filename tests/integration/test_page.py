@@ -13,8 +13,15 @@ import orjson
 import pytest
 
 from ingest.lab.embedded import Mosquitto
+from ingest.lab.until import until
 from ingest.schema import Catalogue
-from tests.support import Database, Worker, publisher, sample, until, working
+from tests.support import (
+    Database,
+    Worker,
+    publisher,
+    sample,
+    working,
+)
 
 TOKEN = "s3cr3t-of-the-page"
 ELSEWHERE = {"X-Forwarded-For": "203.0.113.7"}

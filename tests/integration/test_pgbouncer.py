@@ -19,10 +19,16 @@ import pytest
 from ingest.config import load
 from ingest.errors import NotReady
 from ingest.lab.embedded import Mosquitto, free_port
+from ingest.lab.until import until
 from ingest.schema import Catalogue
 from ingest.store import connect, migrate
 from ingest.store.pooler import LIMITS
-from tests.support import Database, publish_many, sample, until, working
+from tests.support import (
+    Database,
+    publish_many,
+    sample,
+    working,
+)
 
 UNPACKED = Path(sys.prefix) / "pgbouncer"
 PROGRAM = shutil.which("pgbouncer") or shutil.which("pgbouncer", path=UNPACKED / "usr/sbin")

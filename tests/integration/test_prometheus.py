@@ -16,8 +16,13 @@ import yaml
 from aiohttp import web
 
 from ingest.lab.embedded import Mosquitto
+from ingest.lab.until import until
 from tests.prometheus import SHIPPED, alertmanager, ask, program, prometheus
-from tests.support import Worker, publisher, sample, until
+from tests.support import (
+    Worker,
+    publisher,
+    sample,
+)
 
 ROOT = Path(__file__).parents[2]
 METRIC = re.compile(r"\b(iov_[a-z_]+|node_[a-z_]+|up)\b")

@@ -11,13 +11,19 @@ import structlog
 
 from ingest.commands.devices import Described, import_devices
 from ingest.config import load
+from ingest.lab.until import until
 from ingest.metrics import Metrics
 from ingest.model import Delivery
 from ingest.schema import Catalogue
 from ingest.store import register
 from ingest.store.heartbeat import Heartbeat
 from tests.integration.test_store import batch_of, writing
-from tests.support import Database, delivery, environment, may_not, until
+from tests.support import (
+    Database,
+    delivery,
+    environment,
+    may_not,
+)
 
 NOW = datetime.now(UTC)
 

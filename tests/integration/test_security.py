@@ -22,6 +22,7 @@ import trustme
 from ingest.config import load
 from ingest.errors import NotReady
 from ingest.lab.embedded import Mosquitto, free_port, mosquitto_path, reachable
+from ingest.lab.until import until
 from ingest.schema import Catalogue
 from ingest.store import migrate
 from tests.support import (
@@ -31,7 +32,6 @@ from tests.support import (
     publish_many,
     publisher,
     sample,
-    until,
     working,
 )
 

@@ -19,6 +19,7 @@ from ingest.config import Settings, load
 from ingest.errors import Unavailable
 from ingest.lab.embedded import Mosquitto, free_port
 from ingest.lab.replay import Replay
+from ingest.lab.until import until
 from ingest.model import Delivery
 from ingest.schema import Catalogue
 from ingest.schema.stream import stream
@@ -31,7 +32,6 @@ from tests.support import (
     publish_many,
     publisher,
     sample,
-    until,
     working,
 )
 

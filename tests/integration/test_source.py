@@ -12,13 +12,13 @@ import trustme
 
 from ingest.lab.embedded import Mosquitto, amqtt, mosquitto
 from ingest.lab.proxy import Proxy
+from ingest.lab.until import until
 from ingest.schema import Catalogue
 from tests.support import (
     Database,
     publish_many,
     publisher,
     sample,
-    until,
     working,
 )
 

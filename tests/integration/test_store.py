@@ -20,13 +20,21 @@ from ingest.config import Settings, load
 from ingest.errors import NotReady
 from ingest.lab.embedded import Postgres
 from ingest.lab.proxy import Proxy
+from ingest.lab.until import until
 from ingest.model import Delivery, Row
 from ingest.schema import Catalogue
 from ingest.schema.stream import stream
 from ingest.store import Writer, connect, expect_migrated, migrate
 from ingest.store.devices import DeviceIds
 from ingest.store.partitions import make_ahead
-from tests.support import Database, delivery, may_not, plenty, sample, until, writer_to
+from tests.support import (
+    Database,
+    delivery,
+    may_not,
+    plenty,
+    sample,
+    writer_to,
+)
 
 
 @asynccontextmanager

@@ -24,9 +24,17 @@ from ingest.gbt32960.tables import Edition
 from ingest.lab.embedded import Mosquitto
 from ingest.lab.fleet import Fleet
 from ingest.lab.replay import Replay
+from ingest.lab.until import until
 from ingest.schema import Catalogue, default_directory, load_catalogue
 from ingest.store import migrate
-from tests.support import Database, Worker, environment, may_not, publisher, until, working
+from tests.support import (
+    Database,
+    Worker,
+    environment,
+    may_not,
+    publisher,
+    working,
+)
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 VIN = "LSVAA4181E2123456"

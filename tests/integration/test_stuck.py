@@ -12,11 +12,17 @@ import pytest
 import structlog
 
 from ingest.lab.embedded import Mosquitto
+from ingest.lab.until import until
 from ingest.schema import Catalogue
 from ingest.source import window
 from ingest.worker import pulse
-from tests.fake_broker import Peer, fake_broker
-from tests.support import Database, publish_many, sample, until, working
+from tests.fake_broker import Caller, fake_broker
+from tests.support import (
+    Database,
+    publish_many,
+    sample,
+    working,
+)
 
 TOPIC = "iov/v1/V1/nev"
 QOS_1 = mqtt5.QoS.AT_LEAST_ONCE
@@ -71,7 +77,7 @@ async def test_a_broker_that_holds_back_is_named_once_with_the_setting_to_change
     def told() -> list[structlog.typing.EventDict]:
         return [entry for entry in logs if "window" in entry["event"]]
 
-    async def behave(peer: Peer) -> None:
+    async def behave(peer: Caller) -> None:
         await peer.welcome()
         for seq in range(100_000):
             if told():

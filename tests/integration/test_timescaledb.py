@@ -22,9 +22,14 @@ import pytest
 from ingest.config import load
 from ingest.errors import ConfigError, NotReady
 from ingest.lab.embedded import Mosquitto
+from ingest.lab.until import until
 from ingest.schema import Catalogue
 from ingest.store import maintain, migrate
-from tests.support import publish_many, sample, until, working
+from tests.support import (
+    publish_many,
+    sample,
+    working,
+)
 
 INSTALLED = os.environ.get("TIMESCALEDB_PGINSTALL")
 pytestmark = pytest.mark.skipif(

@@ -29,12 +29,15 @@ from ingest.commands.check import check
 from ingest.config import load
 from ingest.errors import ConfigError, IngestError
 from ingest.lab.embedded import Mosquitto, free_port, postgres
+from ingest.lab.until import until
 from ingest.schema import Catalogue
 from ingest.store import away, connect
 from ingest.trouble import Trouble
 from ingest.worker.service import Service
 from tests.integration.test_cli import iov_ingest
-from tests.support import environment, until
+from tests.support import (
+    environment,
+)
 
 SSL_REQUEST = struct.pack("!ii", 8, 80877103)
 

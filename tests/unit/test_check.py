@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ingest.check import Checker
 from ingest.config import Settings
 from ingest.envelope import derived_seq, instant
-from ingest.model import Fault, Outcome, Reason, Rejected, Row
+from ingest.model import Defect, Outcome, Reason, Rejected, Row
 from ingest.schema import Catalogue, load_catalogue
 from ingest.schema.private import NeverStored
 from ingest.schema.stream import stream
@@ -223,7 +223,7 @@ def test_too_deep_is_bad_json(payload: bytes) -> None:
 
 def test_milliseconds_are_exact() -> None:
     assert instant(1_793_520_000_123) == datetime(2026, 11, 1, 8, 0, 0, 123_000, tzinfo=UTC)
-    assert isinstance(instant(-(10**15)), Fault)
+    assert isinstance(instant(-(10**15)), Defect)
 
 
 def test_a_missing_seq_is_derived_as_the_contract_says() -> None:

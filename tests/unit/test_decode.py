@@ -25,14 +25,14 @@ from ingest.decode import (
     topic_fault,
     values,
 )
-from ingest.model import Fault, Reason
+from ingest.model import Defect, Reason
 
 DEFAULTS = MessageLimits.of(Settings())
 LIMITS = DEFAULTS._replace(payload_bytes=1_000, inflated_bytes=4_000, samples=3)
 
 
-def reason(outcome: Decoded | Fault) -> Reason:
-    assert isinstance(outcome, Fault)
+def reason(outcome: Decoded | Defect) -> Reason:
+    assert isinstance(outcome, Defect)
     return outcome.reason
 
 
@@ -94,7 +94,7 @@ def test_the_size_is_looked_at_before_anything_else() -> None:
 
 def test_the_detail_never_quotes_the_payload() -> None:
     fault = decode(b'{"secret": s3cr3t}', None, LIMITS)
-    assert isinstance(fault, Fault)
+    assert isinstance(fault, Defect)
     assert "s3cr3t" not in fault.detail
 
 
@@ -147,7 +147,7 @@ def test_what_is_not_so_encoded_or_unknown_is_bad_encoding(encoding: str) -> Non
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "zstd"])
 def test_exactly_the_limit_passes_and_one_byte_more_does_not(encoding: str) -> None:
     assert inflate(ENCODERS[encoding](b"1" * 4_000), encoding, 4_000) == b"1" * 4_000
-    assert inflate(ENCODERS[encoding](b"1" * 4_001), encoding, 4_000) == Fault(
+    assert inflate(ENCODERS[encoding](b"1" * 4_001), encoding, 4_000) == Defect(
         Reason.BAD_ENCODING, "more than 4000 bytes once inflated"
     )
 
@@ -179,7 +179,7 @@ def test_depth_is_measured_where_orjson_stops_writing() -> None:
 
 @given(st.binary(max_size=300), st.sampled_from([None, "gzip", "deflate", "zstd", "x"]))
 def test_no_bytes_whatever_raise(payload: bytes, encoding: str | None) -> None:
-    assert isinstance(decode(payload, encoding, LIMITS), Decoded | Fault)
+    assert isinstance(decode(payload, encoding, LIMITS), Decoded | Defect)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_a_message_is_bounded_by_what_it_becomes(element: str, fits: Any) -> Non
     text = f'[{{"x":[{",".join([element] * 50_000)}]}}]'.encode()
     found = decode(text, None, DEFAULTS._replace(payload_bytes=len(text), values=100_000))
     assert isinstance(found, Decoded) is fits
-    if isinstance(found, Fault):
+    if isinstance(found, Defect):
         assert found.reason is Reason.TOO_LARGE
         assert found.detail.startswith("more than 100000 values: about ")
 

@@ -10,7 +10,7 @@ from ingest.check import Checker
 from ingest.config import Settings
 from ingest.gbt32960 import CONTENT_TYPE, Command, Frame, decode, encode
 from ingest.gbt32960.tables import Edition
-from ingest.model import Fault, Reason, Rejected, Row
+from ingest.model import Defect, Reason, Rejected, Row
 from tests.frames import (
     AT,
     CATALOGUE,
@@ -177,7 +177,7 @@ def test_activation_of_2025() -> None:
         "04ab",
         "0100",
     )
-    assert isinstance(decode(frame(data, command=9)), Fault)
+    assert isinstance(decode(frame(data, command=9)), Defect)
 
 
 def test_a_heartbeat_has_no_time_and_takes_that_of_its_arrival() -> None:

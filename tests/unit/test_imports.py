@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -23,3 +25,11 @@ def test_a_worker_does_not_load_the_laboratory(module: str) -> None:
     code = f"import sys, {module}; print([m for m in sys.modules if 'ingest.lab' in m])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"
+
+
+def test_no_two_classes_have_one_name() -> None:
+    root, found = Path(__file__).parents[2], dict[str, list[Path]]()
+    for file in [*root.glob("ingest/**/*.py"), *root.glob("tests/**/*.py")]:
+        for name in re.findall(r"^class ([A-Z]\w*)", file.read_text(), re.MULTILINE):
+            found.setdefault(name, []).append(file.relative_to(root))
+    assert {name: files for name, files in found.items() if len(files) > 1} == {}

@@ -11,7 +11,7 @@ from ingest.source import Inbox
 from tests.support import delivery
 
 
-class Ledger:
+class Noted:
     """A connection that remembers what was acknowledged on it."""
 
     def __init__(self) -> None:
@@ -21,12 +21,12 @@ class Ledger:
         self.acknowledged += packet_ids
 
 
-def deliveries(connection: Ledger, *packet_ids: int | None) -> list[Delivery]:
+def deliveries(connection: Noted, *packet_ids: int | None) -> list[Delivery]:
     return [delivery(b"1234", connection=connection, packet_id=n) for n in packet_ids]
 
 
 async def test_lists_come_out_as_they_went_in_and_end_after_close() -> None:
-    inbox, here = Inbox(10), Ledger()
+    inbox, here = Inbox(10), Noted()
     first, second = deliveries(here, 1, 2), deliveries(here, 3)
     inbox.put(first, lambda: None)
     inbox.put(second, lambda: None)
@@ -37,7 +37,7 @@ async def test_lists_come_out_as_they_went_in_and_end_after_close() -> None:
 
 
 async def test_acknowledgements_go_in_order_each_to_its_own_connection() -> None:
-    inbox, old, new = Inbox(10), Ledger(), Ledger()
+    inbox, old, new = Inbox(10), Noted(), Noted()
     batch = [*deliveries(old, 1, None, 2), *deliveries(new, 1), *deliveries(old, 3)]
     inbox.put(batch, lambda: None)
     inbox.settle(batch)
@@ -46,7 +46,7 @@ async def test_acknowledgements_go_in_order_each_to_its_own_connection() -> None
 
 
 async def test_a_full_window_resumes_at_half_and_only_once() -> None:
-    inbox, here = Inbox(4), Ledger()
+    inbox, here = Inbox(4), Noted()
     resumed: list[int] = []
     batch = deliveries(here, 1, 2, 3, 4)
     states = []
@@ -61,7 +61,7 @@ async def test_a_full_window_resumes_at_half_and_only_once() -> None:
 
 
 async def test_bytes_fill_the_window_too() -> None:
-    inbox, here = Inbox(100, window_bytes=8), Ledger()
+    inbox, here = Inbox(100, window_bytes=8), Noted()
     batch = deliveries(here, 1, 2)
     inbox.put(batch, lambda: None)
     assert inbox.full
@@ -71,7 +71,7 @@ async def test_bytes_fill_the_window_too() -> None:
 
 
 async def test_a_new_connection_that_reads_into_a_full_window_is_resumed_as_well() -> None:
-    inbox, old, new = Inbox(4), Ledger(), Ledger()
+    inbox, old, new = Inbox(4), Noted(), Noted()
     resumed: list[str] = []
     first = deliveries(old, 1, 2, 3, 4)
     inbox.put(first, lambda: resumed.append("old"))
@@ -84,7 +84,7 @@ async def test_a_new_connection_that_reads_into_a_full_window_is_resumed_as_well
 
 
 async def test_the_consumer_waits_for_what_comes() -> None:
-    inbox, here = Inbox(4), Ledger()
+    inbox, here = Inbox(4), Noted()
     waiting = asyncio.ensure_future(anext(inbox))
     await asyncio.sleep(0)
     assert not waiting.done()
@@ -96,7 +96,7 @@ async def test_the_consumer_waits_for_what_comes() -> None:
 @given(st.lists(st.integers(1, 5), max_size=30), st.integers(1, 10))
 def test_the_account_of_the_window_closes(chunks: list[int], window: int) -> None:
     async def run() -> None:
-        inbox, here = Inbox(window), Ledger()
+        inbox, here = Inbox(window), Noted()
         numbers = iter(range(1, 1_000))
         given_out: list[list[Delivery]] = []
         for size in chunks:

@@ -14,7 +14,7 @@ from ingest.config import Settings
 from ingest.metrics import Histogram, Metrics
 from ingest.model import Reason
 from ingest.schema import load_catalogue
-from ingest.web import About, Live, State
+from ingest.web import About, Live, WorkerState
 from ingest.web.live import _quantiles
 from tests.support import delivery, plenty, sample
 
@@ -25,7 +25,7 @@ ABOUT = About("w", "b:1883", "$share/ingest/iov/v1/+/+", "d:5432/telemetry")
 
 def live() -> Live:
     metrics = Metrics(dict.fromkeys(CATALOGUE, ()))
-    return Live(metrics, CATALOGUE, lambda: State([], [], 0, 10, None, None), ABOUT)
+    return Live(metrics, CATALOGUE, lambda: WorkerState([], [], 0, 10, None, None), ABOUT)
 
 
 def batch(*messages: tuple[str, str, dict[str, Any]]) -> Batch:

@@ -13,9 +13,9 @@ import pytest
 import structlog
 
 from ingest import log
+from ingest.lab.until import until
 from ingest.metrics import Metrics
 from ingest.worker.account import account
-from tests.support import until
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from ingest.lab.proxy import Listener, Proxy
-from tests.support import until
+from ingest.lab.until import until
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ import pytest
 
 from ingest.check import Checker
 from ingest.config import Settings
-from ingest.lab.verify import FAULTS, Plan, Result, report
+from ingest.lab.verify import FAULTS, FaultPlan, Result, report
 from ingest.lab.verify.account import Account, Accounting, Found, columns
 from ingest.lab.verify.ledger import STREAMS, Ledger
 from ingest.lab.verify.plan import Event, Moment
@@ -266,18 +266,18 @@ def test_a_tap_knows_which_message_a_puback_is_for() -> None:
 
 def test_a_schedule_follows_from_its_seed_and_leaves_no_fault_out() -> None:
     faults = list(FAULTS.values())
-    plan = Plan(faults, duration_s=30, every_s=20, seed=5)
-    assert plan.schedule() == Plan(faults, duration_s=30, every_s=20, seed=5).schedule()
+    plan = FaultPlan(faults, duration_s=30, every_s=20, seed=5)
+    assert plan.schedule() == FaultPlan(faults, duration_s=30, every_s=20, seed=5).schedule()
     assert {due.fault.name for due in plan.schedule()} == set(FAULTS)
-    long = Plan(faults, duration_s=3_600, every_s=20, seed=5).schedule()
+    long = FaultPlan(faults, duration_s=3_600, every_s=20, seed=5).schedule()
     assert 150 < len(long) < 210
     assert long[-1].at_s < 3_600
-    assert plan.schedule() != Plan(faults, duration_s=30, every_s=20, seed=6).schedule()
-    assert Plan([], duration_s=30).schedule() == []
+    assert plan.schedule() != FaultPlan(faults, duration_s=30, every_s=20, seed=6).schedule()
+    assert FaultPlan([], duration_s=30).schedule() == []
 
 
 def result_of(found: Account) -> Result:
-    plan = Plan([FAULTS["broker_cut"], FAULTS["disk_full"]], workers=2)
+    plan = FaultPlan([FAULTS["broker_cut"], FAULTS["disk_full"]], workers=2)
     events = [Event("broker_cut", 1.0, 2.0, 2.5), Event("broker_cut", 5.0, 6.0, 8.0)]
     moments = [
         Moment(float(second), second * 10, second * 9, [(80.0, 20), None]) for second in range(10)

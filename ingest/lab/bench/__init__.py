@@ -20,9 +20,9 @@ from ingest.lab.bench.latency import latency
 from ingest.lab.bench.limits import limits
 from ingest.lab.bench.memory import memory
 from ingest.lab.bench.peer import peer
-from ingest.lab.bench.plan import Peer, Plan
+from ingest.lab.bench.plan import BenchPlan, Peer
 from ingest.lab.bench.profile import profile
-from ingest.lab.bench.publisher import Publisher
+from ingest.lab.bench.publisher import FastPublisher
 from ingest.lab.bench.stages import stages
 from ingest.lab.bench.stand import Load, Stand, service_settings, stand
 from ingest.lab.bench.throughput import (
@@ -36,15 +36,15 @@ from ingest.lab.bench.throughput import (
     workers,
 )
 
-__all__ = ["PARTS", "Load", "Peer", "Plan", "Publisher", "Run", "bench", "measure"]
+__all__ = ["PARTS", "BenchPlan", "FastPublisher", "Load", "Peer", "Run", "bench", "measure"]
 
 _LOOPS = 3
 """Before each part: the same loop, for the speed of a shared machine changes."""
 
-Part = Callable[[Stand, Plan], Awaitable[Figures]]
+Part = Callable[[Stand, BenchPlan], Awaitable[Figures]]
 
 
-async def scale(stand: Stand, plan: Plan) -> Figures:
+async def scale(stand: Stand, plan: BenchPlan) -> Figures:
     """How throughput bends: workers, devices, rows that are there, samples a message, streams."""
     parts: list[Part] = [workers, devices, rows, samples, streams]
     return {part.__name__: await part(stand, plan) for part in parts}
@@ -69,7 +69,7 @@ PARTS: dict[str, Part] = {
 """In the order they are measured."""
 
 
-async def bench(load: Load, plan: Plan) -> Figures:
+async def bench(load: Load, plan: BenchPlan) -> Figures:
     """One run: the keys of plain `bench --json`."""
     async with stand() as here:
         run = await here.run(load, plan.seconds, plan.warm_up_s, plan.say)
@@ -83,7 +83,7 @@ async def bench(load: Load, plan: Plan) -> Figures:
     }
 
 
-async def measure(names: Sequence[str], plan: Plan, server_url: str | None = None) -> Figures:
+async def measure(names: Sequence[str], plan: BenchPlan, server_url: str | None = None) -> Figures:
     """The figures of some parts, with the conditions they were measured under."""
     started_s = time.monotonic()
     async with stand(server_url) as here:

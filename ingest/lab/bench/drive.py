@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ingest.errors import ServerError
-from ingest.lab.bench.publisher import Publisher, Traffic
+from ingest.lab.bench.publisher import FastPublisher, Traffic
 
 AHEAD = 100_000
 """Samples published beyond what is committed: more than the service does between two looks. With
@@ -56,7 +56,7 @@ class Run(NamedTuple):
 
 
 async def drive(
-    publisher: Publisher,
+    publisher: FastPublisher,
     traffic: Traffic,
     look: Callable[[], Awaitable[Counters]],
     seconds: float,
@@ -103,11 +103,6 @@ def _run(begin: Counters, end: Counters, most_mb: float) -> Run:
     samples, elapsed_s = end.committed - begin.committed, end.at_s - begin.at_s
     cpu_us = (end.cpu_s - begin.cpu_s) / max(samples, 1) * 1e6
     return Run(elapsed_s, samples, samples / elapsed_s, cpu_us, most_mb)
-
-
-def children(pid: int) -> list[int]:
-    """The processes that a process has started."""
-    return [int(n) for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def cpu_s(pid: int) -> float:

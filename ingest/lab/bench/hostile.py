@@ -25,7 +25,7 @@ from ingest.check import Checker
 from ingest.config import Settings
 from ingest.decode import MessageLimits
 from ingest.lab.bench.figures import Figures, figure
-from ingest.lab.bench.plan import Plan
+from ingest.lab.bench.plan import BenchPlan
 from ingest.lab.bench.stand import Stand
 from ingest.lab.hostile import Shape, frames, shapes, vary
 from ingest.model import GBT32960, Arrival, Delivery
@@ -92,12 +92,12 @@ class _Silent:
         """Take them."""
 
 
-async def hostile(_: Stand, plan: Plan) -> Figures:
+async def hostile(_: Stand, plan: BenchPlan) -> Figures:
     """The dearest messages within the limits: ms of CPU and MB for one, against their bounds."""
     return await asyncio.to_thread(search, plan)
 
 
-def search(plan: Plan) -> Figures:
+def search(plan: BenchPlan) -> Figures:
     """Weigh every shape and every frame, then vary the dearest."""
     catalogue = load_catalogue()
     scales, chance, limits = Scales(catalogue), Random(1), MessageLimits.of(Settings())

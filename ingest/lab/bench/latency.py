@@ -16,7 +16,7 @@ import mqtt5
 
 from ingest.errors import ServerError
 from ingest.lab.bench.figures import Figures, figure
-from ingest.lab.bench.plan import Plan
+from ingest.lab.bench.plan import BenchPlan
 from ingest.lab.bench.publisher import Traffic, connected
 from ingest.lab.bench.stand import Load, Stand
 from ingest.lab.proxy import Listener, Proxy
@@ -31,7 +31,7 @@ _QUANTILES = {"p50_ms": 0.5, "p99_ms": 0.99, "p999_ms": 0.999}
 _SETTLE_S = 30.0
 
 
-async def latency(stand: Stand, plan: Plan) -> Figures:
+async def latency(stand: Stand, plan: BenchPlan) -> Figures:
     """p50, p99 and p99.9 at shares of what one worker can do, and at set rates."""
     maximum = (await stand.run(Load(), plan.seconds, plan.warm_up_s, plan.say)).committed_per_s
     rates = {f"{share:.0%}": max(1, round(maximum * share)) for share in SHARES}

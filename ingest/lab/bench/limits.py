@@ -15,7 +15,7 @@ import orjson
 from ingest.check import Checker
 from ingest.config import load
 from ingest.lab.bench.figures import Figures, figure
-from ingest.lab.bench.plan import Plan
+from ingest.lab.bench.plan import BenchPlan
 from ingest.lab.bench.publisher import Traffic, connected, nev
 from ingest.lab.bench.stand import Stand
 from ingest.model import Arrival, Delivery, Row
@@ -32,7 +32,7 @@ _ACKNOWLEDGE_EVERY = 500
 _CHUNK, _AHEAD = 500, 20_000
 
 
-async def limits(stand: Stand, plan: Plan) -> Figures:
+async def limits(stand: Stand, plan: BenchPlan) -> Figures:
     """COPY of ready rows into the same table; broker to a subscriber that throws away."""
     copied, delivered = [], []
     async with stand.database(devices=_DEVICES) as url:

@@ -7,7 +7,7 @@ import time
 
 from ingest.lab.bench.drive import drive, rss_mb
 from ingest.lab.bench.figures import Figures
-from ingest.lab.bench.plan import Plan
+from ingest.lab.bench.plan import BenchPlan
 from ingest.lab.bench.publisher import Traffic, connected
 from ingest.lab.bench.stand import Load, Stand
 
@@ -16,7 +16,7 @@ _RATE = 5_000
 _TICK_S = 0.1
 
 
-async def memory(stand: Stand, plan: Plan) -> Figures:
+async def memory(stand: Stand, plan: BenchPlan) -> Figures:
     """One worker: before load, under full load, in an outage of the database, after it."""
     if stand.postgres is None:
         return {"left_out": "needs a database server of its own, to stop it"}

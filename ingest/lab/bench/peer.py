@@ -19,7 +19,7 @@ import asyncpg
 from ingest.errors import ServerError
 from ingest.lab.bench.drive import Counters, Run, cpu_s, drive, rss_mb
 from ingest.lab.bench.figures import Figures
-from ingest.lab.bench.plan import Peer, Plan
+from ingest.lab.bench.plan import BenchPlan, Peer
 from ingest.lab.bench.publisher import Traffic, connected
 from ingest.lab.bench.stand import Load, Stand
 from ingest.lab.bench.throughput import told
@@ -28,7 +28,7 @@ _START_TIMEOUT_S = 30.0
 _LOOK_EVERY_S = 0.2
 
 
-async def peer(stand: Stand, plan: Plan) -> Figures:
+async def peer(stand: Stand, plan: BenchPlan) -> Figures:
     """Ours and the other in turn, on the same messages."""
     if plan.peer is None:
         return {"left_out": "no peer given: --peer-command and --peer-table"}
@@ -42,7 +42,7 @@ async def peer(stand: Stand, plan: Plan) -> Figures:
     return {"command": plan.peer.command} | {name: told(runs) for name, runs in found.items()}
 
 
-async def _run(stand: Stand, plan: Plan, other: Peer) -> Run:
+async def _run(stand: Stand, plan: BenchPlan, other: Peer) -> Run:
     async with (
         stand.database(devices=1_000) as url,
         stand.connection(url) as connection,

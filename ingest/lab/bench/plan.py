@@ -17,7 +17,7 @@ class Peer(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class BenchPlan:
     """The same for every part."""
 
     say: Callable[[str], None]

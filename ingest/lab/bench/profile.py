@@ -14,7 +14,7 @@ from ingest.child import child
 from ingest.errors import ServerError
 from ingest.lab.bench.drive import drive
 from ingest.lab.bench.figures import Figures
-from ingest.lab.bench.plan import Plan
+from ingest.lab.bench.plan import BenchPlan
 from ingest.lab.bench.publisher import Traffic, connected
 from ingest.lab.bench.stand import Load, Stand
 
@@ -24,7 +24,7 @@ _LOOP = {"Runner.run runners.py"}
 _FRAME = re.compile(r"(?P<function>.+) \((?P<file>.+?)(?::\d+)?\)")
 
 
-async def profile(stand: Stand, plan: Plan) -> Figures:
+async def profile(stand: Stand, plan: BenchPlan) -> Figures:
     """Stacks of one worker under full load; native frames included."""
     beside = Path(sys.executable).with_name("py-spy")
     program = str(beside) if beside.exists() else shutil.which("py-spy")

@@ -140,7 +140,7 @@ class Traffic:
         return b"".join(run)
 
 
-class Publisher(asyncio.Protocol):
+class FastPublisher(asyncio.Protocol):
     """Sends what it is given, and counts PUBACKs without reading them."""
 
     def __init__(self) -> None:
@@ -188,9 +188,9 @@ class Publisher(asyncio.Protocol):
             self._transport.abort()
 
 
-async def connected(port: int) -> Publisher:
+async def connected(port: int) -> FastPublisher:
     """A publisher at the broker on this port of the loopback."""
-    publisher = Publisher()
+    publisher = FastPublisher()
     await asyncio.get_running_loop().create_connection(lambda: publisher, "127.0.0.1", port)
     await publisher.ready.wait()
     return publisher

@@ -24,7 +24,7 @@ from ingest.check import Checker
 from ingest.config import load
 from ingest.decode import Decoded, MessageLimits, decode
 from ingest.lab.bench.figures import Figures, figure
-from ingest.lab.bench.plan import Plan
+from ingest.lab.bench.plan import BenchPlan
 from ingest.lab.bench.publisher import Traffic
 from ingest.lab.bench.stand import Stand
 from ingest.model import Delivery
@@ -49,7 +49,7 @@ class _Transport:
         pass
 
 
-async def stages(stand: Stand, plan: Plan) -> Figures:
+async def stages(stand: Stand, plan: BenchPlan) -> Figures:
     """µs of CPU per `nev` message; `check` has decode and extract in it."""
     clock = _Clock()
     rounds = plan.runs * _ROUNDS_PER_RUN

@@ -5,10 +5,8 @@ Rows are counted in the database. `fsync` and `synchronous_commit` are on.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -17,19 +15,17 @@ from datetime import UTC, datetime
 from itertools import count
 from urllib.parse import urlsplit
 
-import aiohttp
 import asyncpg
 
-from ingest.child import child
 from ingest.config import load
 from ingest.errors import ServerError
-from ingest.lab.bench.drive import Counters, Progress, Run, children, cpu_s, drive, rss_mb
-from ingest.lab.bench.publisher import Publisher, Traffic, connected
+from ingest.lab.bench.drive import Counters, Progress, Run, cpu_s, drive, rss_mb
+from ingest.lab.bench.publisher import FastPublisher, Traffic, connected
 from ingest.lab.embedded import Mosquitto, Postgres, mosquitto, neighbouring_ports, postgres
+from ingest.lab.process import COMMAND, WorkerProcess, running
 from ingest.schema import load_catalogue
 from ingest.store import make_ahead, migrate
 
-_TIMEOUT_S = 60.0
 _STORED = "iov_samples_stored_total"
 SETTINGS = {"max_wal_size": "4GB", "checkpoint_timeout": "30min"}
 """Of PostgreSQL, beside its defaults: no checkpoint falls into one run and not into the other."""
@@ -76,7 +72,7 @@ def service_settings() -> dict[str, int]:
 
 
 @dataclass
-class Service:
+class Workers:
     """The workers under test."""
 
     pids: list[int]
@@ -170,7 +166,7 @@ class Stand:
     @asynccontextmanager
     async def service(
         self, url: str, load_: Load, broker_port: int | None = None
-    ) -> AsyncIterator[Service]:
+    ) -> AsyncIterator[Workers]:
         """Workers while the block runs; they leave no session behind."""
         first = neighbouring_ports(load_.workers + 1)
         environ = {
@@ -184,28 +180,23 @@ class Stand:
             "IOV_LOG_LEVEL": "warning",
             **load_.settings,
         }
-        process = await child(
-            sys.executable, "-m", "ingest", "run", "--workers", str(load_.workers),
-            env={**surroundings(), **environ},
-        )  # fmt: skip
         alone = load_.workers == 1
-        ports = [first + n for n in range(load_.workers)]
-        try:
-            async with aiohttp.ClientSession() as client:
-                asked = first if alone else first + load_.workers
-                await _ready(client, f"http://127.0.0.1:{asked}/readyz", process)
-                pids = [process.pid] if alone else children(process.pid)
+        workers = WorkerProcess(
+            {**surroundings(), **environ},
+            first if alone else first + load_.workers,
+            (*COMMAND, "--workers", str(load_.workers)),
+        )
+        async with running(workers):
+            assert workers.process is not None
+            pids = [workers.process.pid] if alone else workers.children()
 
-                async def look() -> Counters:
-                    committed = sum([await _committed(client, port) for port in ports])
-                    used = sum(cpu_s(pid) for pid in pids)
-                    return Counters(time.monotonic(), used, sum(map(rss_mb, pids)), committed)
+            async def look() -> Counters:
+                ports = range(first, first + load_.workers)
+                committed = sum([await workers.metric(_STORED, port) for port in ports])
+                used = sum(cpu_s(pid) for pid in pids)
+                return Counters(time.monotonic(), used, sum(map(rss_mb, pids)), int(committed))
 
-                yield Service(pids, look)
-        finally:
-            if process.returncode is None:
-                process.terminate()
-            await process.wait()
+            yield Workers(pids, look)
 
     async def run(self, load_: Load, seconds: float, warm_up_s: float, say: Progress) -> Run:
         """One run: a service started for it, load, and the table counted afterwards."""
@@ -238,7 +229,7 @@ class Stand:
         return traffic
 
     @asynccontextmanager
-    async def _publisher(self) -> AsyncIterator[Publisher]:
+    async def _publisher(self) -> AsyncIterator[FastPublisher]:
         publisher = await connected(self.broker.port)
         try:
             yield publisher
@@ -258,26 +249,3 @@ async def stand(server_url: str | None = None) -> AsyncIterator[Stand]:
             return
         with postgres(SETTINGS) as database:
             yield Stand(database.url, broker, database)
-
-
-async def _ready(
-    client: aiohttp.ClientSession, url: str, process: asyncio.subprocess.Process
-) -> None:
-    deadline_s = time.monotonic() + _TIMEOUT_S
-    while time.monotonic() < deadline_s:
-        if process.returncode is not None:
-            raise ServerError(f"the service ended with status {process.returncode}")
-        with contextlib.suppress(aiohttp.ClientError):
-            async with client.get(url) as response:
-                if response.ok:
-                    return
-        await asyncio.sleep(0.1)
-    raise ServerError("the service did not become ready")
-
-
-async def _committed(client: aiohttp.ClientSession, port: int) -> int:
-    # All metrics take the service 5 ms, this one a tenth.
-    url = f"http://127.0.0.1:{port}/metrics?name[]={_STORED}"
-    async with client.get(url) as response:
-        lines = (await response.text()).splitlines()
-    return sum(int(float(line.split()[-1])) for line in lines if line.startswith(f"{_STORED}{{"))

@@ -11,12 +11,14 @@ from contextlib import AsyncExitStack
 
 from ingest.lab.bench.drive import Run
 from ingest.lab.bench.figures import Figures, figure
-from ingest.lab.bench.plan import Plan
+from ingest.lab.bench.plan import BenchPlan
 from ingest.lab.bench.stand import Load, Stand
 from ingest.schema import load_catalogue
 
 
-async def alternate(stand: Stand, plan: Plan, loads: Mapping[str, Load]) -> dict[str, list[Run]]:
+async def alternate(
+    stand: Stand, plan: BenchPlan, loads: Mapping[str, Load]
+) -> dict[str, list[Run]]:
     """So many runs of each, in turn."""
     found: dict[str, list[Run]] = {name: [] for name in loads}
     for number in range(plan.runs):
@@ -38,25 +40,25 @@ def told(runs: list[Run]) -> Figures:
     }
 
 
-async def pipeline(stand: Stand, plan: Plan) -> Figures:
+async def pipeline(stand: Stand, plan: BenchPlan) -> Figures:
     """One worker, one `nev` sample per message, QoS 1."""
     found = await alternate(stand, plan, {"pipeline": Load()})
     return told(found["pipeline"])
 
 
-async def sources(stand: Stand, plan: Plan) -> Figures:
+async def sources(stand: Stand, plan: BenchPlan) -> Figures:
     """The two ways to read MQTT."""
     loads = {name: Load(source=name) for name in ("mqtt5", "aiomqtt")}
     return {name: told(runs) for name, runs in (await alternate(stand, plan, loads)).items()}
 
 
-async def workers(stand: Stand, plan: Plan) -> Figures:
+async def workers(stand: Stand, plan: BenchPlan) -> Figures:
     """One process and two."""
     loads = {str(number): Load(workers=number) for number in (1, 2)}
     return {name: told(runs) for name, runs in (await alternate(stand, plan, loads)).items()}
 
 
-async def devices(stand: Stand, plan: Plan) -> Figures:
+async def devices(stand: Stand, plan: BenchPlan) -> Figures:
     """A thousand devices, and many."""
     numbers = (1_000, plan.devices)
     async with AsyncExitStack() as stack:
@@ -68,7 +70,7 @@ async def devices(stand: Stand, plan: Plan) -> Figures:
     return {name: told(runs) for name, runs in found.items()}
 
 
-async def rows(stand: Stand, plan: Plan) -> Figures:
+async def rows(stand: Stand, plan: BenchPlan) -> Figures:
     """Into an empty table, and one that holds many."""
     async with stand.database() as empty, stand.database() as filled:
         await stand.fill(filled, plan.rows, plan.say)
@@ -77,13 +79,13 @@ async def rows(stand: Stand, plan: Plan) -> Figures:
     return {name: told(runs) for name, runs in found.items()}
 
 
-async def samples(stand: Stand, plan: Plan) -> Figures:
+async def samples(stand: Stand, plan: BenchPlan) -> Figures:
     """One, twenty and a hundred samples in a message; the figures are per sample."""
     loads = {str(number): Load(samples=number) for number in (1, 20, 100)}
     return {name: told(runs) for name, runs in (await alternate(stand, plan, loads)).items()}
 
 
-async def stores(stand: Stand, plan: Plan) -> Figures:
+async def stores(stand: Stand, plan: BenchPlan) -> Figures:
     """Native partitions and hypertables, where the server has the extension."""
     if not await stand.has_timescaledb():
         return {"left_out": "this PostgreSQL has no timescaledb; --server names one that has"}
@@ -91,7 +93,7 @@ async def stores(stand: Stand, plan: Plan) -> Figures:
     return {name: told(runs) for name, runs in (await alternate(stand, plan, loads)).items()}
 
 
-async def streams(stand: Stand, plan: Plan) -> Figures:
+async def streams(stand: Stand, plan: BenchPlan) -> Figures:
     """One stream and all of them in turn."""
     all_ = tuple(load_catalogue())
     loads = {"1": Load(), str(len(all_)): Load(streams=all_)}

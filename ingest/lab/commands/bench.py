@@ -71,7 +71,7 @@ def bench(
         draw = _drawing() if report else None
         many = {"devices": 1_000_000, "rows": 50_000_000} if full else {}
         with people.status("starting PostgreSQL and mosquitto …") as status:
-            plan = bench_tool.Plan(
+            plan = bench_tool.BenchPlan(
                 status.update,
                 runs=runs,
                 seconds=duration or (3 if chosen else 15),

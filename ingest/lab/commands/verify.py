@@ -26,7 +26,7 @@ from ingest.errors import ConfigError
 from ingest.lab.verify import (
     FAULTS,
     Fault,
-    Plan,
+    FaultPlan,
     Result,
     Servers,
     World,
@@ -82,7 +82,9 @@ def verify(
         log.configure("logfmt", "warning")
         if source not in {"auto", "mqtt5", "aiomqtt"}:
             raise ConfigError(["--source is auto, mqtt5 or aiomqtt"])
-        plan = Plan(_faults(faults), duration, rate, workers, seed, every, devices, source=source)
+        plan = FaultPlan(
+            _faults(faults), duration, rate, workers, seed, every, devices, source=source
+        )
         with tempfile.TemporaryDirectory(prefix="iov-verify-") as temporary:
             logs = (output or Path(temporary)) / "logs"
             logs.mkdir(parents=True, exist_ok=True)
@@ -124,7 +126,7 @@ def _log_to(file: Path) -> None:
 
 
 async def _verify(
-    opening: AbstractAsyncContextManager[Servers], plan: Plan, logs: Path
+    opening: AbstractAsyncContextManager[Servers], plan: FaultPlan, logs: Path
 ) -> tuple[Result, dict[str, str]]:
     with people.status("starting PostgreSQL, mosquitto and the workers …") as status:
         async with opening as servers:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ingest.lab.fleet import words
 from ingest.lab.fleet.device import text
-from ingest.lab.fleet.vehicle import State, Vehicle
+from ingest.lab.fleet.vehicle import Vehicle, VehicleState
 
 
 class Car(Vehicle):
@@ -16,7 +16,7 @@ class Car(Vehicle):
         """See Device."""
         return self.nev(self.state) if stream == "nev" else words.SAY[stream](self)
 
-    def nev(self, state: State) -> dict[str, Any]:
+    def nev(self, state: VehicleState) -> dict[str, Any]:
         """Fields of its `nev` sample of a moment, the last one or one before it."""
         return words.nev(self, state)
 
@@ -31,7 +31,7 @@ class Car(Vehicle):
         logout = {"event": "logout", "session_seq": self.trips % 65_531 + 1}
         self.say_now("session", logout | {"trigger": "ignition_off"})
 
-    def alarm_raised(self, before: list[State]) -> None:
+    def alarm_raised(self, before: list[VehicleState]) -> None:
         """Say the alarm; of level 3 the seconds before it are sent again."""
         self.say_now("alarm", words.alarm(self) | {"trigger": "alarm"})
         if self.alarm.level < 3:

@@ -10,7 +10,7 @@ from ingest.lab.fleet.battery import CHEMISTRIES, Battery
 from ingest.lab.fleet.car import Car
 from ingest.lab.fleet.device import Device
 from ingest.lab.fleet.motion import Motion
-from ingest.lab.fleet.vehicle import State
+from ingest.lab.fleet.vehicle import VehicleState
 
 
 class Bus(Car):
@@ -28,7 +28,7 @@ class Bus(Car):
 
     run_mode = "hybrid"
 
-    def nev(self, state: State) -> dict[str, Any]:
+    def nev(self, state: VehicleState) -> dict[str, Any]:
         """Say what a car says, and how its fuel cell is now."""
         amperes = round(0.0 if self.parked else 60 + max(0.0, self.battery.current_a) / 4, 1)
         return super().nev(state) | {"fuel_cell": {

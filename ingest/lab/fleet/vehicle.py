@@ -27,7 +27,7 @@ _SOC_LOW_PCT = 15
 _HARD_BRAKING_MPS2 = -2.9
 
 
-class State(NamedTuple):
+class VehicleState(NamedTuple):
     """How the vehicle was at one moment: all that its `nev` samples speak of."""
 
     at: datetime
@@ -101,10 +101,10 @@ class Vehicle(Device):
         self.trips = 0
         self.trip_left_m = random.uniform(1_000, 10_000)
         self.parked_until: datetime | None = None
-        self.history: deque[State] = deque(maxlen=BURST_S)
+        self.history: deque[VehicleState] = deque(maxlen=BURST_S)
         self.burst_until: datetime | None = None
         self.vin = _vin(name)
-        self.state: State = self._state(0.0)
+        self.state: VehicleState = self._state(0.0)
 
     @property
     def pseudonym(self) -> str:
@@ -158,7 +158,7 @@ class Vehicle(Device):
     def trip_ended(self) -> None:
         """Hook: it has arrived, and is switched off."""
 
-    def alarm_raised(self, before: list[State]) -> None:
+    def alarm_raised(self, before: list[VehicleState]) -> None:
         """Hook: an alarm stands; of level 3 with the states of the seconds `before` it."""
 
     def alarm_goes_on(self) -> None:
@@ -224,9 +224,9 @@ class Vehicle(Device):
             self.burst_until = self.clock + timedelta(seconds=BURST_S)
         self.alarm_raised(list(self.history) if level >= 3 else [])
 
-    def _state(self, torque_nm: float) -> State:
+    def _state(self, torque_nm: float) -> VehicleState:
         motion, battery = self.motion, self.battery
-        return State(
+        return VehicleState(
             self.clock, motion.speed_mps * 3.6, motion.accel_mps2, self.odometer_km,
             motion.position, motion.heading_deg, battery.soc_pct, battery.voltage_v,
             battery.current_a, torque_nm, self.motor_c, self.charging, self.parked,

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 from ingest.lab.fleet.device import text
-from ingest.lab.fleet.vehicle import State, Vehicle
+from ingest.lab.fleet.vehicle import Vehicle, VehicleState
 
 Fields = dict[str, Any]
 _SOFTWARE = "4.2.1+build.20261101"
 _MODEL = {"name": "lane-net", "version": "7.3.1"}
 
 
-def nev(vehicle: Vehicle, state: State) -> Fields:
+def nev(vehicle: Vehicle, state: VehicleState) -> Fields:
     """Vehicle, motor, position."""
     moving, generating = state.speed_kmh > 0, state.current_a < 0 and not state.charging
     motor = "off" if state.parked else "generating" if generating else "consuming"

@@ -6,9 +6,19 @@ debt must be paid, once, unaltered, and nothing may have been acknowledged befor
 """
 
 from ingest.lab.verify.faults import FAULTS, Fault
-from ingest.lab.verify.plan import Plan, Result
+from ingest.lab.verify.plan import FaultPlan, Result
 from ingest.lab.verify.run import run
 from ingest.lab.verify.servers import Servers, configured, embedded
 from ingest.lab.verify.world import World
 
-__all__ = ["FAULTS", "Fault", "Plan", "Result", "Servers", "World", "configured", "embedded", "run"]
+__all__ = [
+    "FAULTS",
+    "Fault",
+    "FaultPlan",
+    "Result",
+    "Servers",
+    "World",
+    "configured",
+    "embedded",
+    "run",
+]

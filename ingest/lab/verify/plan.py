@@ -24,7 +24,7 @@ class Due(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class FaultPlan:
     """What is asked for."""
 
     faults: Sequence[Fault]
@@ -84,7 +84,7 @@ class Event(NamedTuple):
 class Result:
     """What a run came to."""
 
-    plan: Plan
+    plan: FaultPlan
     account: Account
     seconds: float
     events: list[Event]

@@ -15,11 +15,13 @@ import asyncpg
 import orjson
 
 from ingest.errors import IngestError, ServerError
+from ingest.lab.process import COMMAND
+from ingest.lab.until import until
 from ingest.lab.verify.account import Account, Accounting, Found
 from ingest.lab.verify.ledger import STREAMS, VISITOR, Ledger
-from ingest.lab.verify.plan import Due, Event, Moment, Plan, Result
+from ingest.lab.verify.plan import Due, Event, FaultPlan, Moment, Result
 from ingest.lab.verify.servers import Servers
-from ingest.lab.verify.world import ADOPT_AFTER_S, COMMAND, World, until, world
+from ingest.lab.verify.world import ADOPT_AFTER_S, World, world
 from ingest.schema import load_catalogue
 
 _AT_ONCE = 100
@@ -37,7 +39,7 @@ Progress = Callable[[World, str, float], None]
 
 async def run(
     servers: Servers,
-    plan: Plan,
+    plan: FaultPlan,
     progress: Progress,
     logs: Path,
     *,
@@ -66,7 +68,7 @@ async def run(
 class Course:
     """The part under load, from the first message to rest."""
 
-    def __init__(self, whole: World, plan: Plan, progress: Progress) -> None:
+    def __init__(self, whole: World, plan: FaultPlan, progress: Progress) -> None:
         self._world, self._plan, self._progress = whole, plan, progress
         self._began_s = time.monotonic()
         self._slot_s = self._began_s

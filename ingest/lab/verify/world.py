@@ -4,55 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
-import aiohttp
 import asyncpg
 
-from ingest.child import child
 from ingest.commands.publisher import Publisher
 from ingest.config import Settings, load
 from ingest.database import Database
-from ingest.errors import ServerError
 from ingest.lab.embedded import free_port
+from ingest.lab.process import COMMAND, WorkerProcess
 from ingest.lab.proxy import Proxy
+from ingest.lab.until import until
 from ingest.lab.verify.ledger import VISITOR, Issued, Ledger
 from ingest.lab.verify.servers import Servers, address, through
 from ingest.lab.verify.tap import PROPERTY, Complain, Tap
 from ingest.store import connect
 
-COMMAND = (sys.executable, "-m", "ingest", "run")
 COMMIT_TIMEOUT_S = 5.0
 """What workers are told: a silent database is left after so long."""
 ADOPT_AFTER_S = 60
 """Seconds of silence after which workers are told to adopt a session: the least there may be."""
 _PUBLISH_TIMEOUT_S = 2.0
-_WAIT_S = 60.0
-_LOOK_EVERY_S = 0.02
 
 
-async def until(condition: Callable[[], Any], what: str, limit_s: float = _WAIT_S) -> None:
-    """Wait for `condition`, plain or async, to hold; raises ServerError after `limit_s`."""
-    try:
-        async with asyncio.timeout(limit_s):
-            while True:
-                value = condition()
-                if await value if asyncio.iscoroutine(value) else value:
-                    return
-                await asyncio.sleep(_LOOK_EVERY_S)
-    except TimeoutError:
-        raise ServerError(f"waited {limit_s:.0f} s in vain for {what}") from None
-
-
-class Worker:
+class ProxiedWorker(WorkerProcess):
     """One worker process with a proxy to each server; what it says goes to a file."""
 
     def __init__(
@@ -63,27 +43,25 @@ class Worker:
         environ: Mapping[str, str],
         log: Path,
     ) -> None:
+        port = free_port()
+        super().__init__({**_without_settings(), **environ}, port, command, log)
         self.number = number
         self.client_id = f"iov-verify-{servers.run}-{number}"
-        self.process: asyncio.subprocess.Process | None = None
         self.subscriptions = 0
-        """How many SUBACKs it was sent."""
-        self.crashes = 0
-        """How often it ended by itself."""
+        """Number of SUBACKs it was sent."""
         self.frozen = False
-        self._servers, self._command, self._environ, self._log = servers, command, environ, log
-        self._port = free_port()
+        self._servers = servers
         self.broker: Proxy
         self.database: Proxy
 
     async def open(self, stack: AsyncExitStack, ledger: Ledger, complain: Complain) -> None:
-        """Its proxies, listening until the stack unwinds."""
-        settings = self._servers.settings
+        """Open its proxies, which listen until the stack unwinds."""
+        broker = self._servers.settings.broker
         self.broker = await stack.enter_async_context(
             Proxy(
-                settings.broker.host,
-                settings.broker.port,
-                tls=settings.broker.tls(),
+                broker.host,
+                broker.port,
+                tls=broker.tls(),
                 listener=lambda: Tap(ledger.settle, self._subscribed, complain).listener(),
             )
         )
@@ -93,21 +71,13 @@ class Worker:
         self.subscriptions += 1
 
     async def start(self, **environ: str) -> None:
-        """Start the process, with some more environment; it is ready when `ready` says so."""
-        with self._open_log() as log:
-            self.process = await child(
-                *self._command,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**_without_settings(), **self._environ, **self._own(), **environ},
-            )
+        """Start it behind its proxies."""
+        await super().start(**self._own(), **environ)
 
     def settings(self) -> Settings:
-        """What it is told."""
-        return load(environ={**self._environ, **self._own()})
-
-    def _open_log(self) -> IO[bytes]:
-        return self._log.open("ab")
+        """Return what it is told."""
+        environ = {**self._environ, **self._own()}
+        return load(environ={n: value for n, value in environ.items() if n.startswith("IOV_")})
 
     def _own(self) -> dict[str, str]:
         url = through(self._servers.worker_url, self.database.port)
@@ -118,41 +88,9 @@ class Worker:
             "IOV_HTTP_PORT": str(self._port),
         }
 
-    async def end(self, number: signal.Signals | None = None) -> int:
-        """Its exit status, after a signal or by itself; killed where that takes too long."""
-        assert self.process is not None
-        process, self.process = self.process, None
-        try:
-            if number is not None:
-                process.send_signal(number)
-            async with asyncio.timeout(_WAIT_S):
-                return await process.wait()
-        except ProcessLookupError:
-            self.crashes += 1  # a moment before
-            return await process.wait()
-        except TimeoutError:
-            process.kill()
-            return await process.wait()
-
-    async def revive(self) -> None:
-        """Start it again where it ended by itself, and count that."""
-        if self.process is not None and self.process.returncode is not None:
-            self.crashes += 1
-            await self.start()
-
     async def ready(self) -> bool:
-        """Whether it says it would store a message now."""
-        if self.process is None or self.frozen:
-            return False
-        try:
-            timeout = aiohttp.ClientTimeout(total=1)
-            async with (
-                aiohttp.ClientSession(timeout=timeout) as client,
-                client.get(f"http://127.0.0.1:{self._port}/readyz") as answer,
-            ):
-                return answer.ok
-        except (aiohttp.ClientError, TimeoutError):
-            return False
+        """Return whether it says that it would store a message now; false while it is frozen."""
+        return not self.frozen and await super().ready()
 
     def resources(self) -> tuple[float, int] | None:
         """(resident memory in MB, open file descriptors); None while it does not run."""
@@ -171,7 +109,7 @@ class Hire(Protocol):
 
     async def __call__(
         self, number: int | None = None, on: Servers | None = None, **more: str
-    ) -> Worker:
+    ) -> ProxiedWorker:
         """With its proxies open, and not started; by default of a new number, `on` our servers.
 
         `more` of environment than the others have.
@@ -192,7 +130,7 @@ class World:
     """Between publisher and broker."""
     publisher: Publisher
     """Through the gate."""
-    workers: list[Worker]
+    workers: list[ProxiedWorker]
     hire: Hire
     logs: Path
     publishing: asyncio.Event = field(default_factory=asyncio.Event)
@@ -204,7 +142,7 @@ class World:
     """Client ids whose sessions somebody has to adopt."""
 
     @property
-    def victims(self) -> list[Worker]:
+    def victims(self) -> list[ProxiedWorker]:
         """Who may be killed: not the first, whose memory is to tell the whole story."""
         return self.workers[1:] or self.workers
 
@@ -303,10 +241,12 @@ async def world(
         publisher = Publisher(to_gate, timeout_s=_PUBLISH_TIMEOUT_S)
         numbers = count(1)
 
-        async def hire(number: int | None = None, on: Servers | None = None, **more: str) -> Worker:
+        async def hire(
+            number: int | None = None, on: Servers | None = None, **more: str
+        ) -> ProxiedWorker:
             number = number or next(numbers)
             log = logs / f"worker-{number}.log"
-            worker = Worker(number, on or servers, command, environ | more, log)
+            worker = ProxiedWorker(number, on or servers, command, environ | more, log)
             await worker.open(stack, ledger, whole.unwell.append)
             stack.push_async_callback(_end, worker)
             return worker
@@ -319,7 +259,7 @@ async def world(
         yield whole
 
 
-async def _end(worker: Worker) -> None:
+async def _end(worker: ProxiedWorker) -> None:
     if worker.process is not None and worker.process.returncode is None:
         worker.process.kill()
         await worker.process.wait()

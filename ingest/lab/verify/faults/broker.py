@@ -13,8 +13,9 @@ import orjson
 from ingest.commands.publisher import Publisher
 from ingest.errors import ServerError
 from ingest.lab.embedded import Mosquitto, mosquitto
+from ingest.lab.until import until
 from ingest.lab.verify.faults.fault import LOAD, MOMENT_S, Fault
-from ingest.lab.verify.world import World, until
+from ingest.lab.verify.world import World
 from ingest.store import register
 
 _BACKENDS = """
@@ -118,8 +119,7 @@ async def _sister_broker(world: World, chance: Random) -> None:
         await worker.start()
         try:
             await until(worker.ready, "the sister broker's worker")
-            assert worker.process is not None
-            worker.process.send_signal(signal.SIGUSR1)
+            worker.tell(signal.SIGUSR1)
             now = datetime.now(UTC).isoformat()
             said = [orjson.dumps({"ts": now, "seq": seq, "speed_kmh": 1}) for seq in range(LOAD)]
             async with Publisher(settings.broker) as publisher:

@@ -12,8 +12,9 @@ import asyncpg
 import orjson
 
 from ingest.errors import ServerError
+from ingest.lab.until import until
 from ingest.lab.verify.faults.fault import LOAD, MOMENT_S, Fault
-from ingest.lab.verify.world import COMMIT_TIMEOUT_S, World, until
+from ingest.lab.verify.world import COMMIT_TIMEOUT_S, World
 
 
 async def _database_stopped(world: World, chance: Random) -> None:

@@ -12,9 +12,10 @@ from ingest.config import Settings
 from ingest.decode import MessageLimits
 from ingest.errors import ServerError
 from ingest.lab.hostile import frames, shapes, vary
+from ingest.lab.until import until
 from ingest.lab.verify.faults.database import deadlocks
 from ingest.lab.verify.faults.fault import MOMENT_S, Fault
-from ingest.lab.verify.world import Visitor, World, until
+from ingest.lab.verify.world import Visitor, World
 from ingest.model import GBT32960
 from ingest.schema import load_catalogue
 

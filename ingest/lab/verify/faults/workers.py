@@ -6,8 +6,9 @@ import asyncio
 import signal
 from random import Random
 
+from ingest.lab.until import until
 from ingest.lab.verify.faults.fault import LOAD, MOMENT_S, Fault
-from ingest.lab.verify.world import Worker, World, until
+from ingest.lab.verify.world import ProxiedWorker, World
 from ingest.schema import load_catalogue
 from ingest.store import register
 from ingest.store.register import Registered
@@ -61,14 +62,13 @@ async def _worker_drained(world: World, chance: Random) -> None:
 
 async def _worker_frozen(world: World, chance: Random) -> None:
     worker = chance.choice(world.workers)
-    assert worker.process is not None
-    worker.process.send_signal(signal.SIGSTOP)
+    worker.tell(signal.SIGSTOP)
     worker.frozen = True
     try:
         # Half again the keep-alive is when the broker gives it up (MQTT 5, 3.1.2.10).
         await asyncio.sleep(world.servers.keep_alive_s * 1.5 + chance.uniform(1, 3))
     finally:
-        worker.process.send_signal(signal.SIGCONT)
+        worker.tell(signal.SIGCONT)
         worker.frozen = False
 
 
@@ -115,7 +115,7 @@ async def _clock_jumps(world: World, chance: Random) -> None:
         await worker.start()
 
 
-async def _unready(worker: Worker) -> bool:
+async def _unready(worker: ProxiedWorker) -> bool:
     return not await worker.ready()
 
 
