@@ -14,7 +14,7 @@ from ingest.config import load
 from ingest.lab.embedded import Mosquitto, Postgres, mosquitto, postgres
 from ingest.schema import Catalogue, load_catalogue
 from ingest.store import migrate
-from tests.support import Database, Worker, working
+from tests.support import OwnDatabase, Worker, working
 
 
 def pytest_configure() -> None:
@@ -41,7 +41,7 @@ _numbers = iter(range(1_000_000))
 
 
 @pytest.fixture
-async def database(pg: Postgres, catalogue: Catalogue) -> AsyncIterator[Database]:
+async def database(pg: Postgres, catalogue: Catalogue) -> AsyncIterator[OwnDatabase]:
     """A migrated database of its own, copied from a template."""
     admin = await asyncpg.connect(pg.url)
     if pg.url not in _templates:
@@ -51,7 +51,7 @@ async def database(pg: Postgres, catalogue: Catalogue) -> AsyncIterator[Database
     name = f"test_{next(_numbers)}"
     await admin.execute(f"CREATE DATABASE {name} TEMPLATE iov_template")
     try:
-        yield Database(pg, name)
+        yield OwnDatabase(pg, name)
     finally:
         await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
         await admin.close()
@@ -72,7 +72,7 @@ def client(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def worker(
-    database: Database, broker: Mosquitto, catalogue: Catalogue
+    database: OwnDatabase, broker: Mosquitto, catalogue: Catalogue
 ) -> AbstractAsyncContextManager[Worker]:
     """A worker on the test's broker and database, by the default client."""
     return working(broker.url, database.url, catalogue)

@@ -38,7 +38,7 @@ from ingest.worker.service import Service
 
 
 @dataclass
-class Database:
+class OwnDatabase:
     """One test's database."""
 
     server: Postgres

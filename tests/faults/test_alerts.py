@@ -24,7 +24,7 @@ from ingest.lab.until import until
 from ingest.schema import Catalogue
 from tests.prometheus import SHIPPED, ask, program, prometheus
 from tests.support import (
-    Database,
+    OwnDatabase,
     Worker,
     publisher,
     sample,
@@ -40,7 +40,7 @@ class Night:
     """A worker, what it works with, and the Prometheus that watches it."""
 
     def __init__(
-        self, worker: Worker, broker: Mosquitto, database: Database, url: str, directory: Path
+        self, worker: Worker, broker: Mosquitto, database: OwnDatabase, url: str, directory: Path
     ) -> None:
         self.worker, self.broker, self.database = worker, broker, database
         self.directory = directory
@@ -203,7 +203,7 @@ def listed(file: Path, targets: str) -> None:
 
 
 @asynccontextmanager
-async def locked(database: Database) -> AsyncIterator[None]:
+async def locked(database: OwnDatabase) -> AsyncIterator[None]:
     """Somebody holds the table, so no commit comes through."""
     holder = await asyncpg.connect(database.url)
     try:
@@ -213,7 +213,7 @@ async def locked(database: Database) -> AsyncIterator[None]:
         holder.terminate()
 
 
-async def slow(database: Database, commit_s: float) -> None:
+async def slow(database: OwnDatabase, commit_s: float) -> None:
     """Make every commit take at least this many seconds: the fault itself."""
     await database.execute(
         "CREATE FUNCTION public.slow() RETURNS trigger LANGUAGE plpgsql AS "
@@ -229,7 +229,7 @@ def test_every_alert_has_its_fault() -> None:
 
 @pytest.mark.parametrize("alert", ALERTS)
 async def test_a_fault_makes_its_alert_fire(
-    alert: str, database: Database, catalogue: Catalogue, tmp_path: Path
+    alert: str, database: OwnDatabase, catalogue: Catalogue, tmp_path: Path
 ) -> None:
     program("prometheus")
     async with (

@@ -24,7 +24,7 @@ from ingest.lab.until import LIMIT_S, until
 from ingest.schema import Catalogue
 from ingest.store import migrate
 from tests.support import (
-    Database,
+    OwnDatabase,
     environment,
     publish_many,
     sample,
@@ -40,12 +40,12 @@ def durable() -> Iterator[Postgres]:
 
 
 @pytest.fixture
-async def own(durable: Postgres, catalogue: Catalogue) -> Database:
+async def own(durable: Postgres, catalogue: Catalogue) -> OwnDatabase:
     admin = await asyncpg.connect(durable.url)
     name = f"faults_{os.urandom(4).hex()}"
     await admin.execute(f"CREATE DATABASE {name}")
     await admin.close()
-    database = Database(durable, name)
+    database = OwnDatabase(durable, name)
     await migrate(load(environ={"IOV_DATABASE_URL": database.url}), catalogue)
     return database
 
@@ -76,11 +76,11 @@ class Publishing:
             self.acknowledged.add(seq)
 
 
-async def stored(database: Database) -> list[int]:
+async def stored(database: OwnDatabase) -> list[int]:
     return [row[0] for row in await database.all("SELECT seq FROM iov.nev ORDER BY seq")]
 
 
-async def all_stored(database: Database, load_: Publishing, limit_s: float = LIMIT_S) -> None:
+async def all_stored(database: OwnDatabase, load_: Publishing, limit_s: float = LIMIT_S) -> None:
     """Every debt is paid, once."""
 
     async def paid() -> bool:
@@ -107,7 +107,7 @@ async def process(
 
 
 async def test_killed_between_commit_and_puback_everything_is_there_once(
-    own: Database, broker: Mosquitto
+    own: OwnDatabase, broker: Mosquitto
 ) -> None:
     lock = await asyncpg.connect(own.url)
     async with Proxy("127.0.0.1", broker.port) as proxy:  # noqa: SIM117  the proxy is needed first
@@ -141,7 +141,7 @@ async def test_killed_between_commit_and_puback_everything_is_there_once(
 
 
 async def test_sigterm_with_a_full_pipeline_settles_all_or_nothing_of_each_message(
-    own: Database, broker: Mosquitto
+    own: OwnDatabase, broker: Mosquitto
 ) -> None:
     settings = {"mqtt_receive_maximum": "2000", "batch_rows": "500"}
     async with process(broker.url, own.url, **settings) as victim:
@@ -168,7 +168,9 @@ async def test_sigterm_with_a_full_pipeline_settles_all_or_nothing_of_each_messa
         assert await heir.metric("iov_samples_stored_total") == 6_000 - before
 
 
-async def test_a_signal_that_comes_twice_at_once_is_one(own: Database, broker: Mosquitto) -> None:
+async def test_a_signal_that_comes_twice_at_once_is_one(
+    own: OwnDatabase, broker: Mosquitto
+) -> None:
     """As systemd sends it to a worker and to its supervisor, which passes it on."""
     lock = await asyncpg.connect(own.url)
     async with process(broker.url, own.url) as victim:
@@ -200,7 +202,7 @@ def rss_mb() -> float:
 
 
 async def test_the_database_is_away_for_ten_seconds_under_load(
-    own: Database, broker: Mosquitto, catalogue: Catalogue
+    own: OwnDatabase, broker: Mosquitto, catalogue: Catalogue
 ) -> None:
     load_ = Publishing(broker.url)
     async with (
@@ -225,7 +227,7 @@ async def test_the_database_is_away_for_ten_seconds_under_load(
 
 
 async def test_the_broker_restarts_under_load(
-    own: Database, broker: Mosquitto, catalogue: Catalogue
+    own: OwnDatabase, broker: Mosquitto, catalogue: Catalogue
 ) -> None:
     # A plain subscription: mosquitto 2.0.11 does not restore shared ones from its store, so what
     # is published between its start and our SUBSCRIBE would match nobody, be acknowledged and be
@@ -248,7 +250,7 @@ async def test_the_broker_restarts_under_load(
 
 
 async def test_backends_are_terminated_in_the_middle_of_their_work(
-    own: Database, broker: Mosquitto, catalogue: Catalogue
+    own: OwnDatabase, broker: Mosquitto, catalogue: Catalogue
 ) -> None:
     load_ = Publishing(broker.url)
     killer = await asyncpg.connect(own.url)
@@ -272,7 +274,7 @@ async def test_backends_are_terminated_in_the_middle_of_their_work(
 
 
 async def test_a_database_that_falls_silent_is_left_and_its_ghost_is_ended(
-    own: Database, broker: Mosquitto, catalogue: Catalogue
+    own: OwnDatabase, broker: Mosquitto, catalogue: Catalogue
 ) -> None:
     load_ = Publishing(broker.url)
     async with Proxy(None, None, f"{own.server.socket_directory}/.s.PGSQL.5432") as proxy:
@@ -297,7 +299,7 @@ async def test_a_database_that_falls_silent_is_left_and_its_ghost_is_ended(
 
 
 async def test_a_commit_whose_answer_was_lost_counts_as_duplicates(
-    own: Database, broker: Mosquitto, catalogue: Catalogue
+    own: OwnDatabase, broker: Mosquitto, catalogue: Catalogue
 ) -> None:
     lock = await asyncpg.connect(own.url)
     async with Proxy(None, None, f"{own.server.socket_directory}/.s.PGSQL.5432") as proxy:

@@ -18,7 +18,7 @@ from ingest.schema import Catalogue
 from ingest.store import Guard, connect
 from tests.integration.test_nothing_stops_it import raising
 from tests.support import (
-    Database,
+    OwnDatabase,
     environment,
     publish_many,
     sample,
@@ -28,7 +28,7 @@ from tests.support import (
 SCRIPT = Path(__file__).parent / "poison.py"
 
 
-async def started(how: str, broker: Mosquitto, database: Database) -> asyncio.subprocess.Process:
+async def started(how: str, broker: Mosquitto, database: OwnDatabase) -> asyncio.subprocess.Process:
     own = environment(broker.url, database.url) | {"PYTHONPATH": str(SCRIPT.parents[2])}
     return await asyncio.create_subprocess_exec(
         sys.executable, str(SCRIPT), how, env=os.environ | own, stdout=asyncio.subprocess.PIPE
@@ -37,7 +37,7 @@ async def started(how: str, broker: Mosquitto, database: Database) -> asyncio.su
 
 @pytest.mark.parametrize("readers", [("run",) * 4, ("run", "drain", "drain", "drain")])
 async def test_a_message_that_kills_whoever_reads_it_is_set_aside(
-    readers: tuple[str, ...], broker: Mosquitto, database: Database, catalogue: Catalogue
+    readers: tuple[str, ...], broker: Mosquitto, database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     async with working(broker.url, database.url, catalogue):
         pass  # a session that is kept
@@ -74,7 +74,7 @@ async def test_a_message_that_kills_whoever_reads_it_is_set_aside(
 
 
 async def test_while_care_is_taken_one_connection_is_enough(
-    broker: Mosquitto, database: Database, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+    broker: Mosquitto, database: OwnDatabase, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = 0
 
@@ -104,7 +104,7 @@ async def test_while_care_is_taken_one_connection_is_enough(
 
 
 async def test_while_care_is_taken_a_row_that_fails_alone_still_waits_for_others(
-    broker: Mosquitto, database: Database, catalogue: Catalogue
+    broker: Mosquitto, database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     """Nothing can tell whose fault it is before others are read."""
     async with working(broker.url, database.url, catalogue) as worker:

@@ -13,7 +13,7 @@ from ingest.config import load
 from ingest.lab.embedded import Mosquitto
 from ingest.lab.verify import FAULTS, FaultPlan, Result, configured, embedded, run
 from ingest.schema import Catalogue
-from tests.support import Database, environment, working
+from tests.support import OwnDatabase, environment, working
 
 _WAITING = ("session_left_behind", "detach_pending")
 _SABOTAGE = Path(__file__).with_name("sabotage.py")
@@ -76,7 +76,7 @@ async def test_what_a_spoilt_worker_does_is_found(how: str, what: str, tmp_path:
 
 
 async def test_configured_servers_are_left_as_they_were(
-    database: Database, broker: Mosquitto, catalogue: Catalogue, tmp_path: Path
+    database: OwnDatabase, broker: Mosquitto, catalogue: Catalogue, tmp_path: Path
 ) -> None:
     """A fleet's own worker hears nothing of it, and the scratch database is gone afterwards."""
     before = await database.all("SELECT datname FROM pg_database ORDER BY 1")

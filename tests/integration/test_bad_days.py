@@ -19,7 +19,7 @@ from ingest.schema import Catalogue
 from ingest.source import Source, client, source
 from tests.fake_broker import Caller, fake_broker
 from tests.support import (
-    Database,
+    OwnDatabase,
     environment,
     sample,
     working,
@@ -235,7 +235,7 @@ NOT_UTF_8 = (
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the codec's
 async def test_what_is_not_utf_8_below_json_is_a_dead_letter_and_nothing_is_sent_again(
-    client: str, database: Database, catalogue: Catalogue
+    client: str, database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     """EMQX before 6.3 passes such packets on; ending the connection had them come for ever."""
     acknowledged: list[int] = []

@@ -12,7 +12,7 @@ from ingest.lab.until import until
 from ingest.schema import Catalogue
 from tests.browser import Browser, browsing, chromium
 from tests.support import (
-    Database,
+    OwnDatabase,
     publisher,
     sample,
     working,
@@ -36,7 +36,7 @@ async def shows(page: Browser, expression: str, wanted: Any) -> None:
 
 @pytest.mark.parametrize("width", [1200, 390])
 async def test_the_page_moves_and_survives_a_restart_of_the_worker(
-    width: int, broker: Mosquitto, database: Database, catalogue: Catalogue, tmp_path: Path
+    width: int, broker: Mosquitto, database: OwnDatabase, catalogue: Catalogue, tmp_path: Path
 ) -> None:
     url, port = broker.url, str(free_port())
     place = {"lon": 121.47, "lat": 31.23}
@@ -79,7 +79,7 @@ async def test_the_page_moves_and_survives_a_restart_of_the_worker(
 
 
 async def test_the_page_of_one_worker_leads_to_all_of_them(
-    broker: Mosquitto, database: Database, catalogue: Catalogue, tmp_path: Path
+    broker: Mosquitto, database: OwnDatabase, catalogue: Catalogue, tmp_path: Path
 ) -> None:
     link = "[...document.querySelectorAll('#others a')].map((a) => a.textContent + ' ' + a.href)"
     ports = neighbouring_ports(2)

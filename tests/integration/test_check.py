@@ -13,7 +13,7 @@ from ingest.config import Settings, load
 from ingest.lab.embedded import Mosquitto, Postgres, amqtt, mosquitto, postgres
 from ingest.schema import Catalogue
 from ingest.store import migrate
-from tests.support import Database, environment, publish_many, sample, working
+from tests.support import OwnDatabase, environment, publish_many, sample, working
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ async def test_a_broker_of_old_is_measured_by_one_message(
 
 
 async def test_it_takes_nothing_from_the_workers(
-    database: Database, broker: Mosquitto, catalogue: Catalogue
+    database: OwnDatabase, broker: Mosquitto, catalogue: Catalogue
 ) -> None:
     settings = load(environ=environment(broker.url, database.url))
     async with working(broker.url, database.url, catalogue) as worker:

@@ -21,7 +21,7 @@ from ingest.lab.embedded import Mosquitto, Postgres
 from ingest.lab.until import until
 from ingest.schema import Catalogue, default_directory, load_catalogue
 from tests.support import (
-    Database,
+    OwnDatabase,
     publish_many,
     sample,
     working,
@@ -203,7 +203,7 @@ async def test_migrate_check_simulate_and_replay_as_an_operator_would(
     admin = await asyncpg.connect(pg.url)
     name = f"cli_{os.urandom(4).hex()}"
     await admin.execute(f"CREATE DATABASE {name}")
-    database = Database(pg, name)
+    database = OwnDatabase(pg, name)
     settings = {"mqtt_url": broker.url, "database_url": database.url}
 
     ended = await iov_ingest("check", "--json", **settings)
@@ -367,7 +367,7 @@ async def test_it_says_which_version_it_is() -> None:
 
 
 async def test_drain_takes_out_what_a_worker_left_behind(
-    database: Database, broker: Mosquitto, catalogue: Catalogue
+    database: OwnDatabase, broker: Mosquitto, catalogue: Catalogue
 ) -> None:
     async with working(broker.url, database.url, catalogue) as victim:
         await victim.kill()

@@ -21,7 +21,7 @@ import pytest
 from ingest.lab.embedded import Mosquitto, free_port
 from ingest.lab.until import until
 from tests.support import (
-    Database,
+    OwnDatabase,
     publish_many,
     sample,
 )
@@ -136,7 +136,7 @@ def test_inside_there_is_nobody_to_be_and_nothing_to_write_to(image: Image) -> N
     assert release.stdout == f"iov-ingest {PROJECT['version']}\n", release.stderr
 
 
-async def test_a_worker_works_in_it(image: Image, database: Database, broker: Mosquitto) -> None:
+async def test_a_worker_works_in_it(image: Image, database: OwnDatabase, broker: Mosquitto) -> None:
     port = str(free_port())
     socket = socket_of(database)
     settings = {
@@ -168,10 +168,10 @@ async def test_a_worker_works_in_it(image: Image, database: Database, broker: Mo
     assert ended == 0
 
 
-def socket_of(database: Database) -> Path:
+def socket_of(database: OwnDatabase) -> Path:
     (socket,) = Path(database.server.socket_directory).glob(".s.PGSQL.*[0-9]")
     return socket
 
 
-async def stored(database: Database, rows: int) -> bool:
+async def stored(database: OwnDatabase, rows: int) -> bool:
     return await database.count() == rows

@@ -10,7 +10,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from tests.support import Database, sql_blocks
+from tests.support import OwnDatabase, sql_blocks
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -37,7 +37,7 @@ def test_every_link_leads_somewhere(page: Path) -> None:
             assert anchor in anchors(there), target
 
 
-async def test_retention_by_partitions_is_done_as_it_is_written(database: Database) -> None:
+async def test_retention_by_partitions_is_done_as_it_is_written(database: OwnDatabase) -> None:
     (block,) = [block for block in sql_blocks("operating.md") if "DETACH PARTITION" in block]
     connection = await asyncpg.connect(database.url)
     for day in (date(2026, 1, 1), date(2026, 1, 2)):

@@ -19,7 +19,7 @@ from ingest.source import connection as fast
 from ingest.store import migrate
 from tests.integration.test_store import batch_of, writing
 from tests.support import (
-    Database,
+    OwnDatabase,
     delivery,
     publish_many,
     sample,
@@ -30,7 +30,7 @@ ANSWERING_S = 20
 
 
 async def test_a_database_without_fsync_is_not_ready_unless_that_is_accepted(
-    broker: Mosquitto, database: Database, catalogue: Catalogue
+    broker: Mosquitto, database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     async with working(
         broker.url, database.url, catalogue, wait=False, unsafe_database="refuse"
@@ -46,7 +46,7 @@ async def test_a_database_whose_commits_are_not_synchronous_is_not_ready(
     """With fsync, which the other tests' server has not."""
     monkeypatch.setattr(watch_module(), "INTERVAL_S", 0.1)
     with postgres({}) as server:
-        own = Database(server, "postgres")
+        own = OwnDatabase(server, "postgres")
         await migrate(load(environ={"IOV_DATABASE_URL": own.url}), catalogue)
         async with working(broker.url, own.url, catalogue, unsafe_database="refuse") as worker:
             problems = worker.service.problems
@@ -68,7 +68,7 @@ async def test_a_database_whose_commits_are_not_synchronous_is_not_ready(
 
 
 async def test_a_worker_commits_durably_whatever_the_default_is(
-    database: Database, catalogue: Catalogue
+    database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     for set_to, wanted in (("off", "on"), ("local", "on"), ("remote_apply", "remote_apply")):
         await database.execute(f"ALTER DATABASE {database.name} SET synchronous_commit = {set_to}")
@@ -82,7 +82,7 @@ async def test_a_commit_that_was_cancelled_while_it_waited_for_a_standby_is_none
     broker: Mosquitto, catalogue: Catalogue
 ) -> None:
     with postgres({}) as server:
-        own = Database(server, "postgres")
+        own = OwnDatabase(server, "postgres")
         await migrate(load(environ={"IOV_DATABASE_URL": own.url}), catalogue)
         async with working(broker.url, own.url, catalogue) as worker:
             await publish_many(broker.url, [sample(0)])
@@ -105,7 +105,7 @@ async def test_a_commit_that_was_cancelled_while_it_waited_for_a_standby_is_none
         assert await own.count() == 6
 
 
-async def alter(database: Database, setting: str) -> None:
+async def alter(database: OwnDatabase, setting: str) -> None:
     connection = await asyncpg.connect(database.url)
     await connection.execute("SET synchronous_commit = local")
     await connection.execute(f"ALTER SYSTEM SET {setting}")
@@ -122,7 +122,7 @@ class Ahead(datetime):
 
 
 async def test_a_clock_that_jumps_rejects_nothing(
-    broker: Mosquitto, database: Database, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+    broker: Mosquitto, database: OwnDatabase, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with working(broker.url, database.url, catalogue) as worker:
         await publish_many(broker.url, [sample(0)])
@@ -150,7 +150,7 @@ def watch_module() -> Any:
 
 
 async def test_a_connection_that_died_in_silence_is_noticed_while_idle(
-    broker: Mosquitto, database: Database, catalogue: Catalogue
+    broker: Mosquitto, database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     """A NAT forgets it: what is sent goes nowhere, and nothing comes back."""
     async with Proxy(None, None, f"{database.server.socket_directory}/.s.PGSQL.5432") as proxy:
@@ -170,7 +170,7 @@ async def test_a_connection_that_died_in_silence_is_noticed_while_idle(
 
 
 async def test_the_next_sample_does_not_wait_for_the_commit_timeout(
-    database: Database, catalogue: Catalogue
+    database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     async with Proxy(None, None, f"{database.server.socket_directory}/.s.PGSQL.5432") as proxy:
         url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{database.name}?sslmode=disable"
@@ -183,7 +183,7 @@ async def test_the_next_sample_does_not_wait_for_the_commit_timeout(
 
 
 async def test_a_device_that_is_deleted_while_workers_run_gets_a_new_id(
-    database: Database, catalogue: Catalogue
+    database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     async with writing(database, catalogue) as writer:
         await writer.write(batch_of(catalogue, [delivery(sample(1)), delivery(sample(1), OTHER)]))
@@ -200,7 +200,7 @@ OTHER = "iov/v1/V2/nev"
 
 
 async def test_a_device_cannot_go_while_its_rows_are_being_written(
-    database: Database, catalogue: Catalogue
+    database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     """The deletion waits for the batch's commit, and for nothing before its own."""
     lock, owner = await asyncpg.connect(database.url), await asyncpg.connect(database.url)

@@ -26,7 +26,7 @@ from ingest.schema import Catalogue
 from tests.grafana import FLEET, OPERATIONS, SHIPPED, dashboard, panels, promql, sql
 from tests.prometheus import ask, program, prometheus
 from tests.support import (
-    Database,
+    OwnDatabase,
     Worker,
     environment,
     working,
@@ -110,7 +110,7 @@ def test_what_is_provisioned_is_there() -> None:
     assert kinds == wanted
 
 
-async def fill(broker: Mosquitto, database: Database, worker: Worker) -> None:
+async def fill(broker: Mosquitto, database: OwnDatabase, worker: Worker) -> None:
     """What a city said in the last ten minutes, with what is wrong with it."""
     fleet = Fleet(60, 7, mischief=Mischief(bad=0.02, duplicate=0.02, late=0.02))
     start = datetime.now(UTC) - SPAN
@@ -135,14 +135,14 @@ async def fill(broker: Mosquitto, database: Database, worker: Worker) -> None:
 
 @pytest.fixture
 async def filled(
-    broker: Mosquitto, database: Database, catalogue: Catalogue
+    broker: Mosquitto, database: OwnDatabase, catalogue: Catalogue
 ) -> AsyncIterator[Worker]:
     async with working(broker.url, database.url, catalogue, dead_letters_per_minute="1") as running:
         yield running
 
 
 async def test_every_expression_of_the_operations_dashboard_has_an_answer(
-    filled: Worker, broker: Mosquitto, database: Database, tmp_path: Path
+    filled: Worker, broker: Mosquitto, database: OwnDatabase, tmp_path: Path
 ) -> None:
     program("prometheus")
     assert filled.service.http_port is not None
@@ -167,7 +167,7 @@ async def test_every_expression_of_the_operations_dashboard_has_an_answer(
 
 
 async def test_every_query_of_the_fleet_dashboard_has_an_answer(
-    filled: Worker, broker: Mosquitto, database: Database
+    filled: Worker, broker: Mosquitto, database: OwnDatabase
 ) -> None:
     await fill(broker, database, filled)
     reader = await asyncpg.connect(await database.user("plain_reader", "iov_reader"))

@@ -15,7 +15,7 @@ from ingest.lab.embedded import Mosquitto
 from ingest.lab.until import until
 from ingest.schema import Catalogue
 from tests.support import (
-    Database,
+    OwnDatabase,
     publish_many,
     publisher,
     sample,
@@ -72,7 +72,7 @@ INPUTS: dict[str, tuple[bytes, str]] = {
 
 
 async def test_each_has_its_outcome(
-    database: Database, broker: Mosquitto, catalogue: Catalogue
+    database: OwnDatabase, broker: Mosquitto, catalogue: Catalogue
 ) -> None:
     async with working(broker.url, database.url, catalogue) as worker:
         async with publisher(broker.url) as publish:
@@ -94,7 +94,7 @@ async def test_each_has_its_outcome(
 
 
 async def test_the_last_of_two_equal_keys_is_stored(
-    database: Database, broker: Mosquitto, catalogue: Catalogue
+    database: OwnDatabase, broker: Mosquitto, catalogue: Catalogue
 ) -> None:
     async with working(broker.url, database.url, catalogue) as worker:
         await publish_many(broker.url, [INPUTS["a key twice: the last counts"][0]])
@@ -103,7 +103,7 @@ async def test_the_last_of_two_equal_keys_is_stored(
 
 
 async def test_a_thousand_samples_are_taken_and_one_more_is_not(
-    database: Database, broker: Mosquitto, catalogue: Catalogue
+    database: OwnDatabase, broker: Mosquitto, catalogue: Catalogue
 ) -> None:
     def array(count: int) -> list[dict[str, Any]]:
         return [{"ts": AT, "seq": seq, "soc_pct": 7} for seq in range(count)]
@@ -117,7 +117,7 @@ async def test_a_thousand_samples_are_taken_and_one_more_is_not(
 
 
 async def test_a_retained_message_is_a_message_like_any_other(
-    database: Database, broker: Mosquitto, catalogue: Catalogue
+    database: OwnDatabase, broker: Mosquitto, catalogue: Catalogue
 ) -> None:
     """A plain subscription gets it when it is made, once; a shared one never (MQTT 5, 4.8.2)."""
     async with publisher(broker.url) as publish:
@@ -133,7 +133,7 @@ async def test_a_retained_message_is_a_message_like_any_other(
 
 
 async def test_a_device_that_sends_only_garbage_harms_nobody(
-    database: Database, broker: Mosquitto, catalogue: Catalogue
+    database: OwnDatabase, broker: Mosquitto, catalogue: Catalogue
 ) -> None:
     kinds = [
         b"\xff\x00 no JSON",
@@ -177,7 +177,7 @@ async def flooding(port: int, payloads: list[bytes]) -> None:
 
 
 async def test_what_the_store_refuses_is_within_the_budget_too(
-    database: Database, broker: Mosquitto, catalogue: Catalogue
+    database: OwnDatabase, broker: Mosquitto, catalogue: Catalogue
 ) -> None:
     """A constraint an operator adds is one way to have the store refuse."""
     await database.execute("ALTER TABLE iov.nev ADD CONSTRAINT c CHECK (soc_pct < 50)")
@@ -191,7 +191,7 @@ async def test_what_the_store_refuses_is_within_the_budget_too(
 
 
 async def test_a_commit_that_fails_does_not_use_up_the_budget(
-    database: Database, broker: Mosquitto, catalogue: Catalogue
+    database: OwnDatabase, broker: Mosquitto, catalogue: Catalogue
 ) -> None:
     """Two refused samples, a budget of three, and three COMMITs that fail before one does not."""
     await database.execute("ALTER TABLE iov.nev ADD CONSTRAINT c CHECK (soc_pct < 50)")

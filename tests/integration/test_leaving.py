@@ -20,7 +20,7 @@ from ingest.store.register import Register, Registered
 from ingest.worker.leave import QUIET_S
 from ingest.worker.takeover import Adoption, take_over
 from tests.support import (
-    Database,
+    OwnDatabase,
     environment,
     only_version_3,
     publish_many,
@@ -43,12 +43,12 @@ async def has_session(broker: Mosquitto, client_id: str) -> bool:
     return connack.session_present
 
 
-def settings_of(broker: Mosquitto, database: Database, **more: str) -> Settings:
+def settings_of(broker: Mosquitto, database: OwnDatabase, **more: str) -> Settings:
     return load(environ=environment(broker.url, database.url, **more))
 
 
 async def test_who_leaves_takes_out_what_is_left_and_ends_the_session(
-    client: str, database: Database, broker: Mosquitto, catalogue: Catalogue
+    client: str, database: OwnDatabase, broker: Mosquitto, catalogue: Catalogue
 ) -> None:
     first = working(broker.url, database.url, catalogue, mqtt_client=client)
     second = working(broker.url, database.url, catalogue, mqtt_client_id="worker-2")
@@ -67,7 +67,7 @@ async def test_who_leaves_takes_out_what_is_left_and_ends_the_session(
 
 
 async def test_mqtt_3_ends_its_session_too(
-    database: Database, broker: Mosquitto, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+    database: OwnDatabase, broker: Mosquitto, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     only_version_3(monkeypatch)
     first = working(broker.url, database.url, catalogue, mqtt_client="aiomqtt")
@@ -80,7 +80,7 @@ async def test_mqtt_3_ends_its_session_too(
 
 
 async def test_the_last_one_does_not_leave_by_a_signal(
-    database: Database, broker: Mosquitto, catalogue: Catalogue
+    database: OwnDatabase, broker: Mosquitto, catalogue: Catalogue
 ) -> None:
     async with working(broker.url, database.url, catalogue) as worker:
         worker.service.leave.ask()
@@ -90,7 +90,7 @@ async def test_the_last_one_does_not_leave_by_a_signal(
 
 
 async def test_a_worker_hears_by_the_database_that_it_is_to_leave(
-    database: Database, broker: Mosquitto, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+    database: OwnDatabase, broker: Mosquitto, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ingest.store.heartbeat.EVERY_S", 0.1)
     settings = settings_of(broker, database)
@@ -105,7 +105,7 @@ async def test_a_worker_hears_by_the_database_that_it_is_to_leave(
 
 
 async def test_what_a_killed_worker_left_is_drained(
-    client: str, database: Database, broker: Mosquitto, catalogue: Catalogue
+    client: str, database: OwnDatabase, broker: Mosquitto, catalogue: Catalogue
 ) -> None:
     async with working(broker.url, database.url, catalogue) as victim:
         await victim.kill()
@@ -120,7 +120,7 @@ async def test_what_a_killed_worker_left_is_drained(
 
 
 async def test_an_owner_that_returns_wins(
-    database: Database, broker: Mosquitto, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+    database: OwnDatabase, broker: Mosquitto, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # However long the owner takes to return, the other one is still at it.
     monkeypatch.setattr("ingest.worker.leave.QUIET_S", 60)
@@ -150,7 +150,7 @@ async def test_an_owner_that_returns_wins(
 
 
 async def test_a_silent_worker_is_adopted_by_one_of_the_others(
-    database: Database, broker: Mosquitto, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+    database: OwnDatabase, broker: Mosquitto, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ingest.store.heartbeat.EVERY_S", 0.1)
     async with working(broker.url, database.url, catalogue) as victim:
@@ -179,7 +179,7 @@ async def test_a_silent_worker_is_adopted_by_one_of_the_others(
 
 
 async def test_nobody_is_judged_while_the_database_was_away(
-    database: Database, broker: Mosquitto, catalogue: Catalogue
+    database: OwnDatabase, broker: Mosquitto, catalogue: Catalogue
 ) -> None:
     settings = settings_of(broker, database, mqtt_client_id="worker-2", adopt_after_s="60")
     await database.execute(
@@ -197,7 +197,7 @@ async def test_nobody_is_judged_while_the_database_was_away(
 
 
 async def test_who_comes_back_while_another_session_is_drained_is_left_alone(
-    database: Database, broker: Mosquitto, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+    database: OwnDatabase, broker: Mosquitto, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings_of(broker, database, mqtt_client_id="worker-2", adopt_after_s="60")
     for name in ("gone-1", "gone-2"):
@@ -220,7 +220,7 @@ async def test_who_comes_back_while_another_session_is_drained_is_left_alone(
     assert len(taken) == 1
 
 
-async def somebody_else(database: Database, url: str) -> None:
+async def somebody_else(database: OwnDatabase, url: str) -> None:
     """Another worker of that broker in the register, which stays, for as long as a test takes."""
     broker_id = url.removeprefix("mqtt://")
     await database.execute(
@@ -230,7 +230,7 @@ async def somebody_else(database: Database, url: str) -> None:
 
 
 async def test_a_silent_network_is_not_taken_for_the_end(
-    client: str, database: Database, broker: Mosquitto, catalogue: Catalogue
+    client: str, database: OwnDatabase, broker: Mosquitto, catalogue: Catalogue
 ) -> None:
     async with Proxy("127.0.0.1", broker.port) as proxy:
         url = f"mqtt://127.0.0.1:{proxy.port}"
@@ -250,7 +250,7 @@ async def test_a_silent_network_is_not_taken_for_the_end(
 
 
 async def test_a_cut_while_leaving_is_only_a_delay(
-    client: str, database: Database, broker: Mosquitto, catalogue: Catalogue
+    client: str, database: OwnDatabase, broker: Mosquitto, catalogue: Catalogue
 ) -> None:
     lock = await asyncpg.connect(database.url)
     async with Proxy("127.0.0.1", broker.port) as proxy:
@@ -273,7 +273,7 @@ async def test_a_cut_while_leaving_is_only_a_delay(
 
 
 async def test_two_that_are_told_at_once_do_not_both_leave(
-    database: Database, broker: Mosquitto, catalogue: Catalogue
+    database: OwnDatabase, broker: Mosquitto, catalogue: Catalogue
 ) -> None:
     first = working(broker.url, database.url, catalogue)
     second = working(broker.url, database.url, catalogue, mqtt_client_id="worker-2")
@@ -286,7 +286,7 @@ async def test_two_that_are_told_at_once_do_not_both_leave(
 
 
 async def test_a_signal_while_the_database_is_away_ends_nothing(
-    database: Database, broker: Mosquitto, catalogue: Catalogue
+    database: OwnDatabase, broker: Mosquitto, catalogue: Catalogue
 ) -> None:
     async with Proxy(None, None, f"{database.server.socket_directory}/.s.PGSQL.5432") as proxy:
         url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{database.name}?sslmode=disable"
@@ -300,7 +300,7 @@ async def test_a_signal_while_the_database_is_away_ends_nothing(
 
 
 async def test_what_a_dead_worker_holds_at_the_database_is_let_go(
-    database: Database, broker: Mosquitto, catalogue: Catalogue
+    database: OwnDatabase, broker: Mosquitto, catalogue: Catalogue
 ) -> None:
     """Its host is gone in the middle of a COPY: nobody has told the database."""
     async with working(broker.url, database.url, catalogue) as victim:
@@ -327,7 +327,7 @@ async def test_what_a_dead_worker_holds_at_the_database_is_let_go(
 
 
 async def test_one_signal_and_the_register_are_one_leaving(
-    database: Database, broker: Mosquitto, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+    database: OwnDatabase, broker: Mosquitto, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ingest.store.heartbeat.EVERY_S", 0.02)
     await somebody_else(database, broker.url)
@@ -342,7 +342,7 @@ async def test_one_signal_and_the_register_are_one_leaving(
 
 
 async def test_a_stop_while_leaving_lets_it_come_to_its_end(
-    database: Database, broker: Mosquitto, catalogue: Catalogue
+    database: OwnDatabase, broker: Mosquitto, catalogue: Catalogue
 ) -> None:
     await somebody_else(database, broker.url)
     async with working(broker.url, database.url, catalogue) as worker:
@@ -356,7 +356,7 @@ async def test_a_stop_while_leaving_lets_it_come_to_its_end(
 
 
 async def test_a_new_start_is_not_asked_what_its_predecessor_was(
-    database: Database, broker: Mosquitto, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+    database: OwnDatabase, broker: Mosquitto, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ingest.store.heartbeat.EVERY_S", 0.02)
     await database.execute(
@@ -375,7 +375,7 @@ async def test_a_new_start_is_not_asked_what_its_predecessor_was(
         assert not worker.service.leave.asked.is_set()
 
 
-async def test_a_broker_of_old_is_drained_too(database: Database, catalogue: Catalogue) -> None:
+async def test_a_broker_of_old_is_drained_too(database: OwnDatabase, catalogue: Catalogue) -> None:
     async with amqtt() as url:
         settings = load(
             environ=environment(url, database.url, mqtt_client="aiomqtt", mqtt_group="")

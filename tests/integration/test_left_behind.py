@@ -23,7 +23,7 @@ from ingest.store.register import NAME
 from tests.integration.test_leaving import FILTER, has_session, settings_of
 from tests.integration.test_supervisor import supervised
 from tests.support import (
-    Database,
+    OwnDatabase,
     environment,
     publish_many,
     sample,
@@ -31,7 +31,9 @@ from tests.support import (
 )
 
 
-async def silent(database: Database, broker: Mosquitto, client_id: str, seconds: int = 60) -> None:
+async def silent(
+    database: OwnDatabase, broker: Mosquitto, client_id: str, seconds: int = 60
+) -> None:
     """A worker that was not heard of for a while."""
     connection = await asyncpg.connect(database.url)
     await connection.execute(
@@ -43,7 +45,7 @@ async def silent(database: Database, broker: Mosquitto, client_id: str, seconds:
 
 
 async def test_a_silent_worker_is_told_of_by_every_other_one_with_what_to_do(
-    broker: Mosquitto, database: Database, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+    broker: Mosquitto, database: OwnDatabase, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(heartbeat, "GRACE_S", 0)
     await silent(database, broker, "gone-1")
@@ -67,7 +69,7 @@ async def test_a_silent_worker_is_told_of_by_every_other_one_with_what_to_do(
 
 
 async def test_after_the_register_was_away_others_get_time_to_be_heard_of(
-    broker: Mosquitto, database: Database, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+    broker: Mosquitto, database: OwnDatabase, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(heartbeat, "EVERY_S", 0.05)
     monkeypatch.setattr(heartbeat, "GRACE_S", 2)
@@ -103,7 +105,7 @@ def test_adoption_is_on_by_default() -> None:
 
 
 async def test_a_session_that_expired_while_its_worker_was_away_is_counted_as_lost(
-    client: str, broker: Mosquitto, database: Database, catalogue: Catalogue
+    client: str, broker: Mosquitto, database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     async with working(broker.url, database.url, catalogue, mqtt_client=client) as worker:
         assert worker.metric("iov_sessions_lost_total") == 0
@@ -128,7 +130,7 @@ async def forget(broker: Mosquitto, client_id: str) -> None:
 
 
 async def test_workers_of_one_name_at_two_brokers_are_two(
-    broker: Mosquitto, database: Database, catalogue: Catalogue
+    broker: Mosquitto, database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     async with (
         mosquitto() as sister,
@@ -154,7 +156,7 @@ async def test_workers_of_one_name_at_two_brokers_are_two(
 
 
 async def test_a_row_from_before_brokers_had_a_port_is_taken_over(
-    broker: Mosquitto, database: Database, catalogue: Catalogue
+    broker: Mosquitto, database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     await database.execute(
         "INSERT INTO iov.worker (client_id, broker, subscription, heartbeat_at) "
@@ -166,7 +168,7 @@ async def test_a_row_from_before_brokers_had_a_port_is_taken_over(
 
 
 async def test_who_runs_once_only_leaves_no_session_behind(
-    broker: Mosquitto, database: Database
+    broker: Mosquitto, database: OwnDatabase
 ) -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "ingest", "run", "--once-only",
@@ -185,7 +187,7 @@ async def test_who_runs_once_only_leaves_no_session_behind(
 
 
 async def test_a_supervisor_drains_what_it_no_longer_starts(
-    broker: Mosquitto, database: Database, catalogue: Catalogue
+    broker: Mosquitto, database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     """`--workers 4`, then `2`: two sessions went on taking half of what was published."""
     async with working(broker.url, database.url, catalogue, mqtt_client_id="worker-1-2"):

@@ -26,7 +26,7 @@ from ingest.schema import Catalogue
 from ingest.store import TurnAccount, maintain, migrate
 from ingest.store.maintain import maintain_in_turn
 from tests.support import (
-    Database,
+    OwnDatabase,
     may_not,
     publish_many,
     sample,
@@ -43,7 +43,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-async def filled(database: Database) -> Database:
+async def filled(database: OwnDatabase) -> OwnDatabase:
     """A database with a day that is to go, one that is to stay, and dead letters of both kinds."""
     for day in (LONG_AGO, KEPT):
         await database.all("SELECT iov.make_partition('nev', $1)", day)
@@ -75,7 +75,7 @@ def rewrite(file: Path, text: str) -> None:
     file.write_text(text)
 
 
-async def days(database: Database) -> set[str]:
+async def days(database: OwnDatabase) -> set[str]:
     rows = await database.all(
         "SELECT c.relname FROM pg_class c WHERE c.relnamespace = 'iov'::regnamespace "
         "AND c.relname ~ '^nev_2' AND c.relkind = 'r'"
@@ -95,7 +95,7 @@ async def reading(url: str) -> AsyncIterator[asyncpg.Connection]:
 
 
 async def test_a_dry_run_says_what_would_go_and_how_much_it_frees(
-    filled: Database, catalogue: Catalogue, file: Path
+    filled: OwnDatabase, catalogue: Catalogue, file: Path
 ) -> None:
     settings = settings_of(filled.url, file)
     planned = await maintain(settings, catalogue, dry_run=True)
@@ -124,7 +124,7 @@ async def test_a_dry_run_says_what_would_go_and_how_much_it_frees(
     assert await maintain(settings, catalogue, dry_run=True) == TurnAccount()
 
 
-async def test_the_command(filled: Database, file: Path) -> None:
+async def test_the_command(filled: OwnDatabase, file: Path) -> None:
     environ = os.environ | {
         "IOV_DATABASE_URL": filled.url, "IOV_RETENTION_FILE": str(file)
     }  # fmt: skip
@@ -158,7 +158,7 @@ async def test_the_command(filled: Database, file: Path) -> None:
 
 
 async def test_without_a_file_nothing_is_ever_dropped(
-    filled: Database, catalogue: Catalogue
+    filled: OwnDatabase, catalogue: Catalogue
 ) -> None:
     done = await maintain(settings_of(filled.url), catalogue)
     assert (done.dropped, done.dead_letters, done.later) == ([], 0, [])
@@ -169,7 +169,7 @@ async def test_without_a_file_nothing_is_ever_dropped(
 @pytest.mark.parametrize("whose", ["the owner's", "a worker's"])
 async def test_a_readers_query_of_minutes_delays_nobody(
     whose: str,
-    filled: Database,
+    filled: OwnDatabase,
     broker: Mosquitto,
     catalogue: Catalogue,
     file: Path,
@@ -212,7 +212,7 @@ async def test_a_readers_query_of_minutes_delays_nobody(
     assert await filled.count() == 1_030
 
 
-async def interrupted(database: Database, settings: Settings, catalogue: Catalogue) -> None:
+async def interrupted(database: OwnDatabase, settings: Settings, catalogue: Catalogue) -> None:
     """A day that is half detached: whoever did it was ended while it waited for a reader."""
     pending = "SELECT count(*) FROM pg_inherits WHERE inhdetachpending"
 
@@ -233,7 +233,7 @@ async def interrupted(database: Database, settings: Settings, catalogue: Catalog
 
 @pytest.mark.parametrize("when", ["while it waits", "before it drops"])
 async def test_interrupted_it_is_ended_by_the_next(
-    when: str, filled: Database, catalogue: Catalogue, file: Path
+    when: str, filled: OwnDatabase, catalogue: Catalogue, file: Path
 ) -> None:
     settings = settings_of(filled.url, file)
     if when == "while it waits":
@@ -253,13 +253,13 @@ async def test_interrupted_it_is_ended_by_the_next(
     assert YOUNG in there
 
 
-async def mark_of(database: Database, part: str) -> str:
+async def mark_of(database: OwnDatabase, part: str) -> str:
     told: str = await database.one(f"SELECT obj_description('iov.{part}'::regclass, 'pg_class')")
     return told
 
 
 async def test_what_could_not_be_detached_and_is_then_kept_by_hand_stays(
-    filled: Database, catalogue: Catalogue, file: Path
+    filled: OwnDatabase, catalogue: Catalogue, file: Path
 ) -> None:
     before = await mark_of(filled, OLD)
     await filled.execute("CREATE TABLE iov.nev_rest PARTITION OF iov.nev DEFAULT")
@@ -274,7 +274,7 @@ async def test_what_could_not_be_detached_and_is_then_kept_by_hand_stays(
 
 
 async def test_what_is_kept_for_longer_after_an_interruption_stays(
-    filled: Database, catalogue: Catalogue, file: Path
+    filled: OwnDatabase, catalogue: Catalogue, file: Path
 ) -> None:
     settings, before = settings_of(filled.url, file), await mark_of(filled, OLD)
     await interrupted(filled, settings, catalogue)
@@ -295,7 +295,7 @@ async def test_what_is_kept_for_longer_after_an_interruption_stays(
 
 
 async def test_a_table_that_only_bears_the_name_of_a_day_is_not_touched(
-    filled: Database, catalogue: Catalogue, file: Path
+    filled: OwnDatabase, catalogue: Catalogue, file: Path
 ) -> None:
     await filled.execute(
         f"CREATE SCHEMA archive; ALTER TABLE iov.{OLD} SET SCHEMA archive; "
@@ -308,7 +308,7 @@ async def test_a_table_that_only_bears_the_name_of_a_day_is_not_touched(
 
 
 async def test_a_day_that_a_view_reads_is_told_and_stays_in_sight(
-    filled: Database, catalogue: Catalogue, file: Path
+    filled: OwnDatabase, catalogue: Catalogue, file: Path
 ) -> None:
     await filled.execute(f"CREATE VIEW public.mine AS SELECT * FROM iov.{OLD}")
     done = await maintain(settings_of(filled.url, file), catalogue)
@@ -318,7 +318,7 @@ async def test_a_day_that_a_view_reads_is_told_and_stays_in_sight(
 
 
 async def test_two_owners_at_once_do_it_once_and_both_are_content(
-    filled: Database, catalogue: Catalogue, file: Path
+    filled: OwnDatabase, catalogue: Catalogue, file: Path
 ) -> None:
     settings = settings_of(filled.url, file)
     await migrate(settings, catalogue)
@@ -328,7 +328,7 @@ async def test_two_owners_at_once_do_it_once_and_both_are_content(
 
 
 async def test_a_workers_time_zone_makes_no_day_older(
-    filled: Database, catalogue: Catalogue, file: Path
+    filled: OwnDatabase, catalogue: Catalogue, file: Path
 ) -> None:
     await migrate(settings_of(filled.url, file), catalogue)
     url = await filled.user("keeps", "iov_worker")
@@ -345,7 +345,7 @@ async def test_a_workers_time_zone_makes_no_day_older(
 
 
 async def test_a_worker_does_not_wait_for_who_holds_the_turn(
-    filled: Database, catalogue: Catalogue
+    filled: OwnDatabase, catalogue: Catalogue
 ) -> None:
     url = await filled.user("keeps", "iov_worker")
     other = await asyncpg.connect(url)
@@ -355,7 +355,7 @@ async def test_a_worker_does_not_wait_for_who_holds_the_turn(
 
 
 async def test_a_worker_drops_what_is_past_its_keeping_and_nothing_else(
-    filled: Database, catalogue: Catalogue, file: Path
+    filled: OwnDatabase, catalogue: Catalogue, file: Path
 ) -> None:
     url = await filled.user("keeps", "iov_worker")
     await may_not(url, f"SELECT iov.drop_day('nev', '{OLD}')")
@@ -376,7 +376,7 @@ async def test_a_worker_drops_what_is_past_its_keeping_and_nothing_else(
 
 
 async def test_what_a_worker_takes_in_it_does_not_drop(
-    filled: Database, catalogue: Catalogue, file: Path
+    filled: OwnDatabase, catalogue: Catalogue, file: Path
 ) -> None:
     await migrate(settings_of(filled.url, file), catalogue)
     url = await filled.user("keeps", "iov_worker")
@@ -387,7 +387,7 @@ async def test_what_a_worker_takes_in_it_does_not_drop(
 
 
 async def test_one_worker_an_hour_does_it_and_no_reader_can_take_its_turn(
-    filled: Database, catalogue: Catalogue, file: Path
+    filled: OwnDatabase, catalogue: Catalogue, file: Path
 ) -> None:
     await migrate(settings_of(filled.url, file), catalogue)
     url = await filled.user("keeps", "iov_worker")
@@ -412,7 +412,7 @@ async def test_one_worker_an_hour_does_it_and_no_reader_can_take_its_turn(
 
 
 async def test_a_worker_at_work_does_it(
-    filled: Database,
+    filled: OwnDatabase,
     broker: Mosquitto,
     catalogue: Catalogue,
     file: Path,
@@ -429,7 +429,7 @@ async def test_a_worker_at_work_does_it(
 
 
 async def test_parents_have_statistics_and_days_an_index_by_time(
-    filled: Database, catalogue: Catalogue
+    filled: OwnDatabase, catalogue: Catalogue
 ) -> None:
     of_nev = "SELECT count(*) FROM pg_stats WHERE schemaname = 'iov' AND tablename = 'nev'"
     assert await filled.one(of_nev + " AND inherited") == 0
@@ -479,7 +479,7 @@ async def test_parents_have_statistics_and_days_an_index_by_time(
     ],
 )
 async def test_what_is_wrong_with_the_file_is_told_and_nothing_done(
-    text: str, told: str, filled: Database, catalogue: Catalogue, file: Path
+    text: str, told: str, filled: OwnDatabase, catalogue: Catalogue, file: Path
 ) -> None:
     rewrite(file, text + "\n")
     settings = settings_of(filled.url, file)
@@ -492,7 +492,7 @@ async def test_what_is_wrong_with_the_file_is_told_and_nothing_done(
 
 
 async def test_all_problems_of_the_file_are_told_at_once(
-    database: Database, catalogue: Catalogue, file: Path
+    database: OwnDatabase, catalogue: Catalogue, file: Path
 ) -> None:
     rewrite(file, "[nope]\n[nev]\nkeep_days = -1\ncompres_after_days = 3\n")
     with pytest.raises(ConfigError) as refused:
@@ -501,7 +501,7 @@ async def test_all_problems_of_the_file_are_told_at_once(
 
 
 async def test_the_file_that_is_delivered_is_taken_and_what_it_no_longer_names_is_kept(
-    database: Database, catalogue: Catalogue, file: Path
+    database: OwnDatabase, catalogue: Catalogue, file: Path
 ) -> None:
     delivered = settings_of(database.url, ROOT / "deploy" / "retention.toml")
     steps = await migrate(delivered, catalogue)

@@ -23,7 +23,7 @@ from ingest.schema import Catalogue
 from ingest.store import migrate
 from tests.integration.test_store import batch_of, writing
 from tests.support import (
-    Database,
+    OwnDatabase,
     delivery,
     may_not,
     publish_many,
@@ -57,7 +57,7 @@ def raising(
 @pytest.mark.parametrize("deferred", [False, True])
 @pytest.mark.parametrize("state", ["P0001", "0A000", "XX001", "99999"])
 async def test_what_nobody_foresaw_of_single_rows_is_a_dead_letter(
-    state: str, deferred: Any, database: Database, catalogue: Catalogue
+    state: str, deferred: Any, database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     await database.execute(raising("new.soc_pct = 66", state=state, deferred=deferred))
     batch = batch_of(
@@ -74,7 +74,7 @@ async def test_what_nobody_foresaw_of_single_rows_is_a_dead_letter(
 
 
 async def test_a_row_that_fails_alone_waits_for_others_that_show_whose_fault_it_is(
-    broker: Mosquitto, database: Database, catalogue: Catalogue
+    broker: Mosquitto, database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     await database.execute(raising("new.soc_pct = 66"))
     async with working(broker.url, database.url, catalogue) as worker:
@@ -89,7 +89,7 @@ async def test_a_row_that_fails_alone_waits_for_others_that_show_whose_fault_it_
 
 
 async def test_where_everything_fails_everything_waits(
-    broker: Mosquitto, database: Database, catalogue: Catalogue
+    broker: Mosquitto, database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     await database.execute(raising())
     async with working(broker.url, database.url, catalogue) as worker:
@@ -112,7 +112,7 @@ async def test_where_everything_fails_everything_waits(
     ],
 )
 async def test_a_description_that_is_refused_harms_no_sample(
-    rule: str, broker: Mosquitto, database: Database, catalogue: Catalogue
+    rule: str, broker: Mosquitto, database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     await database.execute(rule)
     async with working(broker.url, database.url, catalogue) as worker:
@@ -127,7 +127,7 @@ async def test_a_description_that_is_refused_harms_no_sample(
 
 
 async def test_a_default_partition_in_the_way_is_told_and_ends_nothing(
-    broker: Mosquitto, database: Database, catalogue: Catalogue
+    broker: Mosquitto, database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     ahead = datetime.now(UTC).date() + timedelta(days=2)
     await database.execute("CREATE TABLE iov.nev_rest PARTITION OF iov.nev DEFAULT")
@@ -143,7 +143,7 @@ async def test_a_default_partition_in_the_way_is_told_and_ends_nothing(
 
 
 async def test_a_dead_letter_that_cannot_be_stored_does_not_stop_the_others(
-    broker: Mosquitto, database: Database, catalogue: Catalogue
+    broker: Mosquitto, database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     await database.execute(raising("new.device = 'BAD'", "dead_letter"))
     async with working(broker.url, database.url, catalogue) as worker:
@@ -157,11 +157,11 @@ async def test_a_dead_letter_that_cannot_be_stored_does_not_stop_the_others(
 
 
 @asynccontextmanager
-async def korean(pg: Postgres, catalogue: Catalogue) -> AsyncIterator[Database]:
+async def korean(pg: Postgres, catalogue: Catalogue) -> AsyncIterator[OwnDatabase]:
     admin = await asyncpg.connect(pg.url)
     await admin.execute("CREATE DATABASE korean ENCODING 'EUC_KR' LOCALE 'C' TEMPLATE template0")
     try:
-        own = Database(pg, "korean")
+        own = OwnDatabase(pg, "korean")
         await migrate(load(environ={"IOV_DATABASE_URL": own.url}), catalogue)
         yield own
     finally:
@@ -186,7 +186,7 @@ async def test_a_database_of_another_encoding_refuses_single_texts_only(
 
 
 async def test_row_level_security_refuses_copy_and_not_the_service(
-    broker: Mosquitto, database: Database, catalogue: Catalogue
+    broker: Mosquitto, database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     url = await database.user("iov_rls_worker", "iov_worker")
     await database.execute(
@@ -210,7 +210,7 @@ class Statements:
 
 
 async def test_two_thousand_refused_rows_are_a_handful_of_questions(
-    database: Database, catalogue: Catalogue
+    database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     """By halves they were four thousand, and 28 s; a message was decoded for each of its rows."""
     await database.execute("ALTER TABLE iov.nev ADD CONSTRAINT c CHECK (soc_pct < 50)")
@@ -252,7 +252,7 @@ CREATE TRIGGER too_many AFTER INSERT ON iov.nev REFERENCING NEW TABLE AS new_row
     ["RAISE EXCEPTION 'out of shared memory' USING ERRCODE = '53200'", "PERFORM pg_sleep(5)"],
 )
 async def test_a_batch_that_is_too_much_for_the_server_is_halved(
-    then: str, database: Database, catalogue: Catalogue
+    then: str, database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     await database.execute(TOO_MANY.format(then=then))
     batch = batch_of(catalogue, [delivery([sample(n) for n in range(350)]), delivery(b"junk")])
@@ -265,7 +265,7 @@ async def test_a_batch_that_is_too_much_for_the_server_is_halved(
 
 
 @asynccontextmanager
-async def detach_pending(database: Database, part: str) -> AsyncIterator[None]:
+async def detach_pending(database: OwnDatabase, part: str) -> AsyncIterator[None]:
     """A DETACH CONCURRENTLY that was given up while a reader kept it waiting."""
     reader, owner = await asyncpg.connect(database.url), await asyncpg.connect(database.url)
     await reader.execute("BEGIN; SELECT count(*) FROM iov.nev")
@@ -287,7 +287,7 @@ async def detach_pending(database: Database, part: str) -> AsyncIterator[None]:
 
 
 async def test_a_day_that_cannot_be_written_holds_up_nobody(
-    broker: Mosquitto, database: Database, catalogue: Catalogue
+    broker: Mosquitto, database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     yesterday = datetime.now(UTC) - timedelta(days=1)
     part = f"nev_{yesterday:%Y%m%d}"
@@ -309,7 +309,7 @@ async def test_a_day_that_cannot_be_written_holds_up_nobody(
 
 
 async def test_a_day_is_taken_away_as_documented_behind_a_reader(
-    broker: Mosquitto, database: Database, catalogue: Catalogue
+    broker: Mosquitto, database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     """Whoever reads for minutes delays the end of it, and no commit."""
     page = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
@@ -346,7 +346,9 @@ async def test_a_day_is_taken_away_as_documented_behind_a_reader(
     assert await database.reasons() == []
 
 
-async def test_no_reader_can_hold_up_a_partition(database: Database, catalogue: Catalogue) -> None:
+async def test_no_reader_can_hold_up_a_partition(
+    database: OwnDatabase, catalogue: Catalogue
+) -> None:
     late = datetime.now(UTC) - timedelta(days=9)
     url = await database.user("iov_just_reads", "iov_reader")
     reader = await asyncpg.connect(url)
@@ -361,7 +363,7 @@ async def test_no_reader_can_hold_up_a_partition(database: Database, catalogue: 
 
 
 async def test_days_made_on_demand_have_a_budget(
-    database: Database, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+    database: OwnDatabase, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ingest.store.days.PARTITIONS_PER_MINUTE", 3)
     now = datetime.now(UTC)
@@ -377,7 +379,7 @@ async def test_days_made_on_demand_have_a_budget(
 
 
 async def test_migrate_says_for_whom_it_waits_and_not_for_ever(
-    database: Database, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+    database: OwnDatabase, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.modules["ingest.store.migrate"], "_LOCK_WAIT_S", 2)
     url = await database.user("iov_just_reads", "iov_reader")
@@ -393,7 +395,7 @@ async def test_migrate_says_for_whom_it_waits_and_not_for_ever(
 
 
 async def test_workers_that_store_the_same_samples_do_not_wait_in_a_circle(
-    database: Database, catalogue: Catalogue
+    database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     chance, at = Random(1), datetime.now(UTC)
     deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"

@@ -27,7 +27,7 @@ from ingest.store.part import Part
 from tests.integration.test_nothing_stops_it import raising
 from tests.integration.test_store import batch_of, writing
 from tests.support import (
-    Database,
+    OwnDatabase,
     delivery,
     publish_many,
     sample,
@@ -46,7 +46,7 @@ connect_module: Any = sys.modules["ingest.store.connect"]
     ],
 )  # fmt: skip
 async def test_a_trigger_may_raise_whatever_it_likes_for_one_row(
-    state: str, database: Database, catalogue: Catalogue
+    state: str, database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     await database.execute(raising("new.soc_pct = 66", state=state))
     samples = [sample(n, soc_pct=66 if n == 3 else 7) for n in range(20)]
@@ -57,7 +57,7 @@ async def test_a_trigger_may_raise_whatever_it_likes_for_one_row(
 
 
 async def test_a_row_that_a_policy_does_not_let_in_holds_up_no_other(
-    database: Database, catalogue: Catalogue
+    database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     url = await database.user("iov_works", "iov_worker")
     await database.execute(
@@ -72,7 +72,7 @@ async def test_a_row_that_a_policy_does_not_let_in_holds_up_no_other(
 
 
 async def test_a_row_that_takes_too_long_alone_waits_for_others(
-    broker: Mosquitto, database: Database, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+    broker: Mosquitto, database: OwnDatabase, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connect_module, "STATEMENT_TIMEOUT_S", 1.0)
     await database.execute(_SLOW.format(seconds=100, which="new.soc_pct = 66"))
@@ -108,7 +108,7 @@ FOR EACH ROW WHEN (new.device = 'BAD') EXECUTE FUNCTION public.refuse_device()
     ],
 )
 async def test_a_device_that_cannot_be_registered_holds_up_no_other(
-    rule: str, database: Database, catalogue: Catalogue
+    rule: str, database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     await database.execute(rule)
     said = {
@@ -137,7 +137,7 @@ async def test_a_device_that_cannot_be_registered_holds_up_no_other(
     assert [row["device"] for row in letters] == ["BAD", "BAD"]
 
 
-async def locking(database: Database, table: str) -> asyncpg.Connection:
+async def locking(database: OwnDatabase, table: str) -> asyncpg.Connection:
     """Hold the lock that CREATE INDEX holds, until the connection is closed."""
     connection = await asyncpg.connect(database.url)
     await connection.execute(f"BEGIN; LOCK TABLE iov.{table} IN SHARE MODE")
@@ -145,7 +145,7 @@ async def locking(database: Database, table: str) -> asyncpg.Connection:
 
 
 async def test_a_lock_on_a_day_that_is_past_holds_up_that_day_only(
-    database: Database, catalogue: Catalogue
+    database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     """CREATE INDEX, VACUUM FULL or an archiving job hold one."""
     past = datetime.now(UTC) - timedelta(days=10)
@@ -163,7 +163,7 @@ async def test_a_lock_on_a_day_that_is_past_holds_up_that_day_only(
 
 
 async def test_today_that_is_locked_waits_and_becomes_no_dead_letter(
-    database: Database, catalogue: Catalogue
+    database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     now, past = datetime.now(UTC), datetime.now(UTC) - timedelta(days=10)
     async with writing(database, catalogue) as writer:
@@ -184,7 +184,7 @@ async def test_today_that_is_locked_waits_and_becomes_no_dead_letter(
 
 
 async def test_a_table_that_is_locked_waits_with_its_late_samples_too(
-    database: Database, catalogue: Catalogue
+    database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     past = datetime.now(UTC) - timedelta(days=10)
     async with writing(database, catalogue) as writer:
@@ -205,7 +205,7 @@ async def test_a_table_that_is_locked_waits_with_its_late_samples_too(
 
 @pytest.mark.parametrize("which", ["true", "new.soc_pct = 66"])
 async def test_what_takes_longer_than_a_statement_may_is_halved_until_it_is_alone(
-    which: str, database: Database, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+    which: str, database: OwnDatabase, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connect_module, "STATEMENT_TIMEOUT_S", 1.0)
     seconds = "0.02" if which == "true" else "100"
@@ -219,7 +219,7 @@ async def test_what_takes_longer_than_a_statement_may_is_halved_until_it_is_alon
 
 
 async def test_a_silent_server_says_nothing_about_a_row(
-    database: Database, catalogue: Catalogue
+    database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     """A connection that we cut is no word of the server's, however often and beside whatever."""
     (row,) = batch_of(catalogue, [delivery(sample(1))]).rows["nev"]
@@ -240,7 +240,7 @@ async def test_a_silent_server_says_nothing_about_a_row(
 
 @pytest.mark.parametrize("state", ["40P01", "53100", "25006", "57014"])
 async def test_trouble_of_a_moment_while_a_day_is_made_refuses_nothing(
-    state: str, database: Database, catalogue: Catalogue
+    state: str, database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     await database.execute(
         "CREATE SEQUENCE public.calls; "
@@ -259,7 +259,7 @@ async def test_trouble_of_a_moment_while_a_day_is_made_refuses_nothing(
 
 
 async def test_a_partition_of_the_right_name_and_the_wrong_days_is_told(
-    database: Database, catalogue: Catalogue
+    database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     past = datetime.now(UTC) - timedelta(days=10)
     day, before = past.date(), past.date() - timedelta(days=40)
@@ -275,7 +275,7 @@ async def test_a_partition_of_the_right_name_and_the_wrong_days_is_told(
 
 @pytest.mark.parametrize("table", ["dead_letter", "nev"])
 async def test_a_warning_of_a_trigger_at_the_commit_is_no_doubt_about_it(
-    table: str, database: Database, catalogue: Catalogue
+    table: str, database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     await database.execute(
         "CREATE FUNCTION public.warn() RETURNS trigger LANGUAGE plpgsql AS "
@@ -289,7 +289,7 @@ async def test_a_warning_of_a_trigger_at_the_commit_is_no_doubt_about_it(
 
 
 async def test_what_is_deleted_before_the_first_batch_of_a_connection_is_noticed(
-    database: Database,
+    database: OwnDatabase,
 ) -> None:
     await database.execute("INSERT INTO iov.device (device, first_seen_at) VALUES ('V1', now())")
     connection = await asyncpg.connect(database.url)
@@ -301,7 +301,7 @@ async def test_what_is_deleted_before_the_first_batch_of_a_connection_is_noticed
 
 
 async def test_a_device_may_be_deleted_while_it_describes_itself(
-    database: Database, catalogue: Catalogue
+    database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     def says(seq: int) -> dict[str, Any]:
         said = {"ts": datetime.now(UTC).isoformat(), "seq": seq, "event": "login"}
@@ -333,7 +333,7 @@ async def test_a_device_may_be_deleted_while_it_describes_itself(
 
 
 @pytest.mark.parametrize("name", ["number", "first", "one", "broken", "the_row", "iov_place"])
-async def test_a_field_may_have_any_name(name: str, database: Database, tmp_path: Path) -> None:
+async def test_a_field_may_have_any_name(name: str, database: OwnDatabase, tmp_path: Path) -> None:
     """The program that the server runs has names that no column can have."""
     shutil.copytree(default_directory(), tmp_path, dirs_exist_ok=True)
     schema = orjson.loads((tmp_path / "alarm.schema.json").read_bytes())

@@ -16,7 +16,7 @@ from ingest.lab.embedded import Mosquitto
 from ingest.lab.until import until
 from ingest.schema import Catalogue
 from tests.support import (
-    Database,
+    OwnDatabase,
     Worker,
     publisher,
     sample,
@@ -125,7 +125,7 @@ async def test_an_open_page_is_told_once_a_second_what_happens(
 
 
 async def test_devices_and_details_are_for_this_machine_or_the_token(
-    broker: Mosquitto, database: Database, catalogue: Catalogue
+    broker: Mosquitto, database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     async with working(broker.url, database.url, catalogue, http_token=TOKEN) as running:
         bearer = {"Authorization": f"Bearer {TOKEN}"}
@@ -213,7 +213,7 @@ async def test_connections_and_heads_have_limits(
 
 
 async def test_strangers_keep_out_neither_a_probe_nor_who_has_the_token(
-    broker: Mosquitto, database: Database, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+    broker: Mosquitto, database: OwnDatabase, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ingest.web.server.MOST_CONNECTIONS", 5)
     bearer = {"Authorization": f"Bearer {TOKEN}"}
@@ -251,7 +251,7 @@ async def test_what_is_no_http_fills_no_log(
 
 
 async def test_viewers_without_the_token_keep_nobody_out(
-    broker: Mosquitto, database: Database, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+    broker: Mosquitto, database: OwnDatabase, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ingest.web.page._MOST_VIEWERS", 1)
     bearer = {"Authorization": f"Bearer {TOKEN}"}

@@ -24,7 +24,7 @@ from ingest.schema import Catalogue
 from ingest.store import connect, migrate
 from ingest.store.pooler import LIMITS
 from tests.support import (
-    Database,
+    OwnDatabase,
     publish_many,
     sample,
     working,
@@ -39,7 +39,7 @@ DOCUMENTED = ", ".join(LIMITS)
 
 
 @asynccontextmanager
-async def pooled(database: Database, mode: str, ignored: str = DOCUMENTED) -> AsyncIterator[str]:
+async def pooled(database: OwnDatabase, mode: str, ignored: str = DOCUMENTED) -> AsyncIterator[str]:
     """The URL of the database by way of a PgBouncer."""
     assert PROGRAM is not None
     socket_directory, name, port = database.server.socket_directory, database.name, free_port()
@@ -82,7 +82,7 @@ def configured(directory: str, text: str, owner_of: str) -> tuple[Path, int | No
 
 
 async def test_in_session_mode_all_is_as_without_it(
-    database: Database, broker: Mosquitto, catalogue: Catalogue
+    database: OwnDatabase, broker: Mosquitto, catalogue: Catalogue
 ) -> None:
     now = datetime.now(UTC)
     good = [sample(n, now - timedelta(days=n % 3)) for n in range(600)]
@@ -108,7 +108,7 @@ async def test_in_session_mode_all_is_as_without_it(
         assert await database.count() == 700
 
 
-async def test_in_session_mode_time_limits_hold_as_well(database: Database) -> None:
+async def test_in_session_mode_time_limits_hold_as_well(database: OwnDatabase) -> None:
     async with pooled(database, "session") as url:
         settings = load(environ={"IOV_DATABASE_URL": url})
         connection = await connect(settings.database, "limits", lock_timeout="1234")
@@ -120,7 +120,7 @@ async def test_in_session_mode_time_limits_hold_as_well(database: Database) -> N
 @pytest.mark.parametrize("clients", [0, 5])
 async def test_in_transaction_mode_nothing_is_committed(
     clients: int,
-    database: Database,
+    database: OwnDatabase,
     broker: Mosquitto,
     catalogue: Catalogue,
 ) -> None:
@@ -145,7 +145,7 @@ async def test_in_transaction_mode_nothing_is_committed(
         assert await database.count() == 0
 
 
-async def test_what_it_has_to_be_told_is_told(database: Database) -> None:
+async def test_what_it_has_to_be_told_is_told(database: OwnDatabase) -> None:
     async with pooled(database, "session", ignored="extra_float_digits") as url:
         with pytest.raises(NotReady, match=f"ignore_startup_parameters = {DOCUMENTED}"):
             await connect(load(environ={"IOV_DATABASE_URL": url}).database, "refused")

@@ -19,7 +19,7 @@ from ingest.store import register
 from ingest.store.heartbeat import Heartbeat
 from tests.integration.test_store import batch_of, writing
 from tests.support import (
-    Database,
+    OwnDatabase,
     delivery,
     environment,
     may_not,
@@ -34,7 +34,7 @@ def says(seq: int, at: datetime, **fields: str) -> Delivery:
 
 
 async def test_an_operators_word_outranks_a_vehicles(
-    database: Database, catalogue: Catalogue
+    database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     settings = load(environ={"IOV_DATABASE_URL": database.url})
     async with writing(database, catalogue) as writer:
@@ -50,7 +50,7 @@ async def test_an_operators_word_outranks_a_vehicles(
 
 
 async def test_a_clock_that_is_ahead_wins_nothing_by_it(
-    database: Database, catalogue: Catalogue
+    database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     async with writing(database, catalogue) as writer:
         ahead = datetime.now(UTC) + timedelta(seconds=250)
@@ -60,7 +60,7 @@ async def test_a_clock_that_is_ahead_wins_nothing_by_it(
 
 
 async def test_a_worker_learns_nothing_and_changes_no_other_workers_row(
-    database: Database, catalogue: Catalogue
+    database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     async with writing(database, catalogue) as writer:
         await writer.write(batch_of(catalogue, [says(1, NOW, vin="LSVAA4182E2184847")]))
@@ -94,7 +94,7 @@ async def test_a_worker_learns_nothing_and_changes_no_other_workers_row(
 
 
 async def test_a_worker_whose_login_was_changed_goes_on_when_its_row_has_been_silent(
-    database: Database,
+    database: OwnDatabase,
 ) -> None:
     """A vault gives it a new one; meanwhile it says that nobody hears of it."""
     before = await database.user("iov_monday", "iov_worker")

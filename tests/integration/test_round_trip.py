@@ -18,14 +18,14 @@ from ingest.config import Settings
 from ingest.schema import Catalogue, Stream, load_catalogue
 from ingest.schema.rfc3339 import rfc3339
 from tests.instances import instances
-from tests.support import Database, delivery, plenty, writer_to
+from tests.support import OwnDatabase, delivery, plenty, writer_to
 
 CATALOGUE = load_catalogue()
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
 async def test_whatever_a_schema_allows_comes_back_from_its_table_unchanged(
-    name: str, database: Database, catalogue: Catalogue
+    name: str, database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     found: list[dict[str, Any]] = []
 
@@ -53,7 +53,7 @@ async def test_whatever_a_schema_allows_comes_back_from_its_table_unchanged(
 
 
 async def _store(
-    database: Database, catalogue: Catalogue, name: str, sent: list[dict[str, Any]]
+    database: OwnDatabase, catalogue: Catalogue, name: str, sent: list[dict[str, Any]]
 ) -> None:
     checker, batch = Checker.of(catalogue, Settings()), Batch(0.0)
     for sample in sent:
@@ -111,7 +111,7 @@ def _plain(value: Any) -> Any:
 
 
 async def test_the_ends_of_the_calendar_are_no_infinities(
-    database: Database, catalogue: Catalogue
+    database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     # asyncpg itself writes datetime.min and datetime.max as -infinity and infinity.
     ends = ["0001-01-01T00:00:00+00:00", "9999-12-31T23:59:59.999999+00:00"]

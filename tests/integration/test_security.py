@@ -26,7 +26,7 @@ from ingest.lab.until import until
 from ingest.schema import Catalogue
 from ingest.store import migrate
 from tests.support import (
-    Database,
+    OwnDatabase,
     environment,
     may_not,
     publish_many,
@@ -124,7 +124,7 @@ async def shipped(tmp_path: Path) -> AsyncIterator[Shipped]:
 
 
 async def test_a_vehicle_publishes_as_itself_and_as_nobody_else(
-    shipped: Shipped, database: Database, catalogue: Catalogue
+    shipped: Shipped, database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     async with working(shipped.url, database.url, catalogue, **shipped.worker()) as worker:
         for topic in ("iov/v1/V2/nev", "vehicles/iov/v1/V2/nev", "../iov/v1/V2/nev"):
@@ -140,7 +140,7 @@ async def test_a_vehicle_publishes_as_itself_and_as_nobody_else(
 
 @pytest.mark.parametrize("name", ["THIEF", "iov-ingest", "ingest"])
 async def test_a_vehicle_reads_nothing_and_takes_nobodys_turn(
-    name: str, shipped: Shipped, database: Database, catalogue: Catalogue
+    name: str, shipped: Shipped, database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     thief = shipped.thief(name)
     async with working(shipped.url, database.url, catalogue, **shipped.worker()) as worker, thief:
@@ -158,7 +158,7 @@ async def test_a_vehicle_reads_nothing_and_takes_nobodys_turn(
 
 
 async def test_a_vehicle_does_not_take_a_workers_session(
-    shipped: Shipped, database: Database, catalogue: Catalogue
+    shipped: Shipped, database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     settings = shipped.worker()
     async with working(shipped.url, database.url, catalogue, **settings):
@@ -233,7 +233,7 @@ async def test_a_broker_that_cannot_be_trusted_is_refused(
 
 @pytest.mark.parametrize("fault", ["expired", "another authority", "none"])
 async def test_a_worker_without_a_good_certificate_is_refused(
-    fault: str, client: str, shipped: Shipped, database: Database, catalogue: Catalogue
+    fault: str, client: str, shipped: Shipped, database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     issuer = trustme.CA() if fault == "another authority" else shipped.workers
     dates: dict[str, Any] = {"not_after": LAST_YEAR} if fault == "expired" else {}
@@ -251,7 +251,7 @@ async def test_a_worker_without_a_good_certificate_is_refused(
 
 
 @pytest.fixture
-async def worker_user(database: Database) -> str:
+async def worker_user(database: OwnDatabase) -> str:
     """A database user that is in iov_worker and in nothing else."""
     return await database.user("plain_worker", "iov_worker")
 
@@ -293,7 +293,7 @@ async def test_the_workers_user_may_not(statement: str, worker_user: str) -> Non
 
 
 async def test_the_workers_user_may_work(
-    worker_user: str, database: Database, broker: Mosquitto, catalogue: Catalogue
+    worker_user: str, database: OwnDatabase, broker: Mosquitto, catalogue: Catalogue
 ) -> None:
     late = datetime.now(UTC) - timedelta(days=20)
     async with working(broker.url, worker_user, catalogue) as worker:
@@ -311,7 +311,7 @@ async def test_migrate_is_for_another_role(worker_user: str, catalogue: Catalogu
 
 
 @pytest.fixture
-async def reader_url(database: Database) -> str:
+async def reader_url(database: OwnDatabase) -> str:
     """A database user that is in iov_reader and in nothing else."""
     return await database.user("plain_reader", "iov_reader")
 
@@ -340,7 +340,7 @@ async def test_a_reader_reads_every_stream_and_nothing_private(
 
 
 async def test_a_database_that_is_older_than_its_readers_lets_them_in(
-    reader_url: str, database: Database, catalogue: Catalogue
+    reader_url: str, database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     await database.execute(
         "DELETE FROM iov.migration WHERE version = 4; DROP TABLE iov.truck;"
@@ -358,7 +358,7 @@ SECRETS = ("br0k3r-s3cr3t", "d4t4b4s3-s3cr3t", "t0k3n-s3cr3t")
 
 
 async def test_no_secret_is_ever_said(
-    database: Database, broker: Mosquitto, catalogue: Catalogue
+    database: OwnDatabase, broker: Mosquitto, catalogue: Catalogue
 ) -> None:
     """Everything goes wrong at the most talkative level; then every word is searched."""
     mqtt_secret, database_secret, token = SECRETS

@@ -26,7 +26,7 @@ from ingest.schema.stream import stream
 from ingest.store import migrate, watch
 from ingest.worker.service import Service
 from tests.support import (
-    Database,
+    OwnDatabase,
     Worker,
     environment,
     publish_many,
@@ -40,7 +40,7 @@ DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
 async def test_every_reason_ends_in_a_dead_letter_and_the_account_closes(
-    database: Database, broker: Mosquitto, catalogue: Catalogue
+    database: OwnDatabase, broker: Mosquitto, catalogue: Catalogue
 ) -> None:
     class Clumsy(Checker):
         def check(self, delivery: Delivery) -> Any:
@@ -87,7 +87,7 @@ async def test_every_reason_ends_in_a_dead_letter_and_the_account_closes(
 
 
 async def test_an_exception_in_check_costs_one_message_and_no_other(
-    database: Database, broker: Mosquitto, catalogue: Catalogue
+    database: OwnDatabase, broker: Mosquitto, catalogue: Catalogue
 ) -> None:
     class Clumsy(Checker):
         def check(self, delivery: Delivery) -> Any:
@@ -104,7 +104,7 @@ async def test_an_exception_in_check_costs_one_message_and_no_other(
 
 
 async def test_one_bad_sample_in_a_message_of_a_thousand(
-    database: Database, broker: Mosquitto, worker: AbstractAsyncContextManager[Worker]
+    database: OwnDatabase, broker: Mosquitto, worker: AbstractAsyncContextManager[Worker]
 ) -> None:
     async with worker as running:
         async with publisher(broker.url) as publish:
@@ -117,7 +117,7 @@ async def test_one_bad_sample_in_a_message_of_a_thousand(
 
 
 async def test_a_redelivered_sample_without_seq_is_recognised_and_its_neighbour_kept(
-    database: Database, broker: Mosquitto, worker: AbstractAsyncContextManager[Worker]
+    database: OwnDatabase, broker: Mosquitto, worker: AbstractAsyncContextManager[Worker]
 ) -> None:
     at = datetime.now(UTC)
     async with worker as running:
@@ -131,7 +131,7 @@ async def test_a_redelivered_sample_without_seq_is_recognised_and_its_neighbour_
 
 
 async def test_low_load_commits_at_once_and_a_wait_gathers(
-    database: Database, broker: Mosquitto, catalogue: Catalogue
+    database: OwnDatabase, broker: Mosquitto, catalogue: Catalogue
 ) -> None:
     async with working(broker.url, database.url, catalogue, batch_wait_ms="60000") as worker:
         async with publisher(broker.url) as publish:
@@ -150,7 +150,7 @@ async def get(url: str) -> tuple[int, Any]:
 
 
 async def test_readiness_says_what_is_in_the_way(
-    database: Database,
+    database: OwnDatabase,
     broker: Mosquitto,
     worker: AbstractAsyncContextManager[Worker],
     monkeypatch: pytest.MonkeyPatch,
@@ -224,7 +224,7 @@ async def test_metrics_have_the_names_dashboards_rely_on(
 
 
 async def test_an_address_that_is_taken_ends_the_service_with_a_reason(
-    database: Database, broker: Mosquitto, catalogue: Catalogue
+    database: OwnDatabase, broker: Mosquitto, catalogue: Catalogue
 ) -> None:
     port = free_port()
     async with working(broker.url, database.url, catalogue, http_port=str(port)):
@@ -234,7 +234,7 @@ async def test_an_address_that_is_taken_ends_the_service_with_a_reason(
 
 
 async def test_a_property_is_added_and_migrated_under_load(
-    database: Database, broker: Mosquitto, catalogue: Catalogue
+    database: OwnDatabase, broker: Mosquitto, catalogue: Catalogue
 ) -> None:
     schema = catalogue["nev"].schema
     heater = {"type": ["number", "null"], "title": "Heater", "minimum": 0}
@@ -262,7 +262,7 @@ async def test_a_property_is_added_and_migrated_under_load(
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the recordings are not on this machine")
 async def test_a_recording_of_a_real_car_is_stored_whole(
-    database: Database, broker: Mosquitto, catalogue: Catalogue
+    database: OwnDatabase, broker: Mosquitto, catalogue: Catalogue
 ) -> None:
     recording = Replay(DATA / "twizy.ndjson.gz", speed=0, shift=True)
     recording.measure()

@@ -15,7 +15,7 @@ from ingest.lab.proxy import Proxy
 from ingest.lab.until import until
 from ingest.schema import Catalogue
 from tests.support import (
-    Database,
+    OwnDatabase,
     publish_many,
     publisher,
     sample,
@@ -25,7 +25,7 @@ from tests.support import (
 
 @pytest.mark.parametrize("qos", [0, 1, 2])
 async def test_a_sample_is_stored_exactly_once_whatever_its_qos(
-    client: str, qos: int, broker: Mosquitto, database: Database, catalogue: Catalogue
+    client: str, qos: int, broker: Mosquitto, database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     async with working(broker.url, database.url, catalogue, mqtt_client=client) as worker:
         async with publisher(broker.url) as publish:
@@ -37,7 +37,7 @@ async def test_a_sample_is_stored_exactly_once_whatever_its_qos(
 
 
 async def test_content_encoding_is_undone(
-    client: str, broker: Mosquitto, database: Database, catalogue: Catalogue
+    client: str, broker: Mosquitto, database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     import gzip
 
@@ -53,7 +53,7 @@ async def test_content_encoding_is_undone(
 
 
 async def test_nothing_is_acknowledged_before_it_is_committed(
-    client: str, broker: Mosquitto, database: Database, catalogue: Catalogue
+    client: str, broker: Mosquitto, database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     """While the table is locked the worker holds the messages; killed, it leaves them all."""
     import asyncpg
@@ -77,7 +77,7 @@ async def test_nothing_is_acknowledged_before_it_is_committed(
 
 
 async def test_after_a_reconnect_the_subscription_and_the_session_go_on(
-    client: str, broker: Mosquitto, database: Database, catalogue: Catalogue
+    client: str, broker: Mosquitto, database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     async with Proxy("127.0.0.1", broker.port) as proxy:
         url = f"mqtt://127.0.0.1:{proxy.port}"
@@ -94,7 +94,7 @@ async def test_after_a_reconnect_the_subscription_and_the_session_go_on(
 
 
 async def test_no_old_acknowledgement_reaches_a_new_message(
-    client: str, broker: Mosquitto, database: Database, catalogue: Catalogue
+    client: str, broker: Mosquitto, database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     """The broker restarts without its store and gives the same packet identifiers anew."""
     import asyncpg
@@ -130,13 +130,13 @@ async def test_no_old_acknowledgement_reaches_a_new_message(
         await until(lambda: _has_all(database), "every message")
 
 
-async def _has_all(database: Database) -> bool:
+async def _has_all(database: OwnDatabase) -> bool:
     rows = await database.all("SELECT seq FROM iov.nev ORDER BY seq")
     return [row[0] for row in rows] == [0, 1, 2, 10, 11, 12]
 
 
 async def test_the_window_bounds_what_is_in_flight_and_nothing_is_lost(
-    client: str, broker: Mosquitto, database: Database, catalogue: Catalogue
+    client: str, broker: Mosquitto, database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     """QoS 0 knows no Receive Maximum: only the paused socket can hold it back."""
     import asyncpg
@@ -163,7 +163,7 @@ async def test_the_window_bounds_what_is_in_flight_and_nothing_is_lost(
 
 
 async def test_two_workers_in_one_group_share_the_load(
-    client: str, broker: Mosquitto, database: Database, catalogue: Catalogue
+    client: str, broker: Mosquitto, database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     async with (
         working(broker.url, database.url, catalogue, mqtt_client_id="a", mqtt_client=client) as one,
@@ -199,7 +199,7 @@ async def tls_broker(tmp_path: Path, authority: trustme.CA) -> AsyncIterator[Mos
 
 
 async def test_tls_with_client_certificates(
-    client: str, tls_broker: Mosquitto, database: Database, catalogue: Catalogue, tmp_path: Path
+    client: str, tls_broker: Mosquitto, database: OwnDatabase, catalogue: Catalogue, tmp_path: Path
 ) -> None:
     files: dict[str, Any] = {
         "mqtt_ca_file": str(tmp_path / "ca.pem"),
@@ -219,7 +219,7 @@ async def test_tls_with_client_certificates(
 
 
 async def test_a_certificate_of_another_authority_is_refused(
-    client: str, tls_broker: Mosquitto, database: Database, catalogue: Catalogue, tmp_path: Path
+    client: str, tls_broker: Mosquitto, database: OwnDatabase, catalogue: Catalogue, tmp_path: Path
 ) -> None:
     trustme.CA().cert_pem.write_to_path(tmp_path / "other.pem")
     url = f"mqtts://localhost:{tls_broker.port}"
@@ -231,7 +231,7 @@ async def test_a_certificate_of_another_authority_is_refused(
 
 
 async def test_user_and_password(
-    client: str, database: Database, catalogue: Catalogue, tmp_path: Path
+    client: str, database: OwnDatabase, catalogue: Catalogue, tmp_path: Path
 ) -> None:
     import subprocess
 
@@ -252,7 +252,7 @@ async def test_user_and_password(
             assert "wrong" not in str(worker.service.source.problem)
 
 
-async def test_websockets(database: Database, catalogue: Catalogue) -> None:
+async def test_websockets(database: OwnDatabase, catalogue: Catalogue) -> None:
     from ingest.lab.embedded import free_port
 
     port = free_port()
@@ -265,7 +265,7 @@ async def test_websockets(database: Database, catalogue: Catalogue) -> None:
 
 
 async def test_auto_reads_a_broker_that_only_speaks_mqtt_3(
-    database: Database, catalogue: Catalogue
+    database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     async with (
         amqtt() as url,
@@ -279,7 +279,7 @@ async def test_auto_reads_a_broker_that_only_speaks_mqtt_3(
 
 
 async def test_a_maximum_packet_size_is_asked_of_the_broker(
-    client: str, broker: Mosquitto, database: Database, catalogue: Catalogue
+    client: str, broker: Mosquitto, database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     async with working(
         broker.url, database.url, catalogue, mqtt_client=client, max_payload_bytes="1000"

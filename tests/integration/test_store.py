@@ -28,7 +28,7 @@ from ingest.store import Writer, connect, expect_migrated, migrate
 from ingest.store.devices import DeviceIds
 from ingest.store.partitions import make_ahead
 from tests.support import (
-    Database,
+    OwnDatabase,
     delivery,
     may_not,
     plenty,
@@ -39,7 +39,7 @@ from tests.support import (
 
 @asynccontextmanager
 async def writing(
-    database: Database, catalogue: Catalogue, url: str | None = None, commit_timeout_s: int = 60
+    database: OwnDatabase, catalogue: Catalogue, url: str | None = None, commit_timeout_s: int = 60
 ) -> AsyncIterator[Writer]:
     writer = writer_to(url or database.url, catalogue, commit_timeout_s)
     try:
@@ -56,7 +56,7 @@ def batch_of(catalogue: Catalogue, deliveries: list[Delivery]) -> Batch:
 
 
 async def test_a_batch_of_several_streams_and_dead_letters_is_one_transaction(
-    database: Database, catalogue: Catalogue
+    database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     batch = batch_of(
         catalogue,
@@ -77,7 +77,7 @@ async def test_a_batch_of_several_streams_and_dead_letters_is_one_transaction(
 
 
 async def test_of_equal_keys_the_first_one_wins_in_a_batch_and_between_batches(
-    database: Database, catalogue: Catalogue
+    database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     at = datetime.now(UTC)
     async with writing(database, catalogue) as writer:
@@ -93,7 +93,7 @@ async def test_of_equal_keys_the_first_one_wins_in_a_batch_and_between_batches(
 
 
 async def test_after_duplicates_the_fast_way_is_taken_again(
-    database: Database, catalogue: Catalogue
+    database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     async with writing(database, catalogue) as writer:
         at = datetime.now(UTC)
@@ -121,7 +121,7 @@ class Trusting(Checker):
 @pytest.mark.parametrize("bad", [{0}, {999}, {17, 18, 500}])
 @pytest.mark.parametrize("kind", ["nul", "type"])
 async def test_one_refused_row_in_a_thousand_is_found_and_the_rest_is_stored(
-    bad: set[int], kind: str, database: Database, catalogue: Catalogue
+    bad: set[int], kind: str, database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     checker, batch = Trusting.of(catalogue, Settings()), Batch(0.0)
     one = delivery([sample(n, sw_version=kind if n in bad else "ok") for n in range(1000)])
@@ -137,7 +137,7 @@ async def test_one_refused_row_in_a_thousand_is_found_and_the_rest_is_stored(
 
 
 async def test_late_samples_get_their_partitions_on_demand(
-    database: Database, catalogue: Catalogue
+    database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     now = datetime.now(UTC)
     days = [now - timedelta(days=n) for n in (0, 3, 29)]
@@ -148,7 +148,7 @@ async def test_late_samples_get_their_partitions_on_demand(
     assert {t[0] for t in tables} == {f"iov.nev_{day:%Y%m%d}" for day in days}
 
 
-async def test_partitions_are_made_ahead_once(database: Database, catalogue: Catalogue) -> None:
+async def test_partitions_are_made_ahead_once(database: OwnDatabase, catalogue: Catalogue) -> None:
     connection = await asyncpg.connect(database.url)
     today = datetime.now(UTC).date()
     assert await make_ahead(connection, catalogue, today) == 5 * len(catalogue)
@@ -156,7 +156,7 @@ async def test_partitions_are_made_ahead_once(database: Database, catalogue: Cat
     await connection.close()
 
 
-async def test_many_workers_may_make_the_same_partition_at_once(database: Database) -> None:
+async def test_many_workers_may_make_the_same_partition_at_once(database: OwnDatabase) -> None:
     connections = [await asyncpg.connect(database.url) for _ in range(8)]
     day = datetime(2026, 1, 1, tzinfo=UTC).date()
     made = await asyncio.gather(
@@ -168,7 +168,7 @@ async def test_many_workers_may_make_the_same_partition_at_once(database: Databa
 
 
 async def test_a_partition_is_made_while_a_reader_and_a_writer_hold_the_table(
-    database: Database,
+    database: OwnDatabase,
 ) -> None:
     reader, other = await asyncpg.connect(database.url), await asyncpg.connect(database.url)
     day = datetime(2026, 1, 1, tzinfo=UTC).date()
@@ -182,7 +182,7 @@ async def test_a_partition_is_made_while_a_reader_and_a_writer_hold_the_table(
 
 
 async def test_the_function_makes_partitions_of_streams_and_of_nothing_else(
-    database: Database,
+    database: OwnDatabase,
 ) -> None:
     day = datetime(2026, 1, 1, tzinfo=UTC).date()
     for table in ("device", "no such", "pg_class", "nev; DROP TABLE iov.nev"):
@@ -191,7 +191,7 @@ async def test_the_function_makes_partitions_of_streams_and_of_nothing_else(
 
 
 async def test_a_day_whose_partition_was_detached_gets_another(
-    database: Database, catalogue: Catalogue
+    database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     at = datetime.now(UTC) - timedelta(days=9)
     async with writing(database, catalogue) as writer:
@@ -212,7 +212,7 @@ def large(catalogue: Catalogue) -> Batch:
 
 @pytest.mark.parametrize("fault", ["cut", "stall"])
 async def test_a_large_copy_that_is_cut_or_stalled_is_begun_again(
-    fault: str, database: Database, catalogue: Catalogue
+    fault: str, database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     async with Proxy(None, None, f"{database.server.socket_directory}/.s.PGSQL.5432") as proxy:
         url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{database.name}?sslmode=disable"
@@ -233,7 +233,7 @@ async def test_a_large_copy_that_is_cut_or_stalled_is_begun_again(
 
 
 async def test_a_writer_that_is_cancelled_in_a_large_copy_ends_at_once(
-    database: Database, catalogue: Catalogue
+    database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     async with Proxy(None, None, f"{database.server.socket_directory}/.s.PGSQL.5432") as proxy:
         url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{database.name}?sslmode=disable"
@@ -252,7 +252,7 @@ async def test_a_writer_that_is_cancelled_in_a_large_copy_ends_at_once(
 
 
 async def test_the_right_to_temporary_tables_is_looked_for_before_it_is_needed(
-    database: Database, catalogue: Catalogue
+    database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     url = await database.user("plain_worker", "iov_worker")
     await database.execute(f"REVOKE TEMPORARY ON DATABASE {database.name} FROM PUBLIC")
@@ -263,7 +263,7 @@ async def test_the_right_to_temporary_tables_is_looked_for_before_it_is_needed(
 
 
 async def test_while_a_batch_cannot_be_committed_connecting_does_not_make_ready(
-    database: Database, catalogue: Catalogue
+    database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     async with writing(database, catalogue) as writer:
         await database.execute("ALTER TABLE iov.nev RENAME COLUMN soc_pct TO charge_pct")
@@ -287,7 +287,7 @@ async def test_a_url_the_driver_cannot_read_is_not_printed(query: str) -> None:
 
 
 async def test_device_ids_are_given_once_and_only_for_accepted_samples(
-    database: Database, catalogue: Catalogue
+    database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     async with writing(database, catalogue) as writer:
         await writer.write(
@@ -305,7 +305,7 @@ async def test_device_ids_are_given_once_and_only_for_accepted_samples(
     assert await database.one("SELECT count(DISTINCT device_id) FROM iov.nev") == 1
 
 
-async def test_the_cache_of_devices_is_bounded_and_still_right(database: Database) -> None:
+async def test_the_cache_of_devices_is_bounded_and_still_right(database: OwnDatabase) -> None:
     connection = await asyncpg.connect(database.url)
     ids = DeviceIds(connection, most=10)
     names = {f"d{n}" for n in range(25)}
@@ -318,7 +318,7 @@ async def test_the_cache_of_devices_is_bounded_and_still_right(database: Databas
     await connection.close()
 
 
-async def test_a_batch_does_not_go_through_every_device_there_is(database: Database) -> None:
+async def test_a_batch_does_not_go_through_every_device_there_is(database: OwnDatabase) -> None:
     class Known(dict[str, int]):
         def __iter__(self) -> Iterator[str]:
             yield from map(self.pop, "any")  # a KeyError for who goes on from here
@@ -336,13 +336,13 @@ async def test_a_batch_does_not_go_through_every_device_there_is(database: Datab
 
 
 @pytest.fixture
-async def empty(pg: Postgres) -> AsyncIterator[Database]:
+async def empty(pg: Postgres) -> AsyncIterator[OwnDatabase]:
     """A database that was never migrated."""
     admin = await asyncpg.connect(pg.url)
     name = f"empty_{os.urandom(4).hex()}"
     await admin.execute(f"CREATE DATABASE {name}")
     try:
-        yield Database(pg, name)
+        yield OwnDatabase(pg, name)
     finally:
         await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
         await admin.close()
@@ -358,7 +358,7 @@ def extended(catalogue: Catalogue, **fields: Any) -> Mapping[str, Any]:
 
 
 async def test_migrate_is_safe_when_several_start_at_once(
-    empty: Database, catalogue: Catalogue
+    empty: OwnDatabase, catalogue: Catalogue
 ) -> None:
     configured = load(environ={"IOV_DATABASE_URL": empty.url})
     applied = await asyncio.gather(*(migrate(configured, catalogue) for _ in range(4)))
@@ -367,7 +367,7 @@ async def test_migrate_is_safe_when_several_start_at_once(
 
 
 async def test_a_dry_run_changes_nothing_and_shows_what_would(
-    empty: Database, catalogue: Catalogue
+    empty: OwnDatabase, catalogue: Catalogue
 ) -> None:
     configured = load(environ={"IOV_DATABASE_URL": empty.url})
     steps = await migrate(configured, catalogue, dry_run=True)
@@ -375,7 +375,7 @@ async def test_a_dry_run_changes_nothing_and_shows_what_would(
     assert await empty.one("SELECT to_regnamespace('iov')") is None
 
 
-async def test_every_column_says_what_it_means(database: Database) -> None:
+async def test_every_column_says_what_it_means(database: OwnDatabase) -> None:
     silent = await database.all(
         "SELECT c.relname, a.attname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid "
         "WHERE c.relnamespace = 'iov'::regnamespace AND c.relkind = 'p' AND a.attnum > 0 "
@@ -397,7 +397,7 @@ async def test_every_column_says_what_it_means(database: Database) -> None:
 
 
 async def test_an_added_field_becomes_an_added_column(
-    database: Database, catalogue: Catalogue
+    database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     configured = load(environ={"IOV_DATABASE_URL": database.url})
     more = extended(catalogue, heater_w={"type": ["number", "null"], "title": "Heater"})
@@ -415,7 +415,7 @@ async def test_an_added_field_becomes_an_added_column(
 
 
 async def test_a_changed_type_is_refused_and_nothing_is_changed(
-    database: Database, catalogue: Catalogue
+    database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     configured = load(environ={"IOV_DATABASE_URL": database.url})
     more = extended(
@@ -432,7 +432,7 @@ async def test_a_changed_type_is_refused_and_nothing_is_changed(
 
 
 async def test_a_narrower_integer_fits_into_the_column_there_is(
-    database: Database, catalogue: Catalogue
+    database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     configured = load(environ={"IOV_DATABASE_URL": database.url})
     field = {"type": ["integer", "null"], "minimum": 0, "maximum": 9, "title": "Insulation"}
@@ -441,7 +441,7 @@ async def test_a_narrower_integer_fits_into_the_column_there_is(
 
 
 async def test_a_worker_facing_an_older_database_says_what_to_run(
-    database: Database, catalogue: Catalogue, empty: Database
+    database: OwnDatabase, catalogue: Catalogue, empty: OwnDatabase
 ) -> None:
     more = extended(catalogue, heater_w={"type": ["number", "null"]})
     for where, streams in ((database, more), (empty, catalogue)):
@@ -451,7 +451,7 @@ async def test_a_worker_facing_an_older_database_says_what_to_run(
 
 
 async def test_the_workers_role_owns_nothing_and_can_do_its_work(
-    database: Database, catalogue: Catalogue
+    database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     url = await database.user("plain_worker", "iov_worker")
     writer = writer_to(url, catalogue)
@@ -470,7 +470,7 @@ async def test_the_workers_role_owns_nothing_and_can_do_its_work(
     )
 
 
-async def test_a_missing_right_is_named(database: Database, catalogue: Catalogue) -> None:
+async def test_a_missing_right_is_named(database: OwnDatabase, catalogue: Catalogue) -> None:
     url = await database.user("nobody2")
     await database.execute("GRANT USAGE ON SCHEMA iov TO nobody2")
     connection = await asyncpg.connect(url)

@@ -28,7 +28,7 @@ from ingest.lab.until import until
 from ingest.schema import Catalogue, default_directory, load_catalogue
 from ingest.store import migrate
 from tests.support import (
-    Database,
+    OwnDatabase,
     Worker,
     environment,
     may_not,
@@ -59,7 +59,7 @@ def login() -> bytes:
 
 
 async def test_frames_by_topic_and_by_content_type_are_stored_once(
-    client: str, broker: Mosquitto, database: Database, catalogue: Catalogue
+    client: str, broker: Mosquitto, database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     old, new = report(2016), report(2025, speed_kmh=120.5)
     broken = old[:-1] + bytes([old[-1] ^ 1])
@@ -94,7 +94,7 @@ async def test_frames_by_topic_and_by_content_type_are_stored_once(
 
 
 async def test_what_a_device_is_comes_from_its_sessions_and_from_nothing_else(
-    broker: Mosquitto, database: Database, worker: AbstractAsyncContextManager[Worker]
+    broker: Mosquitto, database: OwnDatabase, worker: AbstractAsyncContextManager[Worker]
 ) -> None:
     now = datetime.now(UTC)
     said = {"vin": VIN, "kind": "car", "region": "cn", "fleet": "north"}
@@ -122,7 +122,7 @@ async def test_what_a_device_is_comes_from_its_sessions_and_from_nothing_else(
 
 
 async def test_of_each_field_the_later_word_counts_in_whatever_order_they_come(
-    broker: Mosquitto, database: Database, worker: AbstractAsyncContextManager[Worker]
+    broker: Mosquitto, database: OwnDatabase, worker: AbstractAsyncContextManager[Worker]
 ) -> None:
     now = datetime.now(UTC)
     device = "SELECT kind, vin, region, fleet FROM iov.device WHERE device = 'D3'"
@@ -142,7 +142,7 @@ async def test_of_each_field_the_later_word_counts_in_whatever_order_they_come(
 
 
 async def test_a_worker_that_may_not_read_devices_describes_them(
-    broker: Mosquitto, database: Database, catalogue: Catalogue
+    broker: Mosquitto, database: OwnDatabase, catalogue: Catalogue
 ) -> None:
     url = await database.user("plain_worker", "iov_worker")
     async with working(broker.url, url, catalogue) as worker:
@@ -160,7 +160,7 @@ async def test_a_worker_that_may_not_read_devices_describes_them(
 
 
 async def test_devices_are_imported_from_csv(
-    database: Database, catalogue: Catalogue, tmp_path: Path
+    database: OwnDatabase, catalogue: Catalogue, tmp_path: Path
 ) -> None:
     file = tmp_path / "devices.csv"
     with file.open("w", newline="") as lines:
@@ -214,7 +214,7 @@ def test_a_csv_that_is_wrong_is_refused_with_every_line(
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the recordings are not on this machine")
 async def test_a_recording_of_a_real_truck_is_stored_whole(
-    database: Database, broker: Mosquitto, worker: AbstractAsyncContextManager[Worker]
+    database: OwnDatabase, broker: Mosquitto, worker: AbstractAsyncContextManager[Worker]
 ) -> None:
     recording = Replay(DATA / "truck.ndjson.gz", speed=0, shift=True)
     recording.measure()
@@ -230,7 +230,7 @@ async def test_a_recording_of_a_real_truck_is_stored_whole(
 
 
 async def test_a_thirteenth_stream_is_one_file(
-    database: Database, broker: Mosquitto, tmp_path: Path
+    database: OwnDatabase, broker: Mosquitto, tmp_path: Path
 ) -> None:
     directory = tmp_path / "schemas"
     shutil.copytree(default_directory(), directory)
@@ -260,7 +260,7 @@ async def test_a_thirteenth_stream_is_one_file(
 
 
 async def test_a_city_is_stored_whole_and_nothing_private_of_it(
-    database: Database, broker: Mosquitto, worker: AbstractAsyncContextManager[Worker]
+    database: OwnDatabase, broker: Mosquitto, worker: AbstractAsyncContextManager[Worker]
 ) -> None:
     fleet, began = Fleet(20, 4), datetime.now(UTC) - timedelta(seconds=200)
     messages = [fleet.message(began + timedelta(milliseconds=100 * n)) for n in range(2_000)]

@@ -18,7 +18,7 @@ from ingest.source import window
 from ingest.worker import pulse
 from tests.fake_broker import Caller, fake_broker
 from tests.support import (
-    Database,
+    OwnDatabase,
     publish_many,
     sample,
     working,
@@ -29,7 +29,7 @@ QOS_1 = mqtt5.QoS.AT_LEAST_ONCE
 
 
 async def test_messages_in_flight_and_no_commit_is_not_ready(
-    database: Database, broker: Mosquitto, catalogue: Catalogue
+    database: OwnDatabase, broker: Mosquitto, catalogue: Catalogue
 ) -> None:
     lock = await asyncpg.connect(database.url)
     async with working(broker.url, database.url, catalogue, stuck_after_s="0.5") as worker:
@@ -45,14 +45,14 @@ async def test_messages_in_flight_and_no_commit_is_not_ready(
 
 
 async def test_nothing_in_flight_is_nothing_stuck(
-    database: Database, broker: Mosquitto, catalogue: Catalogue
+    database: OwnDatabase, broker: Mosquitto, catalogue: Catalogue
 ) -> None:
     async with working(broker.url, database.url, catalogue, stuck_after_s="0.001") as worker:
         assert not worker.service.problems()
 
 
 async def test_a_blocked_event_loop_is_not_ready_for_a_while(
-    database: Database, broker: Mosquitto, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+    database: OwnDatabase, broker: Mosquitto, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pulse, "BEAT_S", 0.02)
     monkeypatch.setattr(pulse, "BLOCKED_S", 0.2)
@@ -66,7 +66,7 @@ async def test_a_blocked_event_loop_is_not_ready_for_a_while(
 
 
 async def test_a_broker_that_holds_back_is_named_once_with_the_setting_to_change(
-    database: Database, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+    database: OwnDatabase, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As EMQX does by default (`max_inflight` 32); mosquitto 2.0.11 grants what we ask for."""
     monkeypatch.setattr(window, "SPAN_S", 0.5)

@@ -21,7 +21,7 @@ from ingest.schema import Catalogue
 from ingest.store import migrate
 from ingest.worker.supervisor import environments
 from tests.support import (
-    Database,
+    OwnDatabase,
     environment,
     publish_many,
     sample,
@@ -39,7 +39,7 @@ class Supervised(WorkerProcess):
 
 
 @asynccontextmanager
-async def supervised(database: Database, broker: Mosquitto) -> AsyncIterator[Supervised]:
+async def supervised(database: OwnDatabase, broker: Mosquitto) -> AsyncIterator[Supervised]:
     first = neighbouring_ports(3)
     environ = environment(broker.url, database.url, http_port=str(first))
     two = Supervised(os.environ | environ, first + 2, (*COMMAND, "--workers", "2"))
@@ -49,7 +49,7 @@ async def supervised(database: Database, broker: Mosquitto) -> AsyncIterator[Sup
 
 @pytest.fixture
 async def pair(
-    database: Database, broker: Mosquitto, catalogue: Catalogue
+    database: OwnDatabase, broker: Mosquitto, catalogue: Catalogue
 ) -> AsyncIterator[Supervised]:
     settings = load(environ=environment(broker.url, database.url))
     await migrate(settings, catalogue)
@@ -58,7 +58,7 @@ async def pair(
 
 
 async def test_two_workers_share_the_work_and_say_where_their_metrics_are(
-    pair: Supervised, database: Database, broker: Mosquitto
+    pair: Supervised, database: OwnDatabase, broker: Mosquitto
 ) -> None:
     targets = await pair.json("/targets")
     assert [target.split(":")[0] for target in targets[0]["targets"]] == ["127.0.0.1"] * 2
@@ -75,7 +75,7 @@ async def _is(found: Any, wanted: int) -> bool:
 
 
 async def test_a_worker_that_dies_is_started_again_and_nothing_is_lost(
-    pair: Supervised, database: Database, broker: Mosquitto
+    pair: Supervised, database: OwnDatabase, broker: Mosquitto
 ) -> None:
     victim, other = pair.children()
     os.kill(victim, signal.SIGKILL)
