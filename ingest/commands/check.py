@@ -222,7 +222,7 @@ async def _measure(settings: Settings, found: Findings) -> None:
     async with _subscribed(own, inbox) as session:
         if broker.group:
             found.measured["shared_subscriptions"] = True
-        if not await _may_publish(broker, own.topic, inbox):
+        if not await _try_to_publish(broker, own.topic, inbox):
             found.warnings.append(
                 f"{where}: its limits were not measured: this user may not publish to iov-check/#"
             )
@@ -276,8 +276,8 @@ async def _subscribed(own: Broker, inbox: Inbox) -> AsyncIterator[asyncio.Task[N
         await asyncio.wait([session])
 
 
-async def _may_publish(broker: Broker, topic: str, inbox: Inbox) -> bool:
-    """Whether one message comes back; some brokers refuse it, some drop it without a word."""
+async def _try_to_publish(broker: Broker, topic: str, inbox: Inbox) -> bool:
+    """Publish a message and return whether it comes back; some brokers drop it without a word."""
     name = f"iov-check-{uuid4().hex[:12]}"
     try:
         async with client_for(broker, name, aiomqtt.ProtocolVersion.V5) as client:

@@ -341,7 +341,7 @@ class Writer:
                 self._careful = True
             case NoPartition():
                 await self._make_partitions(parts[-1])
-            case Locked() if past and not await self._is_locked(self._catalogue[past[0]].table):
+            case Locked() if past and await self._try_to_lock(self._catalogue[past[0]].table):
                 self._days.close(self._catalogue[past[0]].table, past[1], str(failure))
             case Locked() if any(part.past for part in apart):
                 parts[-1:] = apart
@@ -377,15 +377,18 @@ class Writer:
         if part.failed_alone >= _HOPELESS:
             part.hopeless = refusal_of(Unforeseen(str(failure)))
 
-    async def _is_locked(self, table: str) -> bool:
-        """Tell if a whole table is locked, or nobody knows; then its days are not to blame."""
+    async def _try_to_lock(self, table: str) -> bool:
+        """Lock a whole table as a row would, for a moment; return whether that was possible.
+
+        If it was not, or nobody knows, the days of the table are not to blame.
+        """
         lock = f"LOCK TABLE ONLY iov.{quoted(table)} IN ROW EXCLUSIVE MODE NOWAIT"
         try:
             async with self.connection.use() as (connection, _), connection.transaction():
                 await connection.execute(lock)
         except IngestError:
-            return True
-        return False
+            return False
+        return True
 
     async def _make_partitions(self, part: Part) -> None:
         """Make what a part needs; a day that cannot be had is closed for a while."""

@@ -33,3 +33,11 @@ def test_no_two_classes_have_one_name() -> None:
         for name in re.findall(r"^class ([A-Z]\w*)", file.read_text(), re.MULTILINE):
             found.setdefault(name, []).append(file.relative_to(root))
     assert {name: files for name, files in found.items() if len(files) > 1} == {}
+
+
+def test_predicates_ask_and_do_nothing() -> None:
+    root = Path(__file__).parents[2]
+    source = "\n".join(file.read_text() for file in root.glob("ingest/**/*.py"))
+    assert len(re.findall(r"\n *def _?(?:may|is)_", source)) > 10
+    # What waits asks somebody else to do something.
+    assert re.findall(r"\n *async def (_?(?:may|is)_\w*)", source) == []
