@@ -95,10 +95,11 @@ wheel: mosquitto ## Wheel and sdist in dist/, tested as installed; ARGS are pyte
 release: ## Test everything, commit and tag; TO=0.2.0
 	@.ci/release $(TO)
 
-docs: $(STAMP) ## What is generated in docs/: settings, a page for each stream, a simulated hour
+docs: $(STAMP) ## What is generated in docs/: settings, streams, a simulated hour, the house
 	$(BIN)/iov-ingest settings --markdown > docs/settings.md
 	$(BIN)/iov-ingest schema docs --output docs/streams
 	$(BIN)/iov-ingest picture --output docs/simulated-hour.png
+	$(BIN)/python -m tests.draw_house docs/house.svg
 
 dashboards: setup ## The Grafana dashboards with data, drawn: docs/iov-operations.png, docs/iov-fleet.png
 	@tests/install-tools $(VENV)

@@ -10,6 +10,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from tests.draw_house import draw
 from tests.support import OwnDatabase, sql_blocks
 
 ROOT = Path(__file__).parents[2]
@@ -52,3 +53,7 @@ async def test_retention_by_partitions_is_done_as_it_is_written(database: OwnDat
     assert set(names) - set(left) == {"nev_20260101", "nev_20260102"}
     assert await connection.fetchval("SELECT count(*) FROM iov.nev_20260102") == 0
     await connection.close()
+
+
+def test_the_figure_of_the_house_is_what_the_code_says() -> None:
+    assert (ROOT / "docs/house.svg").read_text() == draw(), "make docs"
