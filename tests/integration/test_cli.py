@@ -151,16 +151,15 @@ async def test_a_settings_file_is_read(tmp_path: Path) -> None:
 
 async def test_schema_commands_show_what_follows_from_a_schema() -> None:
     listed = await iov_ingest("schema", "list")
-    assert [line.split()[0] for line in listed.out.splitlines()] == [
-        "ad-event", "ad-state", "alarm", "battery", "chassis", "cockpit", "health", "mobility",
-        "nev", "session", "truck", "v2x",
-    ]  # fmt: skip
+    streams = load_catalogue()
+    assert [line.split()[0] for line in listed.out.splitlines()] == list(streams)
+    assert {"ad-event", "nev", "session", "truck", "v2x"} < set(streams)
     shown = json.loads((await iov_ingest("schema", "show", "nev")).out)
     assert shown["properties"]["sent_at"]["format"] == "date-time"
     assert 'CREATE TABLE iov."alarm"' in (await iov_ingest("schema", "sql", "alarm")).out
     assert "| `speed_kmh` |" in (await iov_ingest("schema", "docs", "nev")).out
-    assert (await iov_ingest("schema", "sql")).out.count("CREATE TABLE") == 12
-    assert (await iov_ingest("schema", "lint")).out == "12 schemas are clean\n"
+    assert (await iov_ingest("schema", "sql")).out.count("CREATE TABLE") == len(streams)
+    assert (await iov_ingest("schema", "lint")).out == f"{len(streams)} schemas are clean\n"
     missing = await iov_ingest("schema", "show", "what")
     assert missing.status == 2
     assert "there is no stream what" in missing.err
@@ -186,7 +185,7 @@ async def test_schema_lint_and_diff_say_what_is_wrong_and_end_with_1(tmp_path: P
 async def test_schema_docs_writes_a_page_for_each_stream_and_an_index(tmp_path: Path) -> None:
     ended = await iov_ingest("schema", "docs", "--output", tmp_path / "pages")
     assert ended.status == 0
-    assert len(list((tmp_path / "pages").iterdir())) == 13
+    assert len(list((tmp_path / "pages").iterdir())) == len(load_catalogue()) + 1
 
 
 async def test_the_picture_of_an_hour_is_drawn(tmp_path: Path) -> None:

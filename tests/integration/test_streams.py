@@ -229,7 +229,7 @@ async def test_a_recording_of_a_real_truck_is_stored_whole(
     assert await database.one("SELECT max(gross_weight_kg) FROM iov.truck") == 17_200
 
 
-async def test_a_thirteenth_stream_is_one_file(
+async def test_one_more_stream_is_one_file(
     database: OwnDatabase, broker: Mosquitto, tmp_path: Path
 ) -> None:
     directory = tmp_path / "schemas"
@@ -243,7 +243,7 @@ async def test_a_thirteenth_stream_is_one_file(
     (directory / "road-ice.schema.json").write_text(json.dumps(schema))
     settings = load(environ={"IOV_DATABASE_URL": database.url, "IOV_SCHEMA_DIR": str(directory)})
     catalogue = load_catalogue(settings.schema_dir)
-    assert len(catalogue) == 13
+    assert len(catalogue) == len(load_catalogue()) + 1
     applied = await migrate(settings, catalogue)
     assert [step.what for step in applied] == ["create table iov.road_ice"]
     async with working(broker.url, database.url, catalogue) as worker:
