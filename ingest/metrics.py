@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
 from platform import python_version
-from typing import Literal
+from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, ProcessCollector
 from prometheus_client.metrics_core import HistogramMetricFamily
@@ -108,20 +108,12 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         GCCollector(registry=registry)
-        self.messages_received = Counter(
-            "iov_messages_received", "MQTT messages read", ["stream"], registry=registry
-        )
-        self.samples_received = Counter(
-            "iov_samples_received", "Samples in them", ["stream"], registry=registry
-        )
-        self.samples_stored = Counter(
-            "iov_samples_stored", "Samples committed", ["stream"], registry=registry
-        )
-        self.samples_duplicate = Counter(
-            "iov_samples_duplicate",
-            "Samples that were there already",
-            ["stream"],
-            registry=registry,
+        self._streams = [*flags, GBT32960, OTHER]
+        self.messages_received = self._by_stream("iov_messages_received", "MQTT messages read")
+        self.samples_received = self._by_stream("iov_samples_received", "Samples in them")
+        self.samples_stored = self._by_stream("iov_samples_stored", "Samples committed")
+        self.samples_duplicate = self._by_stream(
+            "iov_samples_duplicate", "Samples that were there already"
         )
         self.samples_rejected = Counter(
             "iov_samples_rejected",
@@ -129,20 +121,16 @@ class Metrics:
             ["stream", "reason"],
             registry=registry,
         )
-        self.dead_letters_suppressed = Counter(
+        self.dead_letters_suppressed = self._by_stream(
             "iov_dead_letters_suppressed",
             "Rejected samples beyond their device's budget of dead letters, not kept",
-            ["stream"],
-            registry=registry,
         )
         self.descriptions_refused = Counter(
             "iov_descriptions_refused",
             "What devices said about themselves and the store refused",
             registry=registry,
         )
-        self.unknown_fields = Counter(
-            "iov_unknown_fields", "Fields no schema names", ["stream"], registry=registry
-        )
+        self.unknown_fields = self._by_stream("iov_unknown_fields", "Fields no schema names")
         self.quality_flags = Counter(
             "iov_quality_flags",
             "Values noted in quality by the service",
@@ -173,7 +161,7 @@ class Metrics:
         )
         self.broker_window = Gauge(
             "iov_broker_window_messages",
-            "Messages in flight the broker seems to keep to; 0 while it seems to keep to none",
+            "In-flight limit the broker appears to enforce; 0 if none was detected",
             registry=registry,
         )
         self.ready = Gauge(
@@ -211,30 +199,28 @@ class Metrics:
         )
         build = Gauge("iov_build_info", "1", ["version", "python"], registry=registry)
         build.labels(release(), python_version()).set(1)
-        self._start_at_zero([*flags, GBT32960, OTHER])
         for stream, possible in flags.items():
             for flag in possible:
                 self.quality_flags.labels(stream, flag)
-
-    def _start_at_zero(self, streams: list[str]) -> None:
-        """A series that is there from the start shows its first event as an increase."""
-        for stream in streams:
-            for counter in (
-                self.messages_received,
-                self.samples_received,
-                self.samples_stored,
-                self.samples_duplicate,
-                self.dead_letters_suppressed,
-                self.unknown_fields,
-            ):
-                counter.labels(stream)
+        for stream in self._streams:
             for reason in Reason:
                 self.samples_rejected.labels(stream, reason)
             for histogram in (self.event_lag, self.resent_event_lag):
                 histogram.observe_all((), stream)
-        peers: tuple[Peer, ...] = ("broker", "database")
-        for peer in peers:
+        for peer in get_args(Peer):
             self.reconnects.labels(peer)
+        for trigger in get_args(Trigger):
+            self.flushes.labels(trigger)
+
+    def _by_stream(self, name: str, text: str) -> Counter:
+        """Make a counter with the stream as its one label, at 0 for each stream.
+
+        A series that is there from the start shows its first event as an increase.
+        """
+        counter = Counter(name, text, ["stream"], registry=self.registry)
+        for stream in self._streams:
+            counter.labels(stream)
+        return counter
 
     def watch_in_flight(self, read: Callable[[], float]) -> None:
         """Ask `read` for the messages in flight at each scrape."""

@@ -36,3 +36,17 @@ def test_an_observed_value_shows_in_the_text_prometheus_reads() -> None:
     assert "iov_commit_seconds_sum 0.02" in text
     for reason in Reason:
         assert f'iov_samples_rejected_total{{reason="{reason}",stream="other"}} 0.0' in text
+
+
+def test_every_series_is_there_from_the_start() -> None:
+    """Or its first event is no increase, and an alert on it is silent that one time."""
+    metrics = Metrics({"nev": ["clock_off"]})
+    names = {"nev", "gbt32960", "other"}
+    for family in metrics.registry.collect():
+        labels = [
+            sample.labels for sample in family.samples if not sample.name.endswith("_created")
+        ]
+        if family.name.startswith("iov_") and family.type in {"counter", "histogram"}:
+            assert labels, family.name
+            streams = {found["stream"] for found in labels if "stream" in found}
+            assert streams in (set(), names, {"nev"}), family.name
