@@ -49,13 +49,17 @@ class Histogram(Collector):
         documentation: str,
         bounds: Sequence[float],
         label: str | None = None,
+        values: Iterable[str] = ("",),
         *,
         registry: CollectorRegistry,
     ) -> None:
+        """Make it, at 0 for each of the `values` of its `label`."""
         self._name, self._documentation, self._label = name, documentation, label
         self.bounds = tuple(bounds)
         self._counts: dict[str, list[int]] = {}
         self._sums: dict[str, float] = {}
+        for value in values:
+            self._series(value)
         registry.register(self)
 
     def observe(self, value: float, times: int = 1, label: str = "") -> None:
@@ -188,13 +192,19 @@ class Metrics:
             registry=registry,
         )
         self.event_lag = Histogram(
-            "iov_event_lag_seconds", "received_at minus ts", _LAG_S, "stream", registry=registry
+            "iov_event_lag_seconds",
+            "received_at minus ts",
+            _LAG_S,
+            "stream",
+            self._streams,
+            registry=registry,
         )
         self.resent_event_lag = Histogram(
             "iov_resent_event_lag_seconds",
             "received_at minus ts of samples marked as resent, which iov_event_lag_seconds has too",
             _LAG_S,
             "stream",
+            self._streams,
             registry=registry,
         )
         build = Gauge("iov_build_info", "1", ["version", "python"], registry=registry)
@@ -205,8 +215,6 @@ class Metrics:
         for stream in self._streams:
             for reason in Reason:
                 self.samples_rejected.labels(stream, reason)
-            for histogram in (self.event_lag, self.resent_event_lag):
-                histogram.observe_all((), stream)
         for peer in get_args(Peer):
             self.reconnects.labels(peer)
         for trigger in get_args(Trigger):
