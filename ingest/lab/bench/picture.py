@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -122,11 +123,12 @@ def _short(name: str) -> str:
 
 def _latency(axes: Axes, figures: Figures) -> None:
     points = sorted(
-        (found["rate_per_s"], found) for found in figures.values() if isinstance(found, dict)
+        (found for found in figures.values() if isinstance(found, dict)),
+        key=itemgetter("rate_per_s"),
     )
+    rates = [point["rate_per_s"] for point in points]
     for name, colour in _LATENCIES.items():
-        found = [point[name] for _, point in points]
-        rates = [rate for rate, _ in points]
+        found = [point[name] for point in points]
         axes.plot(rates, [f["median"] for f in found], "o-", color=colour, label=name[:-3])
         low, high = [f["low"] for f in found], [f["high"] for f in found]
         axes.fill_between(rates, low, high, color=colour, alpha=0.2, lw=0)
