@@ -60,6 +60,10 @@ async def test_every_part_measures_something_and_is_drawn(tmp_path: Path) -> Non
 
 def test_two_latencies_at_one_rate_are_drawn(tmp_path: Path) -> None:
     figure = {"median": 2.0, "low": 1.0, "high": 3.0}
+    other = {"median": 2.5, "low": 1.0, "high": 3.0}
     one = {"rate_per_s": 100, **dict.fromkeys(("p50_ms", "p99_ms", "p999_ms"), figure)}
-    draw({"parts": {"latency": {"maximum_per_s": 100, "1%": one, "2%": dict(one)}}}, tmp_path)
+    draw(
+        {"parts": {"latency": {"maximum_per_s": 100, "1%": one, "2%": one | {"p50_ms": other}}}},
+        tmp_path,
+    )
     assert (tmp_path / "latency.png").exists()
