@@ -75,7 +75,7 @@ class Settings(BaseModel):
     mqtt_group: str = Field("ingest", description="Shared subscription; empty = plain")
     mqtt_topic: str = Field("iov/v1/+/+", description="Topic filter to subscribe to")
     mqtt_client: Literal["auto", "mqtt5", "aiomqtt"] = Field(
-        "auto", description="How MQTT is read; auto: mqtt5, and aiomqtt where that cannot"
+        "auto", description="How MQTT is read; auto: mqtt5, or aiomqtt if that is not possible"
     )
     mqtt_receive_maximum: int = Field(
         _WINDOW_BATCHES * _BATCH_ROWS,
@@ -90,7 +90,7 @@ class Settings(BaseModel):
         None, description="Whatever asyncpg accepts, Unix sockets included"
     )
     store: Literal["auto", "postgres", "timescaledb"] = Field(
-        "auto", description="auto: hypertables where the timescaledb extension is installed"
+        "auto", description="auto: hypertables if the timescaledb extension is installed"
     )
     unsafe_database: Literal["refuse", "accept"] = Field(
         "refuse",
@@ -99,19 +99,26 @@ class Settings(BaseModel):
     )
     batch_rows: int = Field(_BATCH_ROWS, ge=1, le=100_000, description="Samples that close a batch")
     batch_wait_ms: int = Field(
-        0, ge=0, le=60_000, description="0: an idle writer takes what is there; else it waits"
+        0,
+        ge=0,
+        le=60_000,
+        description="How long an idle writer waits for a batch to fill, milliseconds; 0: not at all",
     )
     commit_timeout_s: float = Field(
         60, ge=1, le=3_600, description="Longest one attempt to commit a batch may take, seconds"
     )
     stuck_after_s: float = Field(
-        60, gt=0, le=86_400, description="Not ready when nothing in flight was committed so long"
+        60,
+        gt=0,
+        le=86_400,
+        description="Report not ready after this many seconds without a commit while messages are "
+        "in flight",
     )
     adopt_after_s: float = Field(
         600,
         ge=0,
         le=604_800,
-        description="Drain the session of a worker that was silent so long; 0: leave it",
+        description="Take over the session of a worker after this many seconds of silence; 0: never",
     )
     max_payload_bytes: int = Field(
         262_144, ge=1, le=16_777_216, description="Largest payload, before inflating"
@@ -128,12 +135,20 @@ class Settings(BaseModel):
         100_000, ge=1_000, le=100_000_000, description="The same for one sample"
     )
     max_age_days: float = Field(30, gt=0, le=36_500, description="Older samples are `too_old`")
-    max_ahead_s: float = Field(300, ge=0, le=86_400, description="Later ones are `clock_ahead`")
+    max_ahead_s: float = Field(
+        300, ge=0, le=86_400, description="Samples further ahead are `clock_ahead`"
+    )
     dead_letters_per_minute: int = Field(
-        600, ge=0, le=1_000_000_000, description="Kept of one device; the rest is counted only"
+        600,
+        ge=0,
+        le=1_000_000_000,
+        description="Dead letters stored per device per minute; the rest are only counted",
     )
     dead_letter_bytes_per_minute: int = Field(
-        1_048_576, ge=0, le=1_000_000_000_000, description="Likewise; the first is always kept"
+        1_048_576,
+        ge=0,
+        le=1_000_000_000_000,
+        description="The same limit in bytes; the first one of a minute is always stored",
     )
     dead_letter_unreadable: Literal["digest", "payload"] = Field(
         "digest",
@@ -146,9 +161,13 @@ class Settings(BaseModel):
     schema_dir: Path | None = Field(None, description="Schemas; default: those of the product")
     http_host: str = Field("0.0.0.0", description="Where HTTP listens")  # noqa: S104  a scraper comes from outside
     http_port: int = Field(9464, ge=0, le=65_535, description="0: any free port")
-    http_token: SecretStr | None = Field(None, description="Opens details to other hosts")
+    http_token: SecretStr | None = Field(
+        None, description="Token that lets other hosts see devices and details"
+    )
     log_format: Literal["logfmt", "json"] = Field("logfmt", description="Form of a log line")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Minimum level"
+    )
 
     @field_validator("mqtt_url")
     @classmethod

@@ -37,17 +37,19 @@ app = typer.Typer()
 def leave_(
     config: ConfigOption = None,
     client_id: Annotated[
-        str | None, typer.Option(help="Of the worker; without it IOV_MQTT_CLIENT_ID.")
+        str | None, typer.Option(help="Client id of the worker; by default IOV_MQTT_CLIENT_ID.")
     ] = None,
     last: Annotated[
-        bool, typer.Option("--last", help="Although no other worker takes what is new.")
+        bool,
+        typer.Option("--last", help="Leave even if no other worker is left on the subscription."),
     ] = False,
     unregistered: Annotated[
-        bool, typer.Option("--unregistered", help="Although the register does not know it.")
+        bool,
+        typer.Option("--unregistered", help="Proceed even if the worker is not in the register."),
     ] = False,
     if_scaled_in: Annotated[
         bool,
-        typer.Option("--if-scaled-in", help="Only if this pod's StatefulSet takes it away."),
+        typer.Option("--if-scaled-in", help="Only if this pod's StatefulSet is scaling it in."),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:

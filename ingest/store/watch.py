@@ -140,7 +140,7 @@ class Watch:
                     "database not ready", why=problem, database=self._settings.database.address
                 )
             elif self.problem is not None:
-                log.info("database looks well", database=self._settings.database.address)
+                log.info("database ready again", database=self._settings.database.address)
         self.trouble.text = problem
         if problem is not None:
             self.up_since_s = None

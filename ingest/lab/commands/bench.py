@@ -31,7 +31,7 @@ def bench(
     warm_up: Annotated[
         float | None, typer.Option(help="Seconds before it: 5, with parts 1.", min=0)
     ] = None,
-    runs: Annotated[int, typer.Option(help="Of which the median is given.", min=1)] = 5,
+    runs: Annotated[int, typer.Option(help="Runs per figure; the median is reported.", min=1)] = 5,
     source: Annotated[str, typer.Option(help="mqtt5 or aiomqtt; without parts.")] = "mqtt5",
     outage: Annotated[float, typer.Option(help="Seconds, for `memory`.", min=1)] = 60,
     full: Annotated[
