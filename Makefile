@@ -1,6 +1,6 @@
 # Everything is set up on first use: `make demo` and `make test` need nothing but git, make, python3-venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup mosquitto demo test debian lowest lint format types floors fuzz audit verify soak bench image wheel release docs dashboards page clean
+.PHONY: help setup mosquitto demo quick test debian lowest lint format types floors fuzz audit verify soak bench image wheel release docs dashboards page clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -40,9 +40,12 @@ mosquitto:
 demo: $(DEMO_STAMP) mosquitto ## Database, broker, fleet and service in one command; ARGS="--duration 20 --json"
 	@$(BIN)/iov-ingest demo $(ARGS)
 
+quick: lint types floors ## Lint, types, floors and unit tests: an answer within a minute
+	$(BIN)/python -m pytest --quiet --numprocesses $(TEST_PROCESSES) --dist loadfile -m "not slow" tests/unit $(ARGS)
+
 test: setup ## All tests, two files at a time; ARGS="-k name", TEST_PROCESSES=0: one after the other
 	@tests/install-tools $(VENV)
-	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 debian: setup ## README's and start.md's commands in a bare Debian, as root, some minutes; DEBIAN_ROOT=directory
 	@tests/install-tools $(VENV)

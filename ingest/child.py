@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import signal
+from pathlib import Path
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1
 _prctl = getattr(ctypes.CDLL(None), "prctl", None)
 
 
-async def child(*command: str, **options: Any) -> asyncio.subprocess.Process:
+async def child(*command: str | Path, **options: Any) -> asyncio.subprocess.Process:
     """Start a process; `options` are those of `asyncio.create_subprocess_exec`."""
     # Ctrl-C in a terminal is for every process of the group: a server would end before we have
     # settled what it holds, and a worker would be told to stop twice. So each has its own session.

@@ -102,7 +102,7 @@ class Settings(BaseModel):
         0,
         ge=0,
         le=60_000,
-        description="How long an idle writer waits for a batch to fill, milliseconds; 0: not at all",
+        description="How long an idle writer waits for a batch to fill, milliseconds; 0: none",
     )
     commit_timeout_s: float = Field(
         60, ge=1, le=3_600, description="Longest one attempt to commit a batch may take, seconds"
@@ -118,7 +118,7 @@ class Settings(BaseModel):
         600,
         ge=0,
         le=604_800,
-        description="Take over the session of a worker after this many seconds of silence; 0: never",
+        description="Take over a worker's session after this many seconds of silence; 0: never",
     )
     max_payload_bytes: int = Field(
         262_144, ge=1, le=16_777_216, description="Largest payload, before inflating"

@@ -12,6 +12,7 @@ from typing import Any
 
 import aiohttp
 
+from ingest.child import child
 from ingest.lab.until import until
 
 # Without these it looks up its maker's hosts at every start.
@@ -74,7 +75,7 @@ async def browsing(url: str, directory: Path, width: int = 1200) -> AsyncIterato
     """A page that is open while the block runs; its profile lies in `directory`."""
     program = chromium()
     assert program is not None
-    process = await asyncio.create_subprocess_exec(
+    process = await child(
         program, *_QUIET, f"--user-data-dir={directory}", "about:blank",
         stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip

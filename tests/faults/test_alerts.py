@@ -31,6 +31,8 @@ from tests.support import (
     working,
 )
 
+pytestmark = pytest.mark.slow
+
 ALERTS = re.findall(r"^ +- alert: (\w+)", (SHIPPED / "alerts.yml").read_text(), re.MULTILINE)
 Fault = Callable[["Night"], Awaitable[None]]
 FAULTS: dict[str, Fault] = {}

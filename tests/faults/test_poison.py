@@ -12,6 +12,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from ingest.child import child
 from ingest.lab.embedded import Mosquitto
 from ingest.lab.until import until
 from ingest.schema import Catalogue
@@ -30,7 +31,7 @@ SCRIPT = Path(__file__).parent / "poison.py"
 
 async def started(how: str, broker: Mosquitto, database: OwnDatabase) -> asyncio.subprocess.Process:
     own = environment(broker.url, database.url) | {"PYTHONPATH": str(SCRIPT.parents[2])}
-    return await asyncio.create_subprocess_exec(
+    return await child(
         sys.executable, str(SCRIPT), how, env=os.environ | own, stdout=asyncio.subprocess.PIPE
     )
 

@@ -6,6 +6,8 @@ import signal
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
+
 from ingest.commands.leave import leave
 from ingest.config import Settings, load
 from ingest.lab.proxy import Proxy
@@ -17,6 +19,8 @@ from ingest.lab.verify.servers import Servers
 from ingest.lab.verify.tap import Tap
 from ingest.lab.verify.world import world
 from ingest.store.connect import connected
+
+pytestmark = pytest.mark.slow
 
 
 def told(_: str) -> None:

@@ -29,6 +29,8 @@ from ingest.lab.verify.ledger import Ledger
 from ingest.lab.verify.world import world
 from ingest.schema import Catalogue
 
+pytestmark = pytest.mark.slow
+
 SECONDS = float(os.environ.get("HOSTILE_TEST_S", "8"))
 TRIED = 24 if SECONDS < 600 else None
 DEAREST = 25

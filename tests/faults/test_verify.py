@@ -15,6 +15,8 @@ from ingest.lab.verify import FAULTS, FaultPlan, Result, configured, embedded, r
 from ingest.schema import Catalogue
 from tests.support import OwnDatabase, environment, working
 
+pytestmark = pytest.mark.slow
+
 _WAITING = ("session_left_behind", "detach_pending")
 _SABOTAGE = Path(__file__).with_name("sabotage.py")
 

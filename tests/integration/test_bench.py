@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import pytest
 
 from ingest.lab.bench import PARTS, BenchPlan, Peer, measure
 from ingest.lab.bench.picture import draw
+
+pytestmark = pytest.mark.slow
 
 PEER = Path(__file__).parent / "peer.py"
 

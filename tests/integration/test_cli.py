@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import asyncpg
 import pytest
 
+from ingest.child import child
 from ingest.lab.embedded import Mosquitto, Postgres
 from ingest.lab.until import until
 from ingest.schema import Catalogue, default_directory, load_catalogue
@@ -26,6 +27,8 @@ from tests.support import (
     sample,
     working,
 )
+
+pytestmark = pytest.mark.slow
 
 
 class Ended(NamedTuple):
@@ -40,7 +43,7 @@ class Ended(NamedTuple):
 
 
 async def iov_ingest(*args: str | Path, **settings: str) -> Ended:
-    process = await asyncio.create_subprocess_exec(
+    process = await child(
         sys.executable,
         "-m",
         "ingest",
@@ -62,6 +65,7 @@ async def iov_ingest(*args: str | Path, **settings: str) -> Ended:
         "migrate",
         "check",
         "maintain",
+        "leave",
         "drain",
         "settings",
         "verify",
@@ -104,7 +108,7 @@ async def test_the_shell_completes_commands() -> None:
         "COMP_WORDS": "iov-ingest mi",
         "COMP_CWORD": "1",
     }
-    process = await asyncio.create_subprocess_exec(
+    process = await child(
         sys.executable, "-m", "ingest", env=os.environ | asked, stdout=asyncio.subprocess.PIPE
     )
     out, _ = await process.communicate()
@@ -129,7 +133,7 @@ async def test_a_bench_that_is_told_to_stop_takes_its_servers_with_it(tmp_path: 
                     found.append(arguments)
         return found
 
-    process = await asyncio.create_subprocess_exec(
+    process = await child(
         sys.executable, "-m", "ingest", "bench",
         env=os.environ | {"TMPDIR": str(tmp_path)},
         stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
@@ -309,7 +313,7 @@ async def test_the_demo_without_mosquitto_runs_on_amqtt() -> None:
         "import ingest.lab.demo as demo; demo.mosquitto_path = lambda: None; "
         "from ingest.cli import main; main()"
     )
-    process = await asyncio.create_subprocess_exec(
+    process = await child(
         sys.executable, "-c", code, "demo", "--duration", "3", "--json",
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
@@ -365,26 +369,27 @@ async def test_it_says_which_version_it_is() -> None:
     assert ended.out == f"iov-ingest {version('iov-ingest')}\n"
 
 
-async def test_drain_takes_out_what_a_worker_left_behind(
-    database: OwnDatabase, broker: Mosquitto, catalogue: Catalogue
+@pytest.mark.parametrize("command", ["leave", "drain"])
+async def test_what_a_worker_left_behind_is_taken_out(
+    command: str, database: OwnDatabase, broker: Mosquitto, catalogue: Catalogue
 ) -> None:
     async with working(broker.url, database.url, catalogue) as victim:
         await victim.kill()
     await database.execute("UPDATE iov.worker SET heartbeat_at = now() - interval '1 minute'")
     await publish_many(broker.url, [sample(seq) for seq in range(200)])
     settings = {"mqtt_url": broker.url, "database_url": database.url}
-    refused = await iov_ingest("drain", "--client-id", "worker-1", **settings)
+    refused = await iov_ingest(command, "--client-id", "worker-1", **settings)
     assert refused.status == 1
     assert "--last" in refused.err
-    ended = await iov_ingest("drain", "--json", "--last", "--client-id", "worker-1", **settings)
+    ended = await iov_ingest(command, "--json", "--last", "--client-id", "worker-1", **settings)
     assert ended.status == 0, ended.err
     assert ended.json == {"client_id": "worker-1", "how": "drained", "messages": 200}
     assert await database.count() == 200
     assert await database.count("worker") == 0
-    unknown = await iov_ingest("drain", "--last", "--client-id", "worker-1", **settings)
+    unknown = await iov_ingest(command, "--last", "--client-id", "worker-1", **settings)
     assert unknown.status == 1
     assert "--unregistered" in unknown.err
     again = await iov_ingest(
-        "drain", "--json", "--last", "--unregistered", "--client-id", "worker-1", **settings
+        command, "--json", "--last", "--unregistered", "--client-id", "worker-1", **settings
     )
     assert again.json["how"] == "no session"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -22,6 +21,7 @@ import asyncpg
 import pytest
 import yaml
 
+from ingest.child import child
 from ingest.commands.publisher import Publisher
 from ingest.config import PREFIX, Settings, load
 from ingest.lab.embedded import Postgres, free_port, mosquitto_path, postgres, reachable
@@ -174,7 +174,7 @@ async def stack_broker(directory: Path) -> AsyncIterator[dict[int, int]]:
                 text += "user root\n"
             (directory / file.name).write_text(text)
     sbin = Path(mosquitto_path() or "").parent
-    process = await asyncio.create_subprocess_exec(
+    process = await child(
         "sh", str(directory / "start"),
         env=services()["broker"]["environment"] | {"PATH": f"{sbin}:/usr/bin:/bin"},
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

@@ -6,7 +6,6 @@ its environment, its entry point, on a root file system that is mounted read-onl
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import shutil
@@ -18,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from ingest.child import child
 from ingest.lab.embedded import Mosquitto, free_port
 from ingest.lab.until import until
 from tests.support import (
@@ -25,6 +25,8 @@ from tests.support import (
     publish_many,
     sample,
 )
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -155,7 +157,7 @@ async def test_a_worker_works_in_it(image: Image, database: OwnDatabase, broker:
     settings["unsafe_database"] = "accept"
     arguments, environ = image.command(*entry, *image.config["Cmd"], socket=socket, **settings)
     path = {"PATH": f"{environ['PATH']}:/usr/sbin:/sbin"}
-    worker = await asyncio.create_subprocess_exec(*arguments, env=environ | path)
+    worker = await child(*arguments, env=environ | path)
     try:
         await until(
             lambda: image.run(*health, http_port=port).returncode == 0, "a healthy container"

@@ -209,7 +209,7 @@ def test_start_md_line_by_line() -> None:
         run([*enter, "systemctl", "stop", "iov-ingest@2"])
         host = run([*enter, "hostname"]).strip()
         drained = run([
-            *enter, "iov-ingest", "drain", "--client-id", f"iov.ingest-{host}-2",
+            *enter, "iov-ingest", "leave", "--client-id", f"iov.ingest-{host}-2",
             "--config", "/etc/iov-ingest/iov-ingest.toml",
         ])  # fmt: skip
         assert "messages" in drained, drained

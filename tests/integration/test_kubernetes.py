@@ -171,7 +171,7 @@ def test_the_commands_exist(overlay: str) -> None:
         if hook := container.get("lifecycle", {}).get("preStop"):
             program_, *command = hook["exec"]["command"]
             assert program_ == "iov-ingest"
-            assert command == ["drain", "--if-scaled-in"]
+            assert command == ["leave", "--if-scaled-in"]
             commands.append(command)
         for command in commands:
             ended = CliRunner().invoke(app, [*command, "--help"])

@@ -13,6 +13,7 @@ import mqtt5
 import pytest
 import structlog
 
+from ingest.child import child
 from ingest.commands import check
 from ingest.config import Settings
 from ingest.lab.embedded import Mosquitto, mosquitto
@@ -170,7 +171,7 @@ async def test_a_row_from_before_brokers_had_a_port_is_taken_over(
 async def test_who_runs_once_only_leaves_no_session_behind(
     broker: Mosquitto, database: OwnDatabase
 ) -> None:
-    process = await asyncio.create_subprocess_exec(
+    process = await child(
         sys.executable, "-m", "ingest", "run", "--once-only",
         env=os.environ | environment(broker.url, database.url),
     )  # fmt: skip

@@ -18,6 +18,7 @@ import asyncpg
 import orjson
 import pytest
 
+from ingest.child import child
 from ingest.config import Settings, load
 from ingest.errors import ConfigError
 from ingest.lab.embedded import Mosquitto
@@ -131,9 +132,7 @@ async def test_the_command(filled: OwnDatabase, file: Path) -> None:
 
     async def run(*args: str) -> tuple[int | None, str, str]:
         command = [sys.executable, "-m", "ingest", "maintain", *args]
-        process = await asyncio.create_subprocess_exec(
-            *command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+        process = await child(*command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         out, err = await process.communicate()
         return process.returncode, out.decode(), err.decode()
 

@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 import asyncpg
 import pytest
 
+from ingest.child import child
 from ingest.config import load
 from ingest.errors import NotReady
 from ingest.lab.embedded import Mosquitto, free_port
@@ -62,9 +63,7 @@ async def pooled(database: OwnDatabase, mode: str, ignored: str = DOCUMENTED) ->
 
     with TemporaryDirectory(prefix="iov-pgbouncer-") as directory:
         file, user = configured(directory, text, socket_directory)
-        process = await asyncio.create_subprocess_exec(
-            PROGRAM, file, user=user, env=environ, stderr=subprocess.DEVNULL
-        )
+        process = await child(PROGRAM, file, user=user, env=environ, stderr=subprocess.DEVNULL)
         try:
             await until(answers, "PgBouncer")
             yield url

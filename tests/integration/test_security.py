@@ -19,6 +19,7 @@ import asyncpg
 import pytest
 import trustme
 
+from ingest.child import child
 from ingest.config import load
 from ingest.errors import NotReady
 from ingest.lab.embedded import Mosquitto, free_port, mosquitto_path, reachable
@@ -115,7 +116,7 @@ async def shipped(tmp_path: Path) -> AsyncIterator[Shipped]:
     broker = Shipped(tmp_path)
     path = mosquitto_path()
     assert path is not None
-    process = await asyncio.create_subprocess_exec(path, "-c", str(broker.configuration()))
+    process = await child(path, "-c", str(broker.configuration()))
     for port in broker.ports.values():
         await reachable("127.0.0.1", port)
     yield broker
@@ -377,9 +378,9 @@ async def test_no_secret_is_ever_said(
             mqtt_url, database_url, http_port=str(port), log_level="debug",
             mqtt_username="worker", mqtt_password=mqtt_secret, http_token=token,
         )  # fmt: skip
-        commands = ("run", "check", "migrate", "drain") if "nobody" in database_url else ("run",)
+        commands = ("run", "check", "migrate", "leave") if "nobody" in database_url else ("run",)
         for command in commands:
-            process = await asyncio.create_subprocess_exec(
+            process = await child(
                 sys.executable, "-m", "ingest", command, env=os.environ | environ,
                 stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
             )  # fmt: skip

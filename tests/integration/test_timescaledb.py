@@ -5,7 +5,6 @@ Name the directory above its `bin` in TIMESCALEDB_PGINSTALL.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import pwd
 import shutil
@@ -19,6 +18,7 @@ from tempfile import mkdtemp
 import asyncpg
 import pytest
 
+from ingest.child import child
 from ingest.config import load
 from ingest.errors import ConfigError, NotReady
 from ingest.lab.embedded import Mosquitto
@@ -51,7 +51,7 @@ async def url() -> AsyncIterator[str]:
         [tools / "initdb", "-D", directory / "data", "-U", "postgres", "-A", "trust", "-E", "UTF8"],
         check=True, capture_output=True, user=user,
     )  # fmt: skip
-    server = await asyncio.create_subprocess_exec(
+    server = await child(
         tools / "postgres", "-D", directory / "data", "-c", "listen_addresses=",
         "-c", f"unix_socket_directories={directory}",
         "-c", "shared_preload_libraries=timescaledb",

@@ -294,7 +294,7 @@ async def test_commands_name_the_server_they_do_not_reach(tmp_path: Path) -> Non
     port = free_port()
     database, broker = f"postgresql://w:s3cr3t@127.0.0.1:{port}/d", f"mqtt://127.0.0.1:{port}"
     (devices := tmp_path / "devices.csv").write_text("device,kind\nA,car\n")
-    for command in (["migrate"], ["devices", "import", devices], ["drain"]):
+    for command in (["migrate"], ["devices", "import", devices], ["leave"]):
         ended = await iov_ingest(*command, database_url=database, mqtt_url=broker)
         assert ended.status == 1, command
         assert f"failed: database 127.0.0.1:{port}/d: connection refused" in ended.err, command

@@ -20,6 +20,8 @@ from ingest.model import Reason, Rejected, Row
 from ingest.schema import load_catalogue
 from tests.support import column, delivery
 
+pytestmark = pytest.mark.slow
+
 CATALOGUE = load_catalogue()
 CHECKER = Checker.of(CATALOGUE, Settings())
 LIMITS = MessageLimits.of(Settings())
