@@ -1,4 +1,4 @@
-"""Items whose bytes are bits or lists of their own: gear, pedal, location, alarm flags, codes."""
+"""Items with a format of their own: gear, brake pedal, location, alarm flags, fault codes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ALARM_FLAGS = (
     "motor_overspeed", "motor_overcurrent", "supercap_overtemp", "supercap_overvoltage",
     "ress_thermal_event", "h2_leak", "h2_pressure", "h2_temp", "fc_stack_overtemp",
 )  # fmt: skip
-"""By bit, the least significant first: GB/T 32960.3-2016, table 18, and 2025, unit 06."""
+"""Names by bit, the least significant first: GB/T 32960.3-2016, table 18, and 2025, unit 06."""
 
 _GEARS = ("N", *map(str, range(1, 13)), "R", "D", "P")
 _BRAKE_FORCE, _DRIVE_FORCE, _GEAR_INVALID = 0x10, 0x20, 0x80
@@ -44,7 +44,7 @@ class Gear:
     """Gear, drive force and brake force in one byte (2016, table A.1)."""
 
     may_be_invalid: bool = False
-    """Bit 7 says so in the 2025 edition; in 2016 it is reserved."""
+    """True for the 2025 edition: bit 7 means "invalid". In 2016 bit 7 is reserved."""
 
     def read(self, reader: Reader, into: dict[str, Any], marks: Marks) -> None:
         """See Item."""
@@ -75,7 +75,7 @@ class Gear:
 
 @dataclass(frozen=True, slots=True)
 class BrakePedal:
-    """Travel of the pedal; 101 says that it is applied and the travel is not known."""
+    """Travel of the brake pedal; 101 means that it is applied but its travel is not known."""
 
     def read(self, reader: Reader, into: dict[str, Any], marks: Marks) -> None:
         """See Item."""
@@ -109,7 +109,7 @@ _COORDINATES = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Status byte, coordinate system where the edition has it, longitude, latitude (table 15)."""
+    """Status byte, coordinate system (if the edition has it), longitude, latitude (table 15)."""
 
     with_crs: bool = False
 
@@ -149,11 +149,11 @@ class Location:
 
 @dataclass(frozen=True, slots=True)
 class Flags:
-    """Four bytes, a bit for each general alarm; a reserved bit is an out-of-range mark."""
+    """Four bytes, a bit for each general alarm; a set reserved bit becomes an out-of-range mark."""
 
     name: str
     count: int
-    """How many bits the edition names."""
+    """Number of bits that the edition names."""
 
     def read(self, reader: Reader, into: dict[str, Any], marks: Marks) -> None:
         """See Item."""
@@ -185,7 +185,7 @@ class Flags:
 
 @dataclass(frozen=True, slots=True)
 class FlagLevels:
-    """N5: a count, then the bit of a flag and its level for each (2025, unit 06)."""
+    """List N5: a count, then the bit number and the level of each flag (2025, unit 06)."""
 
     name: str
 
@@ -228,7 +228,7 @@ class FlagLevels:
 
 @dataclass(frozen=True, slots=True)
 class HexCodes:
-    """A count and as many codes of four bytes, kept as the maker wrote them."""
+    """A count, then that many codes of four bytes, kept as the maker wrote them."""
 
     name: str
 

@@ -1,9 +1,9 @@
 """A whole frame: start bytes, command, response, identifier, length, check byte, data.
 
 One frame becomes at most one sample for each of `session`, `nev`, `battery` and `alarm`, in the
-form vehicles send as JSON; `ts` is text with the zone the wire does not carry, GMT+8. What a frame
-says that no table knows is kept as hexadecimal under `units`, and a frame that cannot be read to
-its end is read as far as it goes. Source: GB/T 32960.3-2016, clause 6 and annex B; -2025.
+form vehicles send as JSON. `ts` is text with the zone GMT+8, which the frame itself does not carry.
+Units that no table knows are kept as hexadecimal under `units`. A report that cannot be read to its
+end is read as far as possible. Source: GB/T 32960.3-2016, clause 6 and annex B; -2025.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ CONTENT_TYPE = "application/vnd.gbt32960"
 """MQTT 5 content type of a frame."""
 
 FLAGS = ("abnormal", "invalid", "out_of_range", "undecoded", "estimated")
-"""What is noted in `quality` of the samples of a frame; the last where `ts` is its arrival."""
+"""Flags noted in `quality` of a frame's samples. `estimated`: `ts` is the time of arrival."""
 STREAMS = ("session", "nev", "battery", "alarm")
-"""What frames hold samples of."""
+"""Streams that frames hold samples of."""
 
 STARTS: dict[bytes, Edition] = {b"##": 2016, b"$$": 2025}
-"""What frames begin with, and the edition it stands for."""
+"""Start bytes of frames, and the edition that they stand for."""
 _START_OF = {edition: start for start, edition in STARTS.items()}
 _HEADER_BYTES = 24
 _TIME_BYTES = 6
@@ -90,15 +90,18 @@ class Frame:
     edition: Edition
     command: Command
     vin: str
-    """Or another unique identifier, up to 17 characters."""
+    """VIN or another unique identifier, up to 17 characters."""
     samples: Samples
-    """Without `ts` where the command carries no time."""
+    """Samples by stream, without `ts` if the command carries no time."""
     response: int = 0xFE
-    """0xFE: a command, as vehicles send it."""
+    """Response byte. 0xFE: the frame is a command, as vehicles send it."""
 
 
 def decode(payload: bytes) -> Frame | Defect:
-    """The frame of a payload, or why it is none; `bad_encoding` for all but its command."""
+    """Return the frame of a payload, or a Defect if the payload is refused.
+
+    The reason is `bad_envelope` for a command without a sample, otherwise `bad_encoding`.
+    """
     if len(payload) <= _HEADER_BYTES or payload[:2] not in STARTS:
         return Defect(Reason.BAD_ENCODING, "no GB/T 32960 frame: begins with neither ## nor $$")
     data = payload[_HEADER_BYTES:-1]
@@ -122,9 +125,9 @@ def decode(payload: bytes) -> Frame | Defect:
 
 
 def encode(frame: Frame) -> bytes:
-    """The bytes of a frame; raises ValueError for what no frame can hold.
+    """Return the bytes of a frame; raises ValueError for data that no frame can hold.
 
-    Fields that have no place in the edition are left out, absent ones are written as "invalid".
+    Fields that have no place in the edition are left out; absent fields are written as "invalid".
     """
     data = _data(frame)
     if len(data) > _MOST_DATA_BYTES:
@@ -161,7 +164,7 @@ def _samples(edition: Edition, command: Command, response: int, vin: str, data: 
             marks.pop("/response", None)
             _ACTIVATED.read(reader, session, marks)
     if reader.left:
-        # A signature, for one; nothing is lost.
+        # For example a signature; it is kept, so nothing is lost.
         session["rest"] = reader.take(reader.left).hex()
     return {"session": marked(session, marks, [])}
 
@@ -191,7 +194,7 @@ def _read_login(edition: Edition, reader: Reader, session: dict[str, Any], marks
 
 
 def _read_count(reader: Reader, session: dict[str, Any], marks: Marks, most: int) -> int:
-    """How many battery systems follow; a count beyond the edition's range is one still."""
+    """Return how many battery systems follow, even if the count is beyond the edition's range."""
     raw = reader.count(1)
     flag = sentinel(raw, 1)
     session["bms_count"] = raw if raw <= most else None
@@ -204,7 +207,7 @@ def _read_count(reader: Reader, session: dict[str, Any], marks: Marks, most: int
 
 
 def _time(raw: bytes) -> str:
-    """RFC 3339 in GMT+8; a time that is none is left for the reader of `ts` to refuse."""
+    """Return RFC 3339 text in GMT+8; the reader of `ts` refuses it if there is no such time."""
     year, month, day, hour, minute, second = raw
     return f"20{year:02d}-{month:02d}-{day:02d}T{hour:02d}:{minute:02d}:{second:02d}+08:00"
 

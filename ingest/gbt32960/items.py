@@ -1,8 +1,8 @@
-"""What the units of a frame are made of: items that read themselves from bytes and write back.
+"""Items, the parts of a frame's units: each reads itself from bytes and writes itself back.
 
 Every item knows its place in the sample, its raw range, scale and offset, and the values that mean
-"abnormal" and "invalid". Big-endian throughout. What a value alone cannot say is a mark under its
-JSON pointer: a flag for `quality` and, where a value was out of its range, the raw count.
+"abnormal" and "invalid". All numbers are big-endian. A mark under the JSON pointer of a value says
+what the value alone cannot: a flag for `quality` and, if the value was out of range, the raw count.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ _PRINTABLE = (0x20, 0x7E)
 
 
 class Mark(NamedTuple):
-    """Why a field is null, or not as it should be."""
+    """Reason why a field is null, or not as it should be."""
 
     flag: str
     raw: Any = None
-    """What stood on the wire where `flag` is `out_of_range`."""
+    """Raw value from the wire if `flag` is `out_of_range`."""
 
 
 Marks = dict[str, Mark]
-"""By JSON pointer, relative to the object an item reads into."""
+"""Marks by JSON pointer, relative to the object an item reads into."""
 
 
 class CutShortError(ValueError):
@@ -33,7 +33,7 @@ class CutShortError(ValueError):
 
 
 class Reader:
-    """Bytes from front to back."""
+    """Reader of bytes from front to back."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -41,18 +41,18 @@ class Reader:
 
     @property
     def left(self) -> int:
-        """Bytes not read yet."""
+        """Number of bytes not read yet."""
         return len(self.data) - self.at
 
     def take(self, count: int) -> bytes:
-        """The next bytes; raises CutShortError where there are fewer."""
+        """Return the next `count` bytes; raises CutShortError if there are fewer."""
         if self.left < count:
             raise CutShortError
         self.at += count
         return self.data[self.at - count : self.at]
 
     def count(self, size: int) -> int:
-        """The next bytes as one unsigned number."""
+        """Return the next `size` bytes as one unsigned number."""
         return int.from_bytes(self.take(size), "big")
 
 
@@ -60,17 +60,17 @@ class Item(Protocol):
     """One piece of a unit."""
 
     def read(self, reader: Reader, into: dict[str, Any], marks: Marks) -> None:
-        """Read the item and put what it says into the object."""
+        """Read the item and put its value into `into`, its marks into `marks`."""
 
     def write(self, source: Mapping[str, Any], marks: Marks, out: bytearray) -> None:
-        """Write what the object says; what it does not say is "invalid"."""
+        """Write the value in `source`; if it is absent, what its mark says, otherwise "invalid"."""
 
     def present(self, source: Mapping[str, Any]) -> bool:
-        """Whether the object says anything about it."""
+        """Return whether `source` says anything about the item."""
 
 
 def sentinel(raw: int, size: int) -> str | None:
-    """`abnormal` for 0xFE, 0xFFFE, 0xFFFFFFFE, `invalid` for one more, else None.
+    """Return `abnormal` for 0xFE, 0xFFFE, 0xFFFFFFFE, `invalid` for one more, otherwise None.
 
     Source: GB/T 32960.3-2016, the effective values of every table.
     """
@@ -78,7 +78,7 @@ def sentinel(raw: int, size: int) -> str | None:
 
 
 def absent(mark: Mark | None, size: int) -> bytes:
-    """What stands for a value that is not there: as its mark says, else "invalid"."""
+    """Return the bytes for an absent value: "abnormal" if its mark says so, otherwise "invalid"."""
     abnormal = mark is not None and mark.flag == ABNORMAL
     return ((1 << 8 * size) - (2 if abnormal else 1)).to_bytes(size, "big")
 
@@ -91,7 +91,7 @@ def put(into: dict[str, Any], path: Sequence[str], value: Any) -> None:
 
 
 def get(source: Mapping[str, Any], path: Sequence[str]) -> tuple[bool, Any]:
-    """(whether it is there, value)."""
+    """Return (whether the name at a path is there, value)."""
     for name in path[:-1]:
         source = source.get(name) or {}
     return path[-1] in source, source.get(path[-1])
@@ -105,14 +105,14 @@ class _Field(ABC):
 
     @abstractmethod
     def value(self, raw: int) -> Any:
-        """The value of a count; None where the count is out of range."""
+        """Return the value of a raw count; None if the count is out of range."""
 
     @abstractmethod
     def raw(self, value: Any) -> int:
-        """The count of a value."""
+        """Return the raw count of a value."""
 
     def read_one(self, reader: Reader) -> tuple[Any, Mark | None]:
-        """The value and its mark."""
+        """Read the next value; return it and its mark."""
         raw = reader.count(self.size)
         flag = sentinel(raw, self.size)
         if flag is not None:
@@ -121,7 +121,7 @@ class _Field(ABC):
         return value, Mark(OUT_OF_RANGE, raw) if value is None else None
 
     def write_one(self, value: Any, mark: Mark | None, out: bytearray) -> None:
-        """The count of a value, or of what its mark says."""
+        """Write the raw count of a value, or if it is None, what its mark says."""
         if value is not None:
             out += self.raw(value).to_bytes(self.size, "big")
         elif mark is not None and mark.raw is not None:
@@ -159,36 +159,36 @@ class Number(_Field):
     low: int = 0
 
     def value(self, raw: int) -> float | int | None:
-        """In the unit of the sample."""
+        """Return the value in the unit of the sample; None if `raw` is out of range."""
         if not self.low <= raw <= self.high:
             return None
         counts = raw + self.offset * self.per_unit
         return counts if self.per_unit == 1 else counts / self.per_unit
 
     def raw(self, value: float) -> int:
-        """Rounded to the resolution and kept within the range."""
+        """Return the raw count, rounded to the resolution and kept within the range."""
         return min(max(round((value - self.offset) * self.per_unit), self.low), self.high)
 
 
 @dataclass(frozen=True, slots=True)
 class Choice(_Field):
-    """One of a list."""
+    """One word of a list; a number on the wire."""
 
     name: str
     values: Mapping[int, str]
     size: int = 1
 
     def value(self, raw: int) -> str | None:
-        """The word for it."""
+        """Return the word for a number; None if no word has it."""
         return self.values.get(raw)
 
     def raw(self, value: str) -> int:
-        """The number of the word."""
+        """Return the number of a word."""
         return next(raw for raw, word in self.values.items() if word == value)
 
 
 def within(marks: Marks, at: str) -> Marks:
-    """The marks below a pointer, relative to it."""
+    """Return the marks below a pointer, relative to that pointer."""
     return {
         pointer[len(at) :]: mark for pointer, mark in marks.items() if pointer.startswith(at + "/")
     }
@@ -224,9 +224,10 @@ class Text:
 
 
 def text(raw: bytes, *, exact: bool = False) -> str:
-    """ASCII without the padding; what is none becomes a question mark.
+    """Return ASCII without the padding; any other byte becomes a question mark.
 
-    With `exact` it is written in hexadecimal, `0x…`, then: some makers fill codes with bytes.
+    With `exact`, a text with such a byte is returned in hexadecimal instead, `0x…`, because some
+    makers fill codes with bytes.
     """
     kept = raw.rstrip(b"\0 ")
     if exact and not all(_PRINTABLE[0] <= byte <= _PRINTABLE[1] for byte in kept):
@@ -235,7 +236,7 @@ def text(raw: bytes, *, exact: bool = False) -> str:
 
 
 def padded(value: str, length: int) -> bytes:
-    """ASCII of a fixed length, or the bytes that `text` wrote in hexadecimal."""
+    """Return ASCII of a fixed length, or the bytes that `text` wrote in hexadecimal."""
     if value.startswith("0x") and len(value) == 2 + 2 * length:
         return bytes.fromhex(value[2:])
     return value.encode("ascii", "replace")[:length].ljust(length, b"\0")

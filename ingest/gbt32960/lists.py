@@ -22,7 +22,7 @@ from ingest.gbt32960.items import (
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """A count and as many numbers; a count of "abnormal" or "invalid" has none after it."""
+    """A count, then that many numbers; no number follows a count of "abnormal" or "invalid"."""
 
     name: str
     count_size: int
@@ -41,7 +41,7 @@ class Numbers:
         size = self.item.size
         data = reader.take(count * size)
         values, found = [], []
-        # 65,531 probes may say the same; each is looked at once.
+        # 65,531 probes may send the same bytes; each different value is read only once.
         known: dict[bytes, tuple[Any, Mark | None]] = {}
         for start in range(0, len(data), size):
             raw = data[start : start + size]
@@ -51,7 +51,7 @@ class Numbers:
             found.append(one[1])
         first = found[0] if found else None
         if first is not None and first.raw is None and found.count(first) == count:
-            # A car that is off sends nothing but "invalid": one mark says it of all.
+            # A car that is off sends nothing but "invalid": one mark covers the whole list.
             marks[at] = first
         else:
             marks |= {f"{at}/{n}": mark for n, mark in enumerate(found) if mark is not None}
@@ -76,15 +76,15 @@ class Numbers:
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
-    """A count, unless there is only one, and as many objects."""
+    """A count, then that many objects; with `count_size` 0, one object without a count."""
 
     name: str
     items: Sequence[Item]
     has: str
-    """A field that every object this unit speaks of has; others belong to other units."""
+    """Name of a field that every object of this unit has; other objects belong to other units."""
     count_size: int = 1
     leads: bool = True
-    """Of two units that speak of the same objects, the one that says there are none."""
+    """True for the unit that writes an empty list, if two units describe the same objects."""
 
     def read(self, reader: Reader, into: dict[str, Any], marks: Marks) -> None:
         """See Item."""

@@ -1,4 +1,4 @@
-"""The data unit of a report: units one after the other, of any order, and what no table knows."""
+"""The data unit of a report: a series of units in any order, some of which no table knows."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from ingest.gbt32960.lists import Repeat
 from ingest.gbt32960.tables import UNITS, Edition, Unit
 
 Samples = dict[str, dict[str, Any]]
-"""By stream."""
+"""Samples by stream."""
 
 _REPORTED = ("nev", "battery", "alarm")
-"""Streams of a report; the first of them that a frame has keeps what no table knows."""
+"""Streams of a report. The first one in a frame keeps the units that no table knows."""
 _FIRST_CUSTOM, _SIGNATURE = 0x80, 0xFF
 _MOST_UNITS = 4_096
-"""Units of one frame that are read. Vehicles send each once or once per pack; a frame of 65 kB may
-have 32,762, at 10 µs each (measured)."""
+"""Number of units read in one frame. Vehicles send each unit once or once per pack; a frame of
+65 kB may have 32,762 units, at 10 µs each (measured)."""
 
 
 def read_units(edition: Edition, reader: Reader, head: dict[str, Any]) -> Samples:
-    """The units of a report, as far as they can be read."""
+    """Return the samples of a report, read as far as possible."""
     samples: Samples = {}
     marks: dict[str, Marks] = {}
     kept: list[dict[str, str]] = []
@@ -51,7 +51,7 @@ def read_units(edition: Edition, reader: Reader, head: dict[str, Any]) -> Sample
                 continue
         except CutShortError:
             pass
-        # A unit without a readable length, so what follows it cannot be found; or one too many.
+        # The length of this unit is unknown, so the next cannot be found; or it is one too many.
         undecoded = number != _SIGNATURE
         kept.append(_hex(number, reader.data[start + 1 :]))
         break
@@ -67,7 +67,7 @@ def read_units(edition: Edition, reader: Reader, head: dict[str, Any]) -> Sample
 
 
 def _said(sample: Mapping[str, Any], part: Mapping[str, Any]) -> bool:
-    """Whether a unit came twice, and the second would take the place of the first."""
+    """Return whether a unit came twice, so that the second would replace the first."""
     for name, value in part.items():
         there = sample.get(name)
         if isinstance(there, dict) and isinstance(value, dict):
@@ -79,23 +79,23 @@ def _said(sample: Mapping[str, Any], part: Mapping[str, Any]) -> bool:
 
 
 def _objects(value: Any) -> bool:
-    """Whether it is a list of objects; a list holds things of one kind."""
+    """Return whether a value is a list of objects; all items of a list are of one kind."""
     return isinstance(value, list) and (not value or isinstance(value[0], dict))
 
 
 class _Lists:
-    """The objects of a report's lists that may be completed by a later unit.
+    """Objects of a report's lists that may be completed by a later unit.
 
-    Voltages and temperatures of one pack come in two units: objects of a list that have the same
-    `no` and nothing else in common are one. What waits is found by what it has and by its `no`, for
-    a frame may hold ten thousand objects.
+    Voltages and temperatures of one pack come in two units: two objects of a list become one if
+    they have the same `no` and no other field in common. Waiting objects are looked up by their
+    field names and their `no`, because a frame may hold ten thousand objects.
     """
 
     def __init__(self) -> None:
         self._waiting: dict[int, dict[frozenset[str], dict[Any, list[int]]]] = {}
 
     def join(self, there: list[dict[str, Any]], value: list[dict[str, Any]]) -> list[int]:
-        """Put each object where it completes one that is there, or at the end; where each went."""
+        """Merge each object into one that it completes, or append it; return the place of each."""
         waiting = self._waiting.get(id(there))
         if waiting is None:
             waiting = self._waiting[id(there)] = {}
@@ -129,7 +129,10 @@ def _wait(
 def _first_of(
     waiting: dict[frozenset[str], dict[Any, list[int]]], fields: set[str], no: Any, otherwise: int
 ) -> int:
-    """Take out the first object of that `no` which has none of the fields."""
+    """Take out the first object with this `no` and without any of `fields`; return its index.
+
+    If there is no such object, return `otherwise`.
+    """
     found = [
         alike[no] for names, alike in waiting.items() if alike.get(no) and fields.isdisjoint(names)
     ]
@@ -137,7 +140,7 @@ def _first_of(
 
 
 def _merge(sample: dict[str, Any], part: dict[str, Any], marks: Marks, lists: _Lists) -> Marks:
-    """Add a unit to a sample; its marks, moved to where its objects went."""
+    """Add a unit to a sample; return its marks, with pointers to where its objects went."""
     moved: Marks = {}
     for name, value in part.items():
         there, own = sample.get(name), _below(marks, name)
@@ -156,7 +159,7 @@ def _merge(sample: dict[str, Any], part: dict[str, Any], marks: Marks, lists: _L
 
 
 def _below(marks: Marks, name: str) -> Marks:
-    """The marks of a field and of what is in it, relative to it."""
+    """Return the marks of a field and of everything in it, relative to the field."""
     at = f"/{name}"
     return {
         pointer[len(at) :]: mark
@@ -166,7 +169,7 @@ def _below(marks: Marks, name: str) -> Marks:
 
 
 def _split(pointer: str) -> tuple[str, str]:
-    """("0", "/rest") of "/0/rest"."""
+    """Split "/0/rest" into ("0", "/rest")."""
     step, slash, rest = pointer[1:].partition("/")
     return step, slash + rest
 
@@ -174,7 +177,7 @@ def _split(pointer: str) -> tuple[str, str]:
 def marked(
     sample: dict[str, Any], marks: Marks, kept: list[dict[str, str]], *, undecoded: bool = False
 ) -> dict[str, Any]:
-    """The sample with its marks in `quality`, raw counts in `raw` and units no table knows."""
+    """Add flags as `quality`, raw counts as `raw` and kept units to a sample; return the sample."""
     quality = {pointer: mark.flag for pointer, mark in marks.items()}
     raw = {pointer: mark.raw for pointer, mark in marks.items() if mark.raw is not None}
     if kept:
@@ -189,7 +192,7 @@ def marked(
 
 
 def marks_of(sample: Mapping[str, Any]) -> Marks:
-    """The marks that `quality` and `raw` of a sample stand for."""
+    """Return the marks that `quality` and `raw` of a sample stand for."""
     raw = sample.get("raw") or {}
     return {at: Mark(flag, raw.get(at)) for at, flag in (sample.get("quality") or {}).items()}
 
@@ -199,7 +202,7 @@ def _hex(number: int, data: bytes) -> dict[str, str]:
 
 
 def write_units(edition: Edition, samples: Samples, out: bytearray) -> None:
-    """Known units in the order of their numbers, then what was kept as hexadecimal."""
+    """Write known units in the order of their numbers, then units kept as hexadecimal."""
     for number, unit in UNITS[edition].items():
         for source, marks in _sources(unit, samples.get(unit.stream, {})):
             if any(item.present(source) for item in unit.items):
@@ -219,7 +222,7 @@ def write_units(edition: Edition, samples: Samples, out: bytearray) -> None:
 
 
 def _sources(unit: Unit, sample: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], Marks]]:
-    """What is written as such a unit: the sample, or each object of a list without a count."""
+    """Yield the sample, or for a list without a count each object: one unit is written for each."""
     marks = marks_of(sample)
     (item, *_) = unit.items
     if not isinstance(item, Repeat) or item.count_size:

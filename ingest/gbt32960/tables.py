@@ -1,4 +1,4 @@
-"""The units of both editions, as data: what stands where, in which range, scale and stream.
+"""The units of both editions, as data: place, range, scale and stream of every item.
 
 An edition is chosen by the start bytes of a frame, never by a unit's number: 06, 07 and 08 changed
 their meaning. Source: GB/T 32960.3-2016, tables 9 to 18 and annex B; GB/T 32960.3-2025 from two
@@ -27,7 +27,7 @@ class Unit(NamedTuple):
 
 
 def _vehicle(speed: int, volts: int, amperes: int) -> list[Item]:
-    """Table 9; the two pedals of annex B are apart."""
+    """Return the items of table 9; the two pedals of annex B are listed separately."""
     return [
         Choice("status", {1: "started", 2: "off", 3: "other"}),
         Choice(
@@ -53,7 +53,7 @@ _MOTOR_STATE = Choice("state", {1: "consuming", 2: "generating", 3: "off", 4: "r
 
 
 def _extremes(name: str, code_size: int, most_v: int) -> list[Item]:
-    """Table 16 (2016) and unit 32 (2025): system, number, value, four times over."""
+    """Return items of table 16 (2016) or unit 32 (2025): system, number and value, four times."""
     codes = 250 if code_size == 1 else 65_531
     found: list[Item] = []
     for which, number, value in (
@@ -63,7 +63,7 @@ def _extremes(name: str, code_size: int, most_v: int) -> list[Item]:
         ("min_temp", "probe", _temperature(f"{name}.min_temp.c")),
     ):
         size = code_size if number == "cell" else 1
-        # Vehicles name systems and cells that are not there: any number is read.
+        # Vehicles name systems and cells that do not exist, so any number is read.
         found += [
             Number(f"{name}.{which}.sys", 1, 253),
             Number(f"{name}.{which}.{number}", size, 253 if size == 1 else codes),

@@ -1,9 +1,9 @@
 """Types that fit a value only if its schema surely allows it.
 
-msgspec converts what orjson has read into such a type, in C, and refuses what does not fit. They
-know the keywords that vehicles' fields use; with any other no value fits: the JSON Schema validator
-decides then, and it alone explains a refusal. So they may be too strict, never too lenient; a
-property test holds them to it.
+msgspec converts what orjson has read into such a type, in C, and refuses what does not fit. The
+types cover only the keywords that vehicles' fields use. If a schema has any other keyword, no value
+fits and the JSON Schema validator decides. Only the validator explains a refusal. So the types may
+be too strict but never too lenient; a property test checks this.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from msgspec import Meta, defstruct
 from ingest.schema.columns import json_types
 
 NOTHING: Any = Annotated[int, Meta(ge=1, le=0)]
-"""The type of no opinion: no value fits."""
+"""Type that no value fits, so that the validator decides."""
 _ANNOTATIONS = {"title", "description", "$schema", "$id", "$comment"}
 _KEYWORDS = {
     "number": {"minimum", "maximum"},
@@ -28,14 +28,17 @@ _KEYWORDS = {
     "object": {"properties", "required"},
 }
 _EXACT = 2**53
-"""Up to here a float tells integers apart; msgspec makes floats of numbers before it compares."""
+"""Largest bound given to msgspec: it compares as floats, which are exact only up to here."""
 
 Member = tuple[str, Any, bool]
-"""(name, type, whether it must be there)."""
+"""(name, type, whether the member is required)."""
 
 
 def type_of(field: dict[str, Any], *, unknown: bool) -> Any:
-    """A type that fits only what `field` allows, objects with members of no name if `unknown`."""
+    """Return a type that fits only what `field` allows.
+
+    `unknown`: objects may have members that the schema does not name.
+    """
     kinds = json_types(field)
     kind = next(iter(kinds)) if len(kinds) == 1 else ""
     sure = kind in _KEYWORDS and only(field, _KEYWORDS[kind])
@@ -72,9 +75,9 @@ def _fits(kind: str, field: dict[str, Any], *, unknown: bool) -> Any:
 
 
 def struct(members: list[Member], *, unknown: bool) -> Any:
-    """A type of objects with these members; others may be there if `unknown`."""
-    # Fields of a Struct need Python names and come with those that must be there first; members
-    # are told apart by place, so these are keyword-only, which keeps their order.
+    """Return a type for objects with these members; other members may be there if `unknown`."""
+    # Fields of a Struct need Python names. They are keyword-only: otherwise required fields would
+    # have to come first, and members, which are identified by position, would change places.
     return defstruct(
         "Object",
         [(f"f{n}", type_) if must else (f"f{n}", type_, None)
@@ -85,7 +88,7 @@ def struct(members: list[Member], *, unknown: bool) -> Any:
 
 
 def only(field: dict[str, Any], known: set[str]) -> bool:
-    """Whether a schema has no keyword that constrains besides `type` and the known ones."""
+    """Return whether a schema constrains values only by `type` and the `known` keywords."""
     return all(
         keyword in known or keyword in _ANNOTATIONS or keyword == "type" or keyword[:2] == "x-"
         for keyword in field

@@ -1,4 +1,4 @@
-"""The streams there are: one `<stream>.schema.json` each, found in one directory."""
+"""Catalogue of all streams: one `<stream>.schema.json` for each, in one directory."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ Catalogue = Mapping[str, Stream]
 
 SUFFIX = ".schema.json"
 _SHARED = "envelope"
-"""The file of definitions that streams refer to; it is no stream itself."""
+"""Name of the file of definitions that streams refer to; it is not a stream itself."""
 _RULES = "plausibility.json"
 _STREAM_NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
 
 
 def default_directory() -> Path:
-    """The product's own schemas: inside an installed package, beside it in a checkout."""
+    """Return the directory of the product's own schemas.
+
+    It is inside an installed package, and beside the package in a checkout.
+    """
     package = Path(__file__).resolve().parent.parent
     installed = package / "schemas"
     return installed if installed.is_dir() else package.parent / "schemas"
@@ -42,7 +45,7 @@ def load_catalogue(directory: Path | None = None) -> Catalogue:
 
 
 def schema_files(directory: Path) -> dict[str, Path]:
-    """The streams' files by stream; raises SchemaError where there is none or one is misnamed."""
+    """Return the files by stream; raises SchemaError if there is no file or one is misnamed."""
     files = sorted(directory.glob(f"*{SUFFIX}"))
     names = {file.name.removesuffix(SUFFIX): file for file in files}
     names.pop(_SHARED, None)
@@ -57,13 +60,13 @@ def schema_files(directory: Path) -> dict[str, Path]:
 
 
 def load_rules(directory: Path) -> list[Mapping[str, Any]]:
-    """The plausibility rules beside the schemas; none where there is no such file."""
+    """Return the plausibility rules beside the schemas; an empty list if there is no such file."""
     file = directory / _RULES
     return check_rules(_read(file, {}), str(file)) if file.is_file() else []
 
 
 def load_schema(file: Path) -> dict[str, Any]:
-    """One schema file with every `$ref` replaced by what it points to."""
+    """Return one schema file with every `$ref` replaced by what it points to."""
     documents: dict[Path, Any] = {}
     schema = _resolved(_read(file, documents), file, documents)
     if not isinstance(schema, dict) or schema.get("type") != "object":
@@ -83,7 +86,7 @@ def _read(file: Path, documents: dict[Path, Any]) -> Any:
 
 
 def _resolved(node: Any, file: Path, documents: dict[Path, Any]) -> Any:
-    """`node` with references inlined; what stands beside a `$ref` overrides the target's."""
+    """Return `node` with references inlined; keywords beside a `$ref` override the target's."""
     if isinstance(node, list):
         return [_resolved(item, file, documents) for item in node]
     if not isinstance(node, dict):

@@ -1,8 +1,8 @@
-"""From a schema's properties to the columns of its table.
+"""Columns of a stream's table, derived from its schema's properties.
 
 Objects are flattened with `_`; arrays of numbers, booleans and strings become SQL arrays; arrays
 of objects, and objects that name no properties, become `jsonb`. An integer needs a range, so that
-its column can hold whatever the validator lets through. `x-column` names the column where the
+its column can hold every value that the validator accepts. `x-column` names the column if the
 flattened name is taken; `x-device` says that a value belongs to the device and has no column here.
 """
 
@@ -16,10 +16,10 @@ from typing import Any, Literal
 from ingest.errors import SchemaError
 
 ENVELOPE = ("ts", "seq", "resend", "quality")
-"""Sample fields that every table has anyway, in columns of their own."""
+"""Sample fields that have a fixed column in every table, whatever the schema says."""
 
 Convert = Literal["none", "int", "int[]", "time", "json", "sha256"]
-"""What the extractor does to a value that is not null before the driver gets it."""
+"""Conversion that the extractor applies to a non-null value before the driver gets it."""
 
 _COLUMN_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _INTEGERS = (
@@ -37,11 +37,11 @@ class Column:
 
     name: str
     path: tuple[str, ...]
-    """Where the value stands in the sample, outermost name first."""
+    """Path of the value in the sample, outermost name first."""
     sql_type: str
     convert: Convert
     comment: str
-    """For COMMENT ON COLUMN, see `comment`."""
+    """Text for COMMENT ON COLUMN; see the function `comment`."""
 
 
 def columns(schema: dict[str, Any], where: str, reserved: Collection[str]) -> list[Column]:
@@ -62,13 +62,13 @@ def columns(schema: dict[str, Any], where: str, reserved: Collection[str]) -> li
 
 
 def json_types(field: dict[str, Any]) -> set[str]:
-    """The JSON types a field may have, `null` apart, which is an absent value."""
+    """Return the JSON types a field may have, without `null`, which means an absent value."""
     declared = field.get("type", [])
     return {declared} if isinstance(declared, str) else set(declared) - {"null"}
 
 
 def device_fields(schema: dict[str, Any]) -> tuple[str, ...]:
-    """Fields of a sample that describe its device and are kept in `iov.device`."""
+    """Return the fields of a sample that describe its device and are kept in `iov.device`."""
     fields = schema.get("properties", {})
     return tuple(name for name, field in fields.items() if field.get("x-device"))
 
@@ -141,9 +141,10 @@ def _integer(field: dict[str, Any], where: str) -> str:
 
 
 def comment(field: dict[str, Any], within: tuple[str, ...] = ()) -> str:
-    """Tell what a column holds in one line; `within` are the titles of the objects around it.
+    """Describe a column in one line; `within` are the titles of the objects around its field.
 
-    Title, unit, description, the values of an enumeration, the members of what becomes jsonb.
+    The line has title, unit, description, values of an enumeration, and members of objects that
+    become jsonb.
     """
     text = f"{', '.join((*within, field.get('title', '')))}{_unit(field)}"
     if field.get("description"):

@@ -1,8 +1,8 @@
-"""A schema's columns become functions that turn a sample into row values.
+"""Functions that turn a sample into row values, generated from a schema's columns.
 
 `exact` and `known` test and extract in one pass, by types that only valid samples fit; `extract` is
-for samples that the validator has passed. They are written out as source text once, at start, and
-compiled: `print(source(layout, [], "all"))`.
+for samples that the validator has accepted. All three are generated as source text once, at start,
+and compiled. `print(source(layout, [], "all"))` shows such a text.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from ingest.schema.rfc3339 import rfc3339
 from ingest.schema.variants import Variant, variants
 
 Extracted = tuple[Record, int, bool, int]
-"""(record, which objects are there, resend, number of unknown fields); see `Layout`."""
+"""(record, bits of the objects that are there, resend, number of unknown fields); see `Layout`."""
 Extract = Callable[[datetime, int, datetime, dict[str, Any]], Extracted]
-"""(ts, seq, received_at, sample) → Extracted; raises ValueError if it is not sure."""
+"""(ts, seq, received_at, sample) → Extracted; raises ValueError if the sample may not fit."""
 
 Care = Literal["any", "known", "all"]
-"""How well a sample must fit: not at all; what the schema names; that, and there is nothing else.
-"""
+"""Strictness of a match. `any`: not checked. `known`: known fields must be valid. `all`: the same,
+and no unknown fields."""
 _CONVERSIONS = {
     "int": "int({found})",
     "int[]": "[None if i is None else int(i) for i in {found}]",
@@ -47,24 +47,24 @@ _CONVERSIONS = {
     "sha256": "sha256({found})",
 }
 _UNNAMED = {"type": ["null"]}
-"""A member of the envelope that a schema does not have."""
+"""Schema for a member of the envelope that the stream's schema does not name: only null fits."""
 _DONE_BY_TYPE = {"int", "int[]"}
 
 
 class Functions(NamedTuple):
-    """What is made for one stream."""
+    """Extraction functions of one stream."""
 
     exact: Extract
-    """For samples that surely are as the schema wants them, and hold nothing it does not name, not
-    even in arrays: most."""
+    """Function for most samples: they are surely valid and have no field that the schema does not
+    name, not even in arrays."""
     known: Extract
-    """For samples that may hold more."""
+    """Function for samples that are surely valid but may have unknown fields."""
     extract: Extract
-    """For samples that the validator has passed; raises nothing."""
+    """Function for samples that the validator has accepted; raises nothing."""
 
 
 def functions(schema: dict[str, Any], layout: Layout) -> Functions:
-    """The functions of one stream."""
+    """Build the functions of one stream."""
     names = _known_names(schema, layout.sample)
     sure = variants(schema) is not None and only(schema, {"properties", "required", "allOf"})
 
@@ -85,12 +85,12 @@ def functions(schema: dict[str, Any], layout: Layout) -> Functions:
 
 
 def never_sure(*_: Any) -> Extracted:
-    """For a schema that asks for more than types can tell."""
+    """Raise ValueError for every sample, because types cannot decide for this schema."""
     raise ValueError
 
 
 def _compiled(schema: dict[str, Any], layout: Layout, care: Care) -> Extract:
-    """The function that takes samples apart by one type."""
+    """Compile the function that takes samples apart by one type."""
     names: dict[str, Any] = {
         "fitting": struct(_sample_members(schema, layout.sample, care), unknown=care != "all"),
         "astuple": astuple,
@@ -107,10 +107,10 @@ def _compiled(schema: dict[str, Any], layout: Layout, care: Care) -> Extract:
 
 
 def source(layout: Layout, found: Sequence[Variant], care: Care) -> str:
-    """The source text of that function, for reading and for `exec`.
+    """Return the source text of such a function, for reading and for `exec`.
 
-    `fitting` is the type; a part is the value of one of its members: `resend`, the sample's own
-    columns, the objects in it, what else the schema names, `quality`.
+    In the text, `fitting` is the type and `parts` are the values of its members, in this order:
+    `resend`, the sample's own columns, the objects in it, the other known fields, `quality`.
     """
     own = len(layout.sample.columns)
     leading, trailing = (", ".join(c.name for c in fixed) for fixed in (LEADING, TRAILING))
@@ -133,7 +133,7 @@ def source(layout: Layout, found: Sequence[Variant], care: Care) -> str:
 
 
 def _refuse_foreign(found: Sequence[Variant]) -> Iterator[str]:
-    """Nothing foreign is there: the usual case costs one look at the names."""
+    """Yield lines that refuse fields of other variants; usually they look at the names once."""
     for number, variant in enumerate(found):
         here = f"sample.get({variant.field!r}) == {variant.value!r}"
         yield f"    if {here} and not foreign_{number}.isdisjoint(sample):"
@@ -141,7 +141,7 @@ def _refuse_foreign(found: Sequence[Variant]) -> Iterator[str]:
 
 
 def _convert(object_: Object, place: int, care: Care) -> Iterator[str]:
-    """Convert what needs it of an object whose columns have just been put at `place`."""
+    """Yield lines that convert the values of an object; they start at `place` in the record."""
     for number, column in enumerate(object_.columns, place):
         conversion = _CONVERSIONS.get(column.convert)
         if conversion and not (care != "any" and column.convert in _DONE_BY_TYPE):
@@ -153,7 +153,7 @@ def _convert(object_: Object, place: int, care: Care) -> Iterator[str]:
 def _add_objects(
     layout: Layout, object_: Object, parts: str, first: int, care: Care
 ) -> Iterator[str]:
-    """Add the objects in an object to the record; they are its `parts` from `first` on."""
+    """Yield lines that add the inner objects, which are `parts` from `first` on, to the record."""
     for number, inner in enumerate(object_.objects, first):
         bit, own = layout.bits[inner.path], len(inner.columns)
         inner_parts = f"parts_{bit}"
@@ -169,13 +169,13 @@ def _add_objects(
 
 
 def _sample_members(schema: dict[str, Any], sample: Object, care: Care) -> list[Member]:
-    """`resend`, columns, objects, what else the schema names, `quality`."""
+    """Return the members in order: `resend`, columns, objects, other known fields, `quality`."""
     fields, required = schema.get("properties", {}), set(schema.get("required", ()))
     members = _members(schema, sample, care)
     others = {*fields, *ENVELOPE} - {name for name, *_ in members} - {"resend", "quality"}
 
     def member(name: str) -> Member:
-        # `ts` and `seq` were looked at before.
+        # `ts` and `seq` have already been checked.
         if care == "any" or name in {"ts", "seq"}:
             return name, Any, name in required and care != "any"
         field = fields.get(name, _UNNAMED)
@@ -185,7 +185,7 @@ def _sample_members(schema: dict[str, Any], sample: Object, care: Care) -> list[
 
 
 def _members(schema: dict[str, Any], object_: Object, care: Care) -> list[Member]:
-    """The columns of an object and then the objects in it."""
+    """Return the members of an object: first its columns, then the objects in it."""
     fields, required = schema.get("properties", {}), set(schema.get("required", ()))
     if care == "any":
         required = set()
@@ -195,7 +195,7 @@ def _members(schema: dict[str, Any], object_: Object, care: Care) -> list[Member
         name = column.path[-1]
         field = fields[name]
         if column.convert == "time":
-            # Converting it will tell.
+            # The conversion to a time checks the format.
             field = {keyword: value for keyword, value in field.items() if keyword != "format"}
         type_ = Any if care == "any" else type_of(field, unknown=care != "all")
         members.append((name, type_, name in required))
@@ -211,7 +211,7 @@ def _members(schema: dict[str, Any], object_: Object, care: Care) -> list[Member
 
 
 def _known_names(schema: dict[str, Any], sample: Object) -> dict[Path, frozenset[str]]:
-    """The field names the schema has in each flattened object."""
+    """Return the field names that the schema has in each flattened object."""
     return {
         object_.path: frozenset(
             [c.path[-1] for c in object_.columns]
@@ -225,7 +225,7 @@ def _known_names(schema: dict[str, Any], sample: Object) -> dict[Path, frozenset
 def _keep_unknown(
     record: Record, sample: dict[str, Any], names: Mapping[Path, frozenset[str]]
 ) -> int:
-    """Put what the schema does not name into `extra`, at the place it had; how many fields."""
+    """Put fields the schema does not name into `extra`, at the same paths; return their number."""
     extra: dict[str, Any] = {}
     number = 0
     for path, known in names.items():
@@ -245,7 +245,7 @@ def _keep_unknown(
 
 
 def _at(node: Any, path: Path) -> Any:
-    """What stands there; None where nothing does."""
+    """Return the value at a path; None if there is no value."""
     for name in path:
         if not node:
             return None
@@ -254,5 +254,5 @@ def _at(node: Any, path: Path) -> Any:
 
 
 def sha256(text: str) -> str:
-    """Digest of a text in hexadecimal."""
+    """Return the SHA-256 digest of a text in hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()

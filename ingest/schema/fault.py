@@ -1,10 +1,10 @@
 """The first fault that a schema finds in a sample, in words.
 
-The validator is quick to say that something is wrong, but what it raises holds the value at fault,
-at 0.3 to 0.7 µs for each number in it (measured). A thousand samples whose fault was an array or
-the sample itself took half a second. So what can be wrong with an array or an object as a whole is
-looked for here first: its type, its number of items, members that are required, variants. The
-validator is asked for the rest, which is about a single value.
+The validator says quickly that something is wrong, but the error it raises holds the faulty value,
+which takes 0.3 to 0.7 µs for each number in that value (measured). A thousand samples took half a
+second if the faulty value was an array or the sample itself. So faults of an array or an object as
+a whole are looked for here first: its type, its number of items, required members, variants. The
+validator then looks for the other faults, each of which concerns a single value.
 """
 
 from __future__ import annotations
@@ -41,24 +41,24 @@ Path = tuple[str | int, ...]
 
 
 class Whole(NamedTuple):
-    """The demands of a schema on a value as an array or an object, and on those inside it."""
+    """Demands of a schema on an array or object as a whole, and on the arrays and objects in it."""
 
     kinds: frozenset[type]
-    """Those of `list` and `dict` that it may be."""
+    """Python types that the value may have, out of `list` and `dict`."""
     types: str
-    """All types that it may have, in words."""
+    """All JSON types that the value may have, in words."""
     least: int
     most: float
-    """Items of an array."""
+    """Number of items an array may have: from `least` to `most`."""
     items: Whole | None
     required: tuple[str, ...]
     members: dict[str, Whole]
     others: Whole | None
-    """For members without a name in the schema."""
+    """Demands on members that the schema does not name."""
     variants: tuple[Variant, ...]
 
     def fault(self, value: Any) -> tuple[Path, str] | None:
-        """Find the first fault, and its path in `value`, an array or an object."""
+        """Return (path, words) of the first fault in `value`, an array or an object, or None."""
         if type(value) not in self.kinds:
             return (), _words("type", types=self.types)
         return self._object(value) if type(value) is dict else self._array(value)
@@ -90,15 +90,15 @@ class Whole(NamedTuple):
         return None
 
     def _foreign(self, value: dict[str, Any]) -> frozenset[str]:
-        """Fields of other variants than the one that `value` tells."""
+        """Return the fields that must be null in the variant that `value` belongs to."""
         told = (v.foreign for v in self.variants if value.get(v.field) == v.value)
         return next(told, frozenset())
 
 
 def whole(schema: dict[str, Any]) -> Whole:
-    """Read what a schema, with every reference resolved, asks of a value as a whole.
+    """Return what a schema, with every reference resolved, demands of a value as a whole.
 
-    Of what is not known here (`prefixItems`, `patternProperties`) nothing is asked.
+    Keywords that are not known here (`prefixItems`, `patternProperties`) are left to the validator.
     """
     declared = schema.get("type", list(_JSON_TYPES))
     types = [declared] if isinstance(declared, str) else declared
@@ -120,9 +120,9 @@ def whole(schema: dict[str, Any]) -> Whole:
 def first_fault(
     whole: Whole, validator: jsonschema_rs.Draft202012Validator, sample: dict[str, Any]
 ) -> str | None:
-    """Find what is wrong with a sample, or None.
+    """Return what is wrong with a sample; None if it is valid.
 
-    Begins with the JSON pointer of the field and quotes no value of the sample.
+    The text begins with the JSON pointer of the field and quotes no value of the sample.
     """
     if validator.is_valid(sample):
         return None
@@ -139,7 +139,7 @@ def first_fault(
 
 
 def pointer(path: Iterable[str | int]) -> str:
-    """JSON pointer (RFC 6901) of a path."""
+    """Return the JSON pointer (RFC 6901) of a path."""
     return "".join(f"/{str(p).replace('~', '~0').replace('/', '~1')}" for p in path)
 
 
@@ -156,7 +156,7 @@ def _described(error: jsonschema_rs.ValidationError) -> str:
 
 
 def _words(keyword: str, **told: Any) -> str:
-    """Only what the schema itself says goes into the words: limits, patterns, formats."""
+    """Describe a fault only by what the schema itself says: limits, patterns, formats."""
     words = _LIMITS.get(keyword)
     return words.format(**told) if words else f"fails {keyword}"
 

@@ -1,9 +1,10 @@
-"""The record of a row: which value stands where, and which column it is for. Nobody else knows.
+"""Layout of a row's record: the place of each value and its column. Only this module knows it.
 
-First what every row has, then the sample's own columns, then those of the objects that are
-flattened, one object after the other. Most samples lack most objects, and what is not there takes
-no place in the record: half the columns of a driving car's `nev` sample, which would otherwise be
-made, sent and read as nulls. Which objects are there is a number with a bit for each.
+A record begins with the values that every row has. The sample's own columns follow, then the
+columns of each flattened object, and last `quality` and `extra`. Most samples lack most objects,
+and an absent object takes no place in the record. This saves half the columns of a driving car's
+`nev` sample, which would otherwise be made, sent and read as nulls. A number with one bit for each
+object says which objects are there.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Fixed(NamedTuple):
 
     name: str
     sql_type: str
-    """With its constraints."""
+    """SQL type with its constraints."""
     comment: str
 
 
@@ -51,29 +52,29 @@ _DEVICE_ID = _NAMES.index("device_id")
 _KEY = [_NAMES.index(name) for name in KEY]
 _QUALITY, _EXTRA = -2, -1
 _REMEMBERED = 256
-"""Sets of objects whose columns are remembered: a fleet has some, a hostile vehicle thousands."""
+"""Number of object sets whose columns are cached: a fleet has some, a hostile vehicle thousands."""
 
 Path = tuple[str, ...]
 
 
 class Object(NamedTuple):
-    """An object that is flattened, the sample itself first of all."""
+    """A flattened object; the outermost object is the sample itself."""
 
     path: Path
     columns: list[Column]
-    """Of its own members."""
+    """Columns of its own members."""
     objects: list[Object]
-    """Those in it, which come after its own columns."""
+    """Objects in it; their columns follow its own columns."""
 
     def all(self) -> Iterator[Object]:
-        """Itself, and then all that are in it."""
+        """Yield this object, then all objects in it, at any depth."""
         yield self
         for inner in self.objects:
             yield from inner.all()
 
 
 def tree(columns: Iterable[Column], path: Path = ()) -> Object:
-    """The objects that columns come from."""
+    """Return the tree of objects that the columns come from."""
     depth = len(path)
     below = [column for column in columns if column.path[:depth] == path]
     own = [column for column in below if len(column.path) == depth + 1]
@@ -82,13 +83,13 @@ def tree(columns: Iterable[Column], path: Path = ()) -> Object:
 
 
 class Layout:
-    """The places of one stream's values."""
+    """Places of one stream's values in a record."""
 
     def __init__(self, columns: Iterable[Column]) -> None:
         self.sample = tree(columns)
         _, *flattened = self.sample.all()
         self.bits = {object_.path: 1 << number for number, object_ in enumerate(flattened)}
-        """Of each flattened object, by its path."""
+        """Bit of each flattened object, by the object's path."""
         self._names = [
             (self.bits[object_.path], [column.name for column in object_.columns])
             for object_ in flattened
@@ -97,11 +98,11 @@ class Layout:
 
     @cached_property
     def all(self) -> int:
-        """Every object is there."""
+        """Value of `present` if every object is there."""
         return (1 << len(self._names)) - 1
 
     def columns(self, present: int) -> list[str]:
-        """Names of the columns of a row in which these objects are there."""
+        """Return the column names of a row in which the objects of `present` are there."""
         found = self._columns.get(present)
         if found is None:
             names = [name for bit, own in self._names if bit & present for name in own]
@@ -125,9 +126,9 @@ class Layout:
     ) -> tuple[list[str], list[Record]]:
         """Return the columns that some of the rows have values for, and each row's record for them.
 
-        Each gets its device's id, and nulls for the objects that only other rows have; in place,
-        because a copy of every record was 4 % of all CPU time. Doing it again, with other ids or
-        with other rows beside, changes nothing of what a row says.
+        Each record gets its device's id, and nulls for the objects that only other rows have. The
+        records are changed in place, because copying them was 4 % of all CPU time. The method may
+        be called again with other ids or other rows; the values of the sample stay the same.
         """
         wanted = reduce(or_, {row.present for row in rows})
         for row in rows:
@@ -149,15 +150,16 @@ class Layout:
 
 
 in_key_order = itemgetter(*_KEY)
-"""Key of a record that has its device's id, to sort by."""
+"""Sort key of a record; the record must have its device's id."""
 _KEY_BACKWARDS = [itemgetter(place) for place in reversed(_KEY)]
 
 
 def sort(records: list[Record]) -> None:
     """Sort records by their key, in place.
 
-    Three stable sorts, of values nearly in order but for the last: 0.7 µs a record instead of 1.0
-    for one sort by tuples of all three (measured).
+    There are three stable sorts by one value each; only the values of the last one are far from
+    being in order. This takes 0.7 µs a record instead of 1.0 for one sort by tuples of all three
+    (measured).
     """
     for place in _KEY_BACKWARDS:
         records.sort(key=place)
@@ -174,5 +176,5 @@ def keep_extra(record: Record, text: bytes) -> None:
 
 
 def weight(record: Record) -> int:
-    """Return the size of its texts and arrays: bytes, characters, items."""
+    """Return the total length of a record's texts and arrays: bytes, characters, items."""
     return sum(len(value) for value in record if isinstance(value, bytes | str | list))

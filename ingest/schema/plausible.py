@@ -1,7 +1,7 @@
 """Plausibility of values that the schema allows: noted in `quality` and counted, never rejected.
 
-The rules are data beside the schemas (`plausibility.json`); here is only the small vocabulary of
-tests they are written in. A rule looks at one field of a sample the validator has passed.
+The rules are data beside the schemas (`plausibility.json`); this module has only the few kinds of
+tests that rules can name. A rule looks at one field of a sample that the validator has accepted.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from ingest.schema.siblings import Siblings, find, is_number, leaves
 from ingest.schema.vin import VIN_CHARACTERS, check_digit_agrees
 
 DEVICE = "device"
-"""A rule's field `/device` is the device's name, which no sample holds."""
+"""First step of the rule field `/device`: the device's name, which no sample holds."""
 EVERY_STREAM = "*"
 _MOST_FINDINGS = 250
-"""Of one rule in one sample. A vehicle has some hundred cells; what is beyond is not noted."""
+"""Number of findings noted per rule and sample, at most. A vehicle has some hundred cells."""
 _NEVER = timedelta(days=1_000_000)
 Finding = tuple[str, str]
 """(JSON pointer, flag)."""
 
 
 class Around(NamedTuple):
-    """What a rule may know besides the sample."""
+    """Facts that a rule may use besides the sample."""
 
     stream: str
     ts: datetime
@@ -36,21 +36,21 @@ class Around(NamedTuple):
 Test = Callable[[Any, dict[str, Any], Around], Iterable[Finding]]
 """(value of the field's first step, sample, around) → findings."""
 Wrong = Callable[[Any], bool]
-"""Whether one value is implausible."""
+"""Function that returns whether one value is implausible."""
 
 
 class Rules:
     """The rules of one stream.
 
-    Every sample passes here, so what can be told by one look at one value is kept apart from the
-    rest, which looks at a few samples only: 0.9 µs for a `nev` sample instead of 4 (measured).
+    Every sample is checked here, so rules that need one look at one value are kept apart from the
+    other rules, which concern few samples: a `nev` sample takes 0.9 µs instead of 4 (measured).
     """
 
     def __init__(self, stream: str, rules: Iterable[Mapping[str, Any]]) -> None:
         own = [r for r in rules if stream in r["streams"] or EVERY_STREAM in r["streams"]]
         self._stream = stream
         self.rules: Sequence[Mapping[str, Any]] = own
-        """As they are written, for documentation."""
+        """Rules as written in the file, for documentation."""
         self.flags = sorted({rule["flag"] for rule in own})
         self._clock = [_clock(rule) for rule in own if rule["test"] == "clock"]
         self._near = min((_near(r) for r in own if r["test"] == "clock"), default=_NEVER)
@@ -85,7 +85,7 @@ class Rules:
         ts: datetime,
         siblings: Siblings | None,
     ) -> dict[str, str]:
-        """Flag by JSON pointer; the first rule that applies to a pointer wins."""
+        """Return flags by JSON pointer; the first rule that applies to a pointer wins."""
         found: list[Finding] = []
         if len(device) == VIN_CHARACTERS:
             found += [(f"/{DEVICE}", flag) for flag, wrong in self._device if wrong(device)]
@@ -111,7 +111,7 @@ _NOTHING: dict[str, str] = {}
 
 
 def check_rules(document: Any, where: str) -> list[Mapping[str, Any]]:
-    """The rules of a file; raises SchemaError for one that says nothing we know."""
+    """Return the rules of a file; raises SchemaError if one is incomplete or has no known test."""
     rules = document.get("rules") if isinstance(document, dict) else None
     if not isinstance(rules, list):
         raise SchemaError(f'{where}: no list "rules"')
@@ -131,16 +131,16 @@ def _steps(rule: Mapping[str, Any], key: str = "field") -> list[str]:
 
 
 def _test(rule: Mapping[str, Any]) -> Test:
-    """The test of a rule, whatever its kind."""
+    """Return the test of a rule, of any kind except `clock`."""
     if rule["test"] in _WRONG:
         return _each(rule, _WRONG[rule["test"]](rule))
     return _TESTS[rule["test"]](rule)
 
 
 def _each(rule: Mapping[str, Any], wrong: Wrong) -> Test:
-    """A test of every single value a rule's field leads to.
+    """Return a test of every single value that a rule's field leads to.
 
-    `*` leads to members that no schema knows as well, and those may be anything.
+    `*` also leads to members that no schema knows; their values may be of any type.
     """
     flag, (first, *rest) = rule["flag"], _steps(rule)
     of_numbers = rule["test"] in _OF_NUMBERS
@@ -160,7 +160,7 @@ def _each(rule: Mapping[str, Any], wrong: Wrong) -> Test:
 
 
 def _any_outside(rule: Mapping[str, Any]) -> Callable[[Collection[Any]], bool]:
-    """Whether one of many values is outside; most often there is none, which this tells fast."""
+    """Return a fast check of whether any of many values is outside; usually all are inside."""
     low, high = rule["minimum"], rule["maximum"]
 
     def any_outside(together: Collection[Any]) -> bool:
@@ -201,7 +201,7 @@ _OF_NUMBERS = {"inside", "outside"}
 
 
 def _near(rule: Mapping[str, Any]) -> timedelta:
-    """How far a clock may be off before a rule looks at it."""
+    """Return how far a clock may be off before a rule looks at it."""
     apart = rule.get("apart_s")
     seconds = rule["beyond_s"] if apart is None else apart - rule["within_s"] - 1
     return timedelta(seconds=seconds)
@@ -251,7 +251,7 @@ def _extreme(rule: Mapping[str, Any]) -> Test:
 
 
 def _absent(rule: Mapping[str, Any]) -> Test:
-    """Names something that is not among, or with `above` is beyond, what is there."""
+    """Return a test for numbers missing at `of` or, with `above`, higher than all numbers there."""
     flag, (first, *rest), of, path = rule["flag"], _steps(rule), rule["in"], rule["of"]
     above = bool(rule.get("above"))
 
@@ -269,7 +269,7 @@ def _absent(rule: Mapping[str, Any]) -> Test:
 
 
 def _lone_first(rule: Mapping[str, Any]) -> Test:
-    """A list that begins with one value and is null from there on."""
+    """Return a test for lists that begin with a given value and hold only nulls after it."""
     flag, (first, *rest), wanted = rule["flag"], _steps(rule), rule["value"]
 
     def test(value: Any, _sample: dict[str, Any], _around: Around) -> Iterable[Finding]:

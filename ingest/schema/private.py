@@ -1,7 +1,7 @@
-"""What must never be stored: heart rates, plate numbers, titles of what is played.
+"""Removal of data that must never be stored: heart rates, plate numbers, titles of what is played.
 
-A schema lists names (`x-never-stored`); a field of such a name, however deep and however written
-(`heart_rate`, `heartRate`, `Heart-Rate`), is removed from a sample before anything of it is kept.
+A schema lists names (`x-never-stored`). A field with such a name, at any depth and in any spelling
+(`heart_rate`, `heartRate`, `Heart-Rate`), is removed from a sample before any part of it is kept.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _NOT_PLAIN_BYTES_OF_LINES = _NOT_PLAIN_BYTES.replace(b"\n", b"")
 _MANY, _AT_ONCE = 16, 2_000
 _NESTED = frozenset({dict, list})
 _NOWHERE: Mapping[str, Any] = {}
-"""No field below whose digest is stored."""
+"""Empty tree of places: below here no field is stored as a digest."""
 _REMEMBERED, _LONGEST = 4_096, 100
-"""Names that are remembered, and how long one may be: hostile ones have megabytes."""
+"""Number of cached names and of characters in one: hostile names have megabytes."""
 
 
 class NeverStored:
-    """The names of one stream; false where it has none."""
+    """Forbidden field names of one stream. Falsy if there are none."""
 
     def __init__(
         self,
@@ -33,9 +33,10 @@ class NeverStored:
         hashed: Iterable[Sequence[str]] = (),
         elsewhere: Iterable[str] = (),
     ) -> None:
-        """`hashed`: paths of fields whose digest is stored; nowhere else may such a name stand.
+        """Collect the forbidden names.
 
-        `elsewhere`: the names of those of other streams.
+        `hashed`: paths of fields whose digest is stored; anywhere else their names are forbidden.
+        `elsewhere`: names of such fields of other streams; they are forbidden everywhere.
         """
         self.listed = frozenset(map(_plain, names))
         """Names the schema lists."""
@@ -48,15 +49,15 @@ class NeverStored:
         self.names = self.listed | {_plain(path[-1]) for path in hashed}
         self.names |= set(map(_plain, elsewhere))
         self._names_in_bytes = [name.encode() for name in self.names]
-        # Vehicles send the same names for ever; hostile ones push each other out.
+        # Vehicles always send the same names; hostile names push each other out of the cache.
         self._bans = lru_cache(_REMEMBERED)(self._looked_up)
 
     def bans(self, name: str) -> bool:
-        """Whether a field of that name is one of them."""
+        """Return whether a name is forbidden, in any spelling."""
         return self._bans(name) if len(name) <= _LONGEST else self._looked_up(name)
 
     def lists(self, name: str) -> bool:
-        """Tell if the schema lists it, however it is written."""
+        """Return whether the schema lists a name, in any spelling."""
         return _plain(name) in self.listed
 
     def _looked_up(self, name: str) -> bool:
@@ -66,8 +67,8 @@ class NeverStored:
         return bool(self.names)
 
     def without(self, sample: Any) -> Any:
-        """`sample` without any field of these names, but for what is stored as a digest."""
-        # To look for them first takes a tenth of what it takes to make everything anew.
+        """Return `sample` without its forbidden fields; fields that are stored as a digest stay."""
+        # Looking for forbidden names first takes a tenth of the time of rebuilding the sample.
         if not self.names or not self._banned(_names(sample)):
             return sample
         return self._without(sample, self._places)
@@ -92,7 +93,7 @@ class NeverStored:
         return node
 
     def _banned(self, names: Collection[str]) -> list[str]:
-        """Those that are banned among the names of an object."""
+        """Return the names of an object that are forbidden."""
         if len(names) < _MANY:
             return [name for name in names if self.bans(name)]
         if not "".join(names).isascii():
@@ -111,14 +112,14 @@ class NeverStored:
         return banned
 
     def may_be_in(self, text: bytes) -> bool:
-        """Tell if one of the names may stand in a JSON text, in whatever way it is written.
+        """Return whether one of the names may stand in a JSON text, in any spelling.
 
-        Also one that is not there any more when it is read, for its object stands there twice.
+        This includes a name that parsing would drop because a repeated key replaces its object.
         """
         if not self.names:
             return False
         plain = text.lower().translate(None, delete=_NOT_PLAIN_BYTES)
-        # A line feed in a name is written with a letter, which is none of the name's.
+        # A line feed in a name is escaped as `\n`, whose letter n would hide the name in `plain`.
         if b"\\" in text or not text.isascii():
             return True
         return any(name in plain for name in self._names_in_bytes)
@@ -140,7 +141,7 @@ def _names(node: Any) -> set[str]:
 
 
 def _plain(name: str) -> str:
-    """Reduce a name to its letters and digits, of full width and with accents too."""
+    """Reduce a name to a-z and 0-9; full-width letters and letters with accents become plain."""
     lower = name.lower()
     if lower.isascii() and lower.isalnum():
         return lower

@@ -13,17 +13,17 @@ _FORM = re.compile(
 )
 _LEAP_SECOND = slice(17, 19)
 _REMEMBERED, _LONGEST = 4_096, 35
-"""Texts that are remembered, and how long one may be: hostile ones have megabytes of zeros.
+"""Number of cached texts and of characters in one: hostile texts have megabytes of zeros.
 
-The clocks of a fleet agree: of 40,000 samples a second that tell milliseconds, forty say the same.
+The clocks of a fleet agree: at 40,000 samples a second, forty have the same time in milliseconds.
 """
 
 
 def rfc3339(text: str) -> datetime:
-    """The instant in UTC; fractions beyond a microsecond are cut off.
+    """Return the instant in UTC; fractions beyond a microsecond are cut off.
 
     A leap second (`:60`) is the first instant of the next minute, as in PostgreSQL. Raises
-    ValueError for everything that RFC 3339, 5.6 does not allow, a missing zone first of all.
+    ValueError for every text that RFC 3339, 5.6 does not allow, such as a time without a zone.
     """
     return _remembered(text) if len(text) <= _LONGEST else _parsed(text)
 

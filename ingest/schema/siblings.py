@@ -1,4 +1,4 @@
-"""The samples of one message beside each other, as far as plausibility asks about them."""
+"""All samples of one message together, for plausibility rules that compare samples."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ EACH = "*"
 """Step of a rule's field that stands for every member or item."""
 
 Sibling = tuple[str, datetime, dict[str, Any]]
-"""(stream, ts, sample): one sample of a message, not looked at by any schema yet."""
+"""(stream, ts, sample): one sample of a message, not checked by any schema yet."""
 
 
 class Siblings:
     """All samples of a message that are objects with a time.
 
-    What rules ask of them is found once for a message, however many of its samples ask, and
-    nothing where none asks.
+    What rules need from them is computed once for a message, however many of its samples need it,
+    and only if a rule asks for it.
     """
 
     def __init__(self, samples: Iterable[Sibling] = ()) -> None:
-        """`samples` may be an iterator; it is not begun before the first question."""
+        """Keep `samples`, which may be an iterator; they are not read before a rule asks."""
         self._given = samples
         self._arrays: dict[tuple[str, datetime, str], Array] = {}
         self._fallen: dict[tuple[str, str], Mapping[datetime, float]] = {}
@@ -41,7 +41,10 @@ class Siblings:
         return found
 
     def array(self, stream: str, ts: datetime, path: str, otherwise: dict[str, Any]) -> Array:
-        """The numbers of a path at one instant, or those of a sample that has no siblings then."""
+        """Return the numbers at a path in all samples of a stream at one instant.
+
+        If the stream has no sample at that instant, return the numbers of `otherwise`.
+        """
         there = self._at.get((stream, ts))
         if there is None:
             return _array((otherwise,), path)
@@ -51,7 +54,10 @@ class Siblings:
         return self._arrays[key]
 
     def fallen(self, stream: str, name: str) -> Mapping[datetime, float]:
-        """Instants at which a field has less than at one before, with the highest before; few."""
+        """Return the instants at which a field is lower than at an earlier one.
+
+        Each comes with the highest earlier value. There are usually few.
+        """
         key = stream, name
         if key not in self._fallen:
             self._fallen[key] = self._falls(stream, name)
@@ -82,12 +88,12 @@ class Array(NamedTuple):
 
     values: frozenset[float]
     number: int
-    """How many there are, equal ones too."""
+    """Number of values, counting equal ones separately."""
     total: float
     lowest: float
-    """Infinity where there is none."""
+    """Lowest number; infinity if there is no number."""
     highest: float
-    """Minus infinity where there is none."""
+    """Highest number; minus infinity if there is no number."""
 
 
 def _array(samples: Iterable[dict[str, Any]], path: str) -> Array:
@@ -102,12 +108,12 @@ def _array(samples: Iterable[dict[str, Any]], path: str) -> Array:
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Whether a JSON value is a number."""
+    """Return whether a JSON value is a number."""
     return type(value) is float or type(value) is int
 
 
 def find(value: Any, steps: Sequence[str], pointer: str) -> Iterator[tuple[str, Any]]:
-    """(pointer, value) of everything the steps lead to that is not null."""
+    """Yield (pointer, value) for every value that the steps lead to and that is not null."""
     if value is None:
         return
     if not steps:
@@ -129,9 +135,10 @@ def find(value: Any, steps: Sequence[str], pointer: str) -> Iterator[tuple[str, 
 
 
 def leaves(value: Any, steps: Sequence[str]) -> Iterator[Collection[Any]]:
-    """What `find` finds, null too, and without pointers: those that stand together as one list.
+    """Yield the values that `find` finds, and nulls, as one collection per array or object.
 
-    A message may hold half a million numbers; a pointer for each would take most of the time.
+    There are no pointers: a message may hold half a million numbers, and a pointer for each would
+    take most of the time.
     """
     if not steps:
         yield (value,)

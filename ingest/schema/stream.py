@@ -29,14 +29,14 @@ class Stream:
     columns: list[Column]
     validator: jsonschema_rs.Draft202012Validator
     whole: Whole
-    """The same of arrays and objects as a whole."""
+    """Demands of the schema on arrays and objects as a whole."""
     layout: Layout
-    """The places in the record of a row."""
+    """Places of the values in the record of a row."""
     functions: Functions
     never_stored: NeverStored
-    """Removed wherever it stands in a sample, before anything is stored."""
+    """Names of fields that are removed from a sample, at any depth, before anything is stored."""
     plausibility: Rules
-    """What is noted of values the schema allows."""
+    """Rules that find implausible values among those the schema allows."""
     device_fields: tuple[str, ...]
     """Fields that describe the device and have no column in the stream's table."""
 
@@ -47,15 +47,16 @@ class Stream:
 
     @property
     def column_names(self) -> list[str]:
-        """Every column of the table."""
+        """Names of all columns of the table."""
         return self.layout.columns(self.layout.all)
 
     def exact(
         self, ts: datetime, seq: int, received_at: datetime, sample: dict[str, Any]
     ) -> Extracted | None:
-        """A row, if the sample is as the schema wants it and holds nothing that it does not name.
+        """Return a row if the sample is surely valid and has only fields that the schema names.
 
-        So there is nothing in it that must not be stored. None for what `row` has to look at.
+        Such a sample holds nothing that must not be stored. For any other sample, return None: the
+        caller removes what must not be stored and calls `row`.
         """
         try:
             return self.functions.exact(ts, seq, received_at, sample)
@@ -65,7 +66,7 @@ class Stream:
     def row(
         self, ts: datetime, seq: int, received_at: datetime, sample: dict[str, Any]
     ) -> Extracted | str:
-        """A row, or what the schema has against the sample."""
+        """Return a row, or the fault that the schema finds in the sample."""
         try:
             return self.functions.known(ts, seq, received_at, sample)
         except ValueError:
@@ -73,9 +74,9 @@ class Stream:
         return self.fault(sample) or self.functions.extract(ts, seq, received_at, sample)
 
     def fault(self, sample: dict[str, Any]) -> str | None:
-        """What the schema has against `sample`, or None.
+        """Return the first fault that the schema finds in `sample`; None if it is valid.
 
-        Begins with the JSON pointer of the field and quotes no value of the sample.
+        The text begins with the JSON pointer of the field and quotes no value of the sample.
         """
         return first_fault(self.whole, self.validator, sample)
 
@@ -86,7 +87,7 @@ def stream(
     rules: Sequence[Mapping[str, Any]] = (),
     hashed_elsewhere: Iterable[str] = (),
 ) -> Stream:
-    """Build a stream from its resolved schema; raises SchemaError where that cannot be.
+    """Build a stream from its resolved schema; raises SchemaError if that is impossible.
 
     `hashed_elsewhere`: names of fields that other streams store as digests only.
     """
@@ -101,7 +102,7 @@ def stream(
     never_stored = NeverStored(
         schema.get("x-never-stored", ()),
         [column.path for column in found if column.convert == "sha256"],
-        # What a stream has as a field of its own is stored.
+        # A field that this stream's own schema names is stored.
         set(hashed_elsewhere) - set(names(schema)),
     )
     made = functions(schema, layout)
@@ -122,7 +123,7 @@ def stream(
 
 
 def names(schema: dict[str, Any]) -> Iterator[str]:
-    """Of every field that a schema has, however deep."""
+    """Yield the name of every field of a schema, at any depth."""
     for name, field in schema.get("properties", {}).items():
         yield name
         yield from names(field)

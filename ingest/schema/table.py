@@ -1,4 +1,4 @@
-"""The SQL that a stream's table is made of; nothing here talks to a server."""
+"""SQL statements for a stream's table; nothing here talks to a server."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ingest.schema.stream import Stream
 
 
 def table_columns(stream: Stream) -> Iterator[tuple[str, str, str]]:
-    """(name, SQL type with constraints, comment) of every column, in order."""
+    """Yield (name, SQL type with constraints, comment) of every column, in order."""
     yield from LEADING
     for column in stream.columns:
         yield column.name, column.sql_type, column.comment
@@ -17,7 +17,7 @@ def table_columns(stream: Stream) -> Iterator[tuple[str, str, str]]:
 
 
 def create_table(stream: Stream, *, partitioned: bool) -> Iterator[str]:
-    """Statements that make the table; daily native partitions are made later, one by one."""
+    """Yield statements that make the table; daily native partitions are made later, one by one."""
     table = f"iov.{quoted(stream.table)}"
     # No foreign key to iov.device: its check would cost more than all the rest of the insert, and
     # rows are written with ids that were read from there.
@@ -33,20 +33,20 @@ def create_table(stream: Stream, *, partitioned: bool) -> Iterator[str]:
 
 
 def add_column(stream: Stream, name: str, sql_type: str) -> str:
-    """Add a column that rows already stored do not have; PostgreSQL rewrites nothing for it."""
+    """Return the statement that adds a column; PostgreSQL does not rewrite stored rows for it."""
     return f"ALTER TABLE iov.{quoted(stream.table)} ADD COLUMN {quoted(name)} {sql_type}"
 
 
 def comment_on(stream: Stream, name: str, comment: str) -> str:
-    """The statement that says what a column means."""
+    """Return the statement that says what a column means."""
     return f"COMMENT ON COLUMN iov.{quoted(stream.table)}.{quoted(name)} IS {literal(comment)}"
 
 
 def quoted(name: str) -> str:
-    """A name as an SQL identifier."""
+    """Return a name as an SQL identifier."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def literal(text: str) -> str:
-    """A text as an SQL literal (standard_conforming_strings is on since PostgreSQL 9.1)."""
+    """Return a text as an SQL literal (standard_conforming_strings is on since PostgreSQL 9.1)."""
     return "'" + text.replace("'", "''") + "'"

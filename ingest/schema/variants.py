@@ -1,7 +1,8 @@
-"""Variants of a stream: what a sample may hold depends on one field of it.
+"""Variants of a stream: the value of one field decides which other fields a sample may hold.
 
-A schema says so with `allOf`, one `if`/`then` for each value of the field, whose `then` allows the
-fields of other variants to be null only. Of another form `allOf` is left to the validator.
+A schema declares them with `allOf`: one `if`/`then` for each value of the field, whose `then`
+allows only null for the fields of other variants. An `allOf` of another form is left to the
+validator.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ _NULL = {"type": "null"}
 
 
 class Variant(NamedTuple):
-    """What holds where `field` has `value`."""
+    """Rule for samples whose `field` has `value`."""
 
     field: str
     value: str
@@ -21,7 +22,7 @@ class Variant(NamedTuple):
 
 
 def variants(schema: dict[str, Any]) -> list[Variant] | None:
-    """The variants of a stream, none for most; None where `allOf` is of another form."""
+    """Return the variants of a stream, an empty list for most; None if `allOf` has another form."""
     found = []
     for part in schema.get("allOf", ()):
         match part:
