@@ -1,4 +1,4 @@
-"""How long to wait before the next attempt. It only says; who asked does the waiting."""
+"""Delays before the next attempt. This module computes them; the caller does the waiting."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class Backoff:
         self._next_s = first_s
 
     def delay_s(self) -> float:
-        """Seconds to wait now; the next answer is about twice as long."""
+        """Return the seconds to wait now. The next delay is about twice as long, up to `most_s`."""
         delay_s, self._next_s = self._next_s, min(self._next_s * 2, self._most_s)
         return delay_s * self._random.uniform(0.5, 1.0)
 
     def reset(self) -> None:
-        """Begin again with the shortest delay: something worked."""
+        """Begin again with the shortest delay after a success."""
         self._next_s = self._first_s

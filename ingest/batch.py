@@ -1,7 +1,8 @@
 """Rows and dead letters of many messages that are committed, and then acknowledged, together.
 
-A batch owns its deliveries: whatever is in it is settled with it and nothing else is. Pure and
-passive: a loop adds, asks and takes; the clock is an argument.
+A batch owns its deliveries: settling a batch settles exactly these messages. The code here does no
+I/O and starts nothing: the pipeline adds messages, asks when the batch is due, and takes it. The
+time is always an argument.
 """
 
 from __future__ import annotations
@@ -32,15 +33,15 @@ class DeadLetter(NamedTuple):
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of what a vehicle may make long: payload, topic, stream, and names in the detail.
+        """Number of bytes of what a vehicle can make long: payload, topic, stream, detail.
 
-        Characters stand for bytes in all but the payload.
+        In all parts but the payload, each character counts as one byte.
         """
         stream = self.stream or ""
         return len(self.payload) + len(self.topic) + len(stream) + len(self.detail)
 
     def plain(self) -> DeadLetter:
-        """The same in ASCII, which every encoding of a database can hold."""
+        """Return the letter with all texts in ASCII, which every database encoding can hold."""
         return self._replace(
             topic=_ascii(self.topic),
             stream=None if self.stream is None else _ascii(self.stream),
@@ -53,41 +54,41 @@ def _ascii(text: str) -> str:
 
 
 SIZE_BYTES = 4 * 1024 * 1024
-"""Inflated payloads that close a batch."""
+"""Bytes of inflated payloads at which a batch closes."""
 
 
 class BatchLimits(NamedTuple):
-    """When a batch closes."""
+    """Limits at which a batch closes."""
 
     rows: int
-    """Samples, accepted or rejected."""
+    """Number of samples, accepted or rejected."""
     size_bytes: int
-    """Inflated payloads, a measure of memory: of numbers it takes up to thirteen times as much."""
+    """Bytes of inflated payloads, to bound memory: numbers take up to thirteen times as much."""
     wait_s: float
-    """How long the first message may wait for company while the writer is idle."""
+    """Seconds the first message may wait for others while the writer is idle."""
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """Return those that are set."""
+        """Return the limits from the settings."""
         return cls(settings.batch_rows, SIZE_BYTES, settings.batch_wait_ms / 1000)
 
 
 def dead_letter(delivery: Delivery, rejected: Rejected) -> DeadLetter:
-    """What the store keeps of a rejection."""
+    """Return what the store keeps of a rejection."""
     return DeadLetter(
         delivery.arrival.at,
         _storable(delivery.topic),
         rejected.device,
         None if rejected.stream is None else _storable(rejected.stream),
         rejected.reason.value,
-        # A pointer may hold names a vehicle made up, however long.
+        # The detail may hold a JSON pointer with names of any length that a vehicle made up.
         _storable(rejected.detail[:_DETAIL_CHARACTERS]),
         rejected.payload,
     )
 
 
 def _storable(text: str) -> str:
-    """`text` without U+0000, which PostgreSQL stores nowhere."""
+    """Return `text` with U+0000 replaced, because PostgreSQL cannot store it."""
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
@@ -101,7 +102,7 @@ class Description(NamedTuple):
 
 @dataclass(slots=True)
 class Batch:
-    """What is committed in one transaction."""
+    """Messages that are committed together, in one transaction unless the store splits them."""
 
     opened_s: float
     """Monotonic time of its first message."""
@@ -113,13 +114,13 @@ class Batch:
     rejected: Counter[tuple[str, Reason]] = field(default_factory=Counter)
     """Rejected samples by metric label and reason."""
     unknown_fields: Counter[str] = field(default_factory=Counter)
-    """Fields no schema names, by stream."""
+    """Number of fields that no schema names, by stream."""
     suppressed: Counter[str] = field(default_factory=Counter)
-    """Of these, by label, dead letters beyond their device's budget, which are not kept."""
+    """Rejected samples, by label, whose dead letter was dropped because of the device's budget."""
     flags: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """What was noted in `quality`, by stream and flag."""
+    """Number of flags noted in `quality`, by stream and flag."""
     described: list[Description] = field(default_factory=list)
-    """What samples say about their devices."""
+    """Descriptions of devices, taken from accepted samples."""
     samples: int = 0
     size_bytes: int = 0
 
@@ -145,7 +146,7 @@ class Batch:
                     self.suppressed[outcome.label] += 1
 
     def absorb(self, other: Batch) -> None:
-        """Take in what came after it, to be committed together."""
+        """Add the messages of a later batch, so that both are committed together."""
         self.deliveries += other.deliveries
         for stream, rows in other.rows.items():
             self.rows.setdefault(stream, []).extend(rows)
@@ -168,8 +169,10 @@ class Batch:
 
 
 More = Callable[[], Batch | None]
-"""A function that returns the messages come since the batch was closed; None if there are none, or
-too many."""
+"""Function that returns the messages that have arrived since the batch was closed.
+
+It returns None if no message has arrived or if the batch is too large to take more.
+"""
 
 
 @dataclass(slots=True)
@@ -180,17 +183,17 @@ class Written:
     duplicate: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
     suppressed: Counter[str] = field(default_factory=Counter)
-    """Refused samples without a dead letter: over the budget, or the store refuses that too."""
+    """Samples whose dead letter is not kept: device over budget, or letter refused by the store."""
     letters: list[DeadLetter] = field(default_factory=list)
-    """All that are kept."""
+    """Dead letters that are kept."""
 
     @property
     def good(self) -> bool:
-        """True if a row was stored, now or before: so the store as such works."""
+        """True if a row was stored, now or earlier, which shows that the store works."""
         return self.stored.total() + self.duplicate.total() > 0
 
     def add(self, other: Written) -> None:
-        """Take in what a part of the batch came to."""
+        """Add the result of one part of the batch."""
         self.stored += other.stored
         self.duplicate += other.duplicate
         self.refused += other.refused
@@ -200,27 +203,27 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """A batch that is stored and acknowledged, for whoever counts it or shows it."""
+    """A batch that is stored and acknowledged, for the code that counts or shows it."""
 
     batch: Batch
     written: Written
     closed_s: float
-    """Monotonic time when it was closed,"""
+    """Monotonic time when the batch was closed."""
     at_s: float
-    """and when it was acknowledged."""
+    """Monotonic time when the batch was acknowledged."""
 
 
 class Batcher:
-    """The batch that is filling, and whether it is time to take it."""
+    """The batch that is being filled, and the decision when to take it."""
 
     def __init__(self, limits: BatchLimits, budget: Budget) -> None:
         self._limits = limits
         self._budget = budget
         self._open: Batch | None = None
         self.waits = limits.wait_s > 0
-        """Whether an idle writer lets the first message wait."""
+        """True if an idle writer lets the first message wait."""
         self.full = False
-        """Nothing more goes in until it is taken."""
+        """True if nothing may be added until the batch is taken."""
 
     def add(self, delivery: Delivery, checked: Checked, now: float) -> None:
         """Put a message into the open batch; a message is never divided."""
@@ -232,7 +235,7 @@ class Batcher:
         self.full = self._open.samples >= limits.rows or self._open.size_bytes >= limits.size_bytes
 
     def due_in(self, now: float) -> float | None:
-        """Seconds until an idle writer should take the batch; None while it is empty."""
+        """Return the seconds until an idle writer should take the batch; None if it is empty."""
         if self._open is None:
             return None
         if self.full:
@@ -240,11 +243,11 @@ class Batcher:
         return max(0.0, self._open.opened_s + self._limits.wait_s - now)
 
     def close(self) -> None:
-        """Have the open batch taken, whatever is in it."""
+        """Mark the open batch, if there is one, as full, so that the writer takes it."""
         self.full = self._open is not None
 
     def may_grow(self, batch: Batch) -> bool:
-        """Whether a batch may take in another one: memory is bounded."""
+        """Return whether a batch may absorb another batch; the limits bound memory."""
         limits = self._limits
         return batch.samples <= limits.rows and batch.size_bytes <= limits.size_bytes
 

@@ -1,4 +1,4 @@
-"""The broker as a client needs it: where it is, who we are there, and how we are let in."""
+"""The broker as a client sees it: address, client id, subscription and credentials."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from ingest.errors import Unavailable
 
 DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
 _APPLICATION_NAME_BYTES = 63
-"""PostgreSQL cuts `application_name` at NAMEDATALEN - 1."""
+"""Number of bytes at which PostgreSQL cuts `application_name`: NAMEDATALEN - 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Broker:
-    """What the settings say of the broker and of this worker's session there.
+    """Settings of the broker and of this worker's session there.
 
-    Another worker's session is the same with another `client_id`.
+    For another worker's session, only `client_id` differs.
     """
 
     url: str | None
     """`mqtt`, `mqtts`, `ws` or `wss://host[:port]`; it holds no secret."""
     client_id: str
     group: str
-    """Name of the shared subscription; empty: a plain one."""
+    """Name of the shared subscription; if empty, the subscription is not shared."""
     topic: str
     client: Literal["auto", "mqtt5", "aiomqtt"]
-    """How MQTT is read."""
+    """Client that reads MQTT."""
     receive_maximum: int
-    """Messages in flight that the broker is asked to keep to."""
+    """Number of messages in flight that the broker is asked not to exceed."""
     session_expiry_s: int
     max_payload_bytes: int
     name: str | None = None
-    """Name in the register of workers, if not its address."""
+    """Name of the broker in the register of workers; None: its address."""
     username: str | None = None
     password: str | None = field(default=None, repr=False)
     password_file: Path | None = None
@@ -56,7 +56,7 @@ class Broker:
 
     @property
     def is_web(self) -> bool:
-        """Whether MQTT goes through WebSockets."""
+        """True if MQTT goes over WebSocket."""
         return self.scheme in {"ws", "wss"}
 
     @property
@@ -66,7 +66,7 @@ class Broker:
 
     @property
     def port(self) -> int:
-        """Port, the scheme's own if the URL names no other."""
+        """Port from the URL, or the scheme's default port."""
         return self._parts.port or DEFAULT_PORTS[self.scheme]
 
     @property
@@ -81,7 +81,7 @@ class Broker:
 
     @property
     def id(self) -> str:
-        """Name of the broker: a worker is its client id there, and another one elsewhere."""
+        """Name of the broker; this name and the client id together identify a worker."""
         return self.name or self.address
 
     @property
@@ -91,10 +91,10 @@ class Broker:
 
     @property
     def application_name(self) -> str:
-        """The worker's name at PostgreSQL: client id, group and broker, or their digest.
+        """Name of the worker in PostgreSQL: client id, group and broker, or their digest.
 
-        Connections of that name are ended as its own, so it must be nobody else's: two brokers on
-        one database may well have workers of one client id.
+        The name must be unique, because a worker ends every connection that has it. The client id
+        alone is not enough: workers at two brokers with one database may have the same client id.
         """
         name = f"iov-ingest {self.client_id}"
         if self.url:
@@ -104,10 +104,10 @@ class Broker:
         return "iov-ingest " + hashlib.sha256(name.encode()).hexdigest()[:32]
 
     def secret(self) -> str | None:
-        """Return the password, from its setting or its file without the last line feed.
+        """Return the password from its setting, or from its file without trailing line breaks.
 
-        Files are read anew for each connection, because secrets are renewed while we run;
-        Unavailable while one cannot be read. The same holds for `tls`.
+        This and `tls` read their files again for each connection, because secrets are renewed
+        while we run. Both raise Unavailable if a file cannot be read.
         """
         if self.password_file:
             try:
@@ -118,7 +118,7 @@ class Broker:
         return self.password
 
     def tls(self) -> ssl.SSLContext | None:
-        """Return TLS 1.2 or later with the host name checked, or None for a plain connection."""
+        """Return a TLS context (1.2 or later, host name checked); None for a plain connection."""
         if self.scheme not in {"mqtts", "wss"}:
             return None
         try:
@@ -126,6 +126,6 @@ class Broker:
             context.minimum_version = ssl.TLSVersion.TLSv1_2
             if self.cert_file:
                 context.load_cert_chain(self.cert_file, self.key_file)
-        except OSError as exc:  # SSLError is one
+        except OSError as exc:  # includes SSLError
             raise Unavailable(f"the TLS files cannot be used: {exc}") from exc
         return context

@@ -1,14 +1,14 @@
-"""How many dead letters one device may have kept per minute. Pure: the clock is an argument.
+"""Limit of dead letters kept per device and minute. Pure: the clock is an argument.
 
-A device that sends nothing but garbage must not fill the database. What is beyond its budget is
-counted and acknowledged like any rejected sample, and not kept.
+A device that sends nothing but garbage must not fill the database. A rejected sample beyond the
+budget is counted and acknowledged like any other, but its dead letter is not kept.
 """
 
 from __future__ import annotations
 
 _MINUTE_S = 60.0
 _MOST_DEVICES = 50_000
-"""With a budget of their own in one minute; what else comes in it shares one."""
+"""Number of devices with a budget of their own per minute; all further devices share one budget."""
 
 
 class Budget:
@@ -20,14 +20,14 @@ class Budget:
         self._ends_s = 0.0
 
     def exhausted(self, device: str | None, now_s: float) -> bool:
-        """Whether nothing more is allowed in this minute, however small."""
+        """Return whether the device has used up its number of letters for this minute."""
         return now_s < self._ends_s and self._spent.get(device, (0, 0))[0] >= self._letters
 
     def allows(self, device: str | None, size_bytes: int, now_s: float) -> bool:
-        """Whether one more letter of that size is kept; it is counted then.
+        """Return whether one more letter of this size is kept; if so, count it.
 
-        The first of a minute is, however large, unless the budget is 0 letters. Messages that name
-        no device share a budget.
+        The first letter of a minute is kept, however large it is, unless the budget is 0 letters.
+        Messages that name no device share a budget.
         """
         if now_s >= self._ends_s:
             self._spent.clear()

@@ -1,4 +1,4 @@
-"""Finds a cancellation that somebody else's code has put an answer or an error in the place of."""
+"""Detection of a cancellation that other code has replaced with a result or an error."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import asyncio
 
 
 def unless_cancelled(exc: Exception | None = None) -> None:
-    """Raise CancelledError if this task was told to end, whatever has come instead.
+    """Raise CancelledError if this task was cancelled, even if a result or an error came instead.
 
-    Call it after what is known to lose a cancellation:
+    Call it after operations that are known to lose a cancellation:
 
-    - asyncpg's roll-back may raise an error of its own, given here as `exc`
-    - `asyncio.wait_for`, which aiomqtt waits with, returns an answer that comes in the same moment
-      (python/cpython issue 86296; mended in 3.12)
+    - asyncpg's rollback may raise an error of its own instead; pass that error as `exc`
+    - `asyncio.wait_for`, which aiomqtt uses, returns a result that arrives at the same moment
+      (python/cpython issue 86296; fixed in 3.12)
     """
     task = asyncio.current_task()
     if task is not None and task.cancelling():

@@ -1,7 +1,7 @@
-"""From a delivery to its outcomes: topic, envelope, time, schema, row. Pure.
+"""Steps from a delivery to its outcomes: topic, envelope, time, schema, row. Pure.
 
-Each sample is judged alone: a bad one harms no other in its message. What is rejected says why in
-words that quote nothing a vehicle sent.
+Each sample is accepted or rejected alone: a bad sample never causes the rejection of another sample
+of its message. The reason of a rejection never quotes a value that a vehicle sent.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _MAY_HOLD_NUL = frozenset({str, dict, list})
 
 
 class Checker:
-    """Turns deliveries into outcomes by the schemas of a catalogue."""
+    """Checker of deliveries against the schemas of a catalogue."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Checker:
         *,
         keep_unreadable: bool = False,
     ) -> None:
-        """`keep_unreadable`: dead letters keep what cannot be taken apart as it came."""
+        """Use these limits; `keep_unreadable`: dead letters keep unreadable messages unchanged."""
         self._catalogue = catalogue
         self._limits = limits
         self._letters = Letters(catalogue, self._limits, keep_unreadable=keep_unreadable)
@@ -68,7 +68,7 @@ class Checker:
 
     @classmethod
     def of(cls, catalogue: Catalogue, settings: Settings) -> Self:
-        """Return one with the limits that are set."""
+        """Return a checker with the limits from the settings."""
         return cls(
             catalogue,
             MessageLimits.of(settings),
@@ -77,7 +77,7 @@ class Checker:
         )
 
     def check(self, delivery: Delivery) -> Checked:
-        """One outcome per sample, or one rejection for a message that cannot be split."""
+        """Return one outcome per sample, or one rejection if the message cannot be split."""
         if delivery.fault is not None:
             return self._whole(delivery, None, None, delivery.fault)
         address = parse_topic(delivery.topic)
@@ -101,15 +101,15 @@ class Checker:
                 delivery, device, streams, samples, decoded.size_bytes, decoded.may_hold_nul
             )
         except (TypeError, ValueError, RecursionError):
-            # Neither the validator nor orjson follows a document down without end. Looking for
-            # depth only then costs honest messages nothing.
+            # The validator and orjson fail on documents that are nested too deep. To check the
+            # depth only after such a failure costs normal messages nothing.
             if not too_deep(decoded.samples):
                 raise
             return self._whole(delivery, device, name, Defect(Reason.BAD_JSON, "nested too deep"))
         return Checked(name, outcomes, decoded.size_bytes)
 
     def _check_frame(self, delivery: Delivery, device: str) -> Checked:
-        """The outcomes of a GB/T 32960 frame, one for each sample it holds."""
+        """Return the outcomes of a GB/T 32960 frame, one for each sample that it holds."""
         payload = unpack(delivery.payload, delivery.encoding, self._limits)
         frame = payload if isinstance(payload, Defect) else gbt32960.decode(payload)
         if isinstance(frame, Defect):
@@ -121,7 +121,7 @@ class Checker:
         for index, (_, sample) in enumerate(known):
             outcome = outcomes[index]
             if isinstance(outcome, Row) and (quality := sample.get("quality")):
-                # What a frame's sample has there was put there by us.
+                # Our own decoder put these marks there, so they count as flags.
                 outcome.flags = (*outcome.flags, *quality.values())
         for name, sample in samples:
             if name not in self._catalogue:
@@ -129,7 +129,7 @@ class Checker:
                 kept = self._letters.of_sample(None, sample)
                 outcomes.append(Rejected(OTHER, name, device, *fault, kept))
         counts = Counter(o.stream if isinstance(o, Row) else o.label for o in outcomes)
-        # What a frame says in bits its samples may say in long texts.
+        # A few bits of a frame may become long texts in its samples.
         size_bytes = len(payload) + sum(map(_weight, outcomes))
         return Checked(GBT32960, outcomes, size_bytes, counts)
 
@@ -142,13 +142,13 @@ class Checker:
         size_bytes: int = 0,
         may_hold_nul: bool = False,  # noqa: FBT001, FBT002  one call, per message
     ) -> list[Outcome]:
-        """An outcome for each sample, which is of the stream at its place.
+        """Return one outcome per sample; `streams` has each sample's stream, in the same order.
 
-        `size_bytes` of JSON text, from which follows whether one sample may be too large.
+        `size_bytes` is the size of the JSON text. Above a limit, each sample's own size is checked.
         """
         at = delivery.arrival.at
         if at is not self._bounded:
-            # One read of the socket brings many messages.
+            # All messages of one socket read share `at`, so the bounds are computed once.
             self._bounded, self._bounds = at, (at - self._ages.oldest, at + self._ages.ahead)
         outcome = self._outcome if size_bytes <= self._surely_small else self._outcome_of_large
         if len(samples) == 1:
@@ -163,7 +163,7 @@ class Checker:
     def _outcome_of_large(
         self, delivery: Delivery, stream: Stream, device: str, sample: Any, *others: Any
     ) -> Outcome:
-        """The outcome of a sample from a message so large that one sample may be too much."""
+        """Return the outcome of a sample of a large message; check the sample's size first."""
         fault = too_much(sample, self._limits)
         if fault is not None:
             kept = self._letters.of_large_sample(stream, sample)
@@ -180,7 +180,7 @@ class Checker:
         may_hold_nul: bool,  # noqa: FBT001  one call, per sample
         siblings: Siblings | None,
     ) -> Outcome:
-        """A row, or why there is none."""
+        """Return a row, or a rejection with its reason."""
         if not isinstance(sample, dict):
             return self._rejected(stream, device, sample, _NO_OBJECT)
         ts = timely(sample, self._bounds)
@@ -219,13 +219,13 @@ class Checker:
         return Rejected(stream.name, stream.name, device, *fault, kept)
 
     def internal_error(self, delivery: Delivery) -> Checked:
-        """The one rejection of a message on which checking itself failed."""
+        """Return one rejection for a message whose check raised an unexpected error."""
         device, name = parse_topic(delivery.topic) or (None, None)
         fault = Defect(Reason.INTERNAL_ERROR, "an error in the service; see its log")
         return self._whole(delivery, device, name, fault)
 
     def set_aside(self, delivery: Delivery) -> Checked:
-        """The one rejection of a message that is not to be read: its size and digest are kept."""
+        """Return one rejection for a message that must not be read; keep its size and digest."""
         device, name = parse_topic(delivery.topic) or (None, None)
         label = name if name is not None and name in self._catalogue else OTHER
         told = hashlib.sha256(delivery.payload).hexdigest()
@@ -237,7 +237,7 @@ class Checker:
         return Checked(label, [rejected], len(delivery.topic))
 
     def samples_json(self, delivery: Delivery, indexes: Sequence[int]) -> list[bytes]:
-        """Samples of a delivery that were accepted, as dead letters keep them."""
+        """Return accepted samples of a delivery, by index, in the form that dead letters keep."""
         address = parse_topic(delivery.topic)
         assert address is not None
         name = address[1]
@@ -266,7 +266,7 @@ class Checker:
             name if name is not None and (name in self._catalogue or name == GBT32960) else OTHER
         )
         rejected = Rejected(label, name, device, *fault, self._letters.of_message(delivery, name))
-        # What is kept of a packed message may be a thousand times its size.
+        # The payload kept of a compressed message may be a thousand times the message's size.
         size_bytes = max(len(delivery.payload), len(rejected.payload)) + len(delivery.topic)
         return Checked(label, [rejected], size_bytes)
 
@@ -277,14 +277,14 @@ def _weight(outcome: Outcome) -> int:
 
 
 def is_frame(delivery: Delivery, stream: str) -> bool:
-    """Whether the payload is a GB/T 32960 frame: by its content type, or by the topic."""
+    """Return whether the topic or the content type marks the payload as a GB/T 32960 frame."""
     if delivery.content_type is None:
         return stream == GBT32960
     return stream == GBT32960 or delivery.content_type.lower() == gbt32960.CONTENT_TYPE
 
 
 def _timed(frame: gbt32960.Frame, received_at: datetime) -> list[tuple[str, dict[str, Any]]]:
-    """The samples of a frame; one whose command carries no time gets that of its arrival."""
+    """Return the samples of a frame. A sample without a time gets the time of arrival."""
     samples = list(frame.samples.items())
     for _, sample in samples:
         if "ts" not in sample:
@@ -302,7 +302,7 @@ def _siblings(samples: Iterable[tuple[Stream, Any]]) -> Siblings:
 
 
 def _note(findings: dict[str, str], sample: dict[str, Any], record: Record) -> list[str]:
-    """Add findings to the row's `quality`; the flags noted. The device's own marks stay."""
+    """Add findings to the row's `quality`; return the new flags. The device's own marks stay."""
     own = sample.get("quality") or {}
     note_quality(record, orjson.dumps(findings | own))
     return [flag for at, flag in findings.items() if at not in own]
@@ -314,7 +314,7 @@ def _described(stream: Stream, sample: dict[str, Any]) -> dict[str, str] | None:
 
 
 def _nul(node: Any) -> tuple[str | int, ...] | None:
-    """Where U+0000 stands in `node`, in a name or a text; None if it does not."""
+    """Return the path to U+0000 in a name or a text of `node`; None if it does not occur."""
     if type(node) is str:
         return () if "\0" in node else None
     if type(node) is dict:

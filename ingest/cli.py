@@ -1,7 +1,8 @@
-"""`iov-ingest`: every command, its arguments, and how it ends.
+"""`iov-ingest`: the list of commands, and how they end.
 
-Exit status 0 done, 1 failed, 2 wrong configuration or arguments. With `--json` the last line of
-standard output is one JSON object; what is for people goes to standard error then.
+The exit status is 0 after success, 1 after a failure, 2 for wrong configuration or arguments. With
+`--json`, the last line of standard output is one JSON object, and text for people goes to standard
+error.
 """
 
 from __future__ import annotations
@@ -44,9 +45,9 @@ _STYLE: dict[str, Any] = {
 
 
 class _Commands(TyperGroup):
-    """Imports the module of a command when it is asked for.
+    """Group of commands that imports a command's module only when that command is used.
 
-    A worker that knew every tool would be 8 MB larger (measured) and start later.
+    A worker that imported every tool would be 8 MB larger (measured) and start later.
     """
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002  fixed by click
@@ -62,7 +63,7 @@ class _Commands(TyperGroup):
         return command
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Find the command, or say which one it nearly was."""
+        """Find the command; for a mistyped name, fail and suggest the nearest command."""
         near = get_close_matches(args[0], _MODULES, n=1)
         if args[0] not in _MODULES and near:
             ctx.fail(f"No such command '{args[0]}'; did you mean {near[0]}?")
@@ -84,7 +85,7 @@ def _commands(
         ),
     ] = False,
 ) -> None:
-    """What comes before a command."""
+    """Accept the options that come before a command."""
 
 
 app = typer.Typer(

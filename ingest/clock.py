@@ -1,8 +1,9 @@
-"""Whether this machine's clock can be trusted, for it decides what is too old.
+"""Check of this machine's clock, because that clock decides which samples are too old.
 
-The database's clock is the measure. Between two looks at it, wall clock and monotonic clock go on
-together; where they come apart the wall clock was set, and nothing is judged by it before the next
-look. A clock 31 days ahead once had every good sample of a fleet rejected as too old.
+The database's clock is the reference. Between two comparisons with it, our wall clock must advance
+like our monotonic clock. If they diverge, somebody has set the wall clock, and no sample is judged
+by it until the next comparison. A clock that was 31 days ahead had every good sample of a fleet
+rejected as too old.
 """
 
 from __future__ import annotations
@@ -16,18 +17,19 @@ MOST_OFF_S = 60.0
 
 
 class Clock:
-    """What is known of this machine's clock."""
+    """State of this machine's clock, as far as it is known."""
 
     def __init__(self) -> None:
         self.problem: str | None = None
-        """That the clock is wrong; None while it is not, or not known to be."""
+        """Message that the clock is wrong; None if it is right or not compared yet."""
         self._apart_s: float | None = None
         self._looked = asyncio.Event()
 
     def look(self, here: datetime, monotonic_s: float, there: datetime) -> None:
-        """Compare: `here` and `monotonic_s` are ours, `there` is the database's, all of one moment.
+        """Compare our `here` and `monotonic_s` with the database's `there`, all read at one moment.
 
-        Called again and again; what waits goes on if the clock is right.
+        This is called again and again. Each call wakes `looked`; its caller then asks `doubts`
+        again.
         """
         ahead_s = (here - there).total_seconds()
         self._apart_s = there.timestamp() - monotonic_s
@@ -41,13 +43,13 @@ class Clock:
         self._looked.set()
 
     def doubts(self, arrival: Arrival) -> bool:
-        """Whether an arrival was stamped by a clock that is wrong, or that nobody has looked at."""
+        """Return whether an arrival was stamped by a clock that is wrong or not compared yet."""
         if self._apart_s is None:
             return True
         apart_s = arrival.at.timestamp() - arrival.monotonic_s
         return abs(apart_s - self._apart_s) > MOST_OFF_S
 
     async def looked(self) -> None:
-        """Wait for the next look."""
+        """Wait for the next call of `look`."""
         self._looked.clear()
         await self._looked.wait()

@@ -1,6 +1,6 @@
-"""The database as a client needs it: its URL, where that leads, and what is wrong with it.
+"""The database as a client sees it: its URL, the servers in the URL, and errors in the URL.
 
-Whatever is said of a URL is said without its password.
+No text about a URL contains its password.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _FORM = (
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """What the settings say of the database."""
+    """Settings of the database."""
 
     url: str = field(repr=False)
-    """For the driver alone: it may hold a password."""
+    """URL for the driver only, because it may hold a password."""
 
     @property
     def address(self) -> str:
-        """`host:port/database` of each host, as far as the URL itself says it."""
+        """`host:port,…/database`, from the URL or, for parts it lacks, from the `PG*` variables."""
         parts = _split(self.url)
         hosts = _hosts(parts) if parts is not None else []
         if parts is None or not hosts:
@@ -62,7 +62,7 @@ class Database:
 
 
 def url_problems(url: str) -> list[str]:
-    """Find what the driver would not understand."""
+    """Return the errors that keep the driver from using the URL."""
     found = []
     parts = _split(url)
     if parts is None or not _hosts(parts):
@@ -84,7 +84,7 @@ def url_problems(url: str) -> list[str]:
 
 
 def _wrong_files(query: dict[str, str]) -> list[str]:
-    """Find the files of TLS that are not there, or hold something else."""
+    """Return the errors of the TLS files: unreadable, or a root file without a certificate."""
     found = []
     for name in _FILES:
         path = query.get(name)
@@ -99,23 +99,23 @@ def _wrong_files(query: dict[str, str]) -> list[str]:
 
 
 def _split(url: str) -> SplitResult | None:
-    """Split a URL; None if a part may hold some of a password that was not encoded."""
+    """Split a URL; return None if it is invalid or if a part may hold a piece of a password."""
     try:
         parts = urlsplit(url)
     except ValueError:
         return None
-    # A / or ? in a password ends the host for whoever reads the URL, and an @ ends the password.
+    # If a password is not encoded, a / or ? in it ends the host part, and an @ ends the password.
     cut = "@" not in parts.netloc and ":" in parts.netloc and "@" in parts.path + parts.query
     cut |= parts.netloc.count("@") > 1 or bool(parts.fragment)
     return None if cut or _NOT_ENCODED.search(parts.netloc) else parts
 
 
 def _hosts(parts: SplitResult) -> list[str]:
-    """List hosts with their ports, or directories of Unix sockets; empty if they cannot be read."""
+    """Return each host's `host:port` or Unix socket directory; an empty list if one is invalid."""
     query = _query(parts)
     own = parts.netloc.rpartition("@")[2]
     named = own or query.get("host") or os.environ.get("PGHOST", "")
-    # A port in the query is not for a host that stands before it.
+    # A port in the query does not apply to hosts that stand before the path.
     ports = ((not own and query.get("port")) or os.environ.get("PGPORT") or _PORT).split(",")
     hosts = []
     for number, host in enumerate(map(unquote, named.split(","))):

@@ -1,4 +1,4 @@
-"""What every sample carries: its instant and its sequence number. Pure."""
+"""Time and sequence number of a sample. Pure."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _NOT_IN_SEQ = {"resend", "sent_at"}
 
 
 class Ages(NamedTuple):
-    """How far from the clock a sample's `ts` may be."""
+    """Limits of the distance between a sample's `ts` and the clock."""
 
     oldest: timedelta
     ahead: timedelta
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """Return those that are set."""
+        """Return the limits from the settings."""
         return cls(timedelta(days=settings.max_age_days), timedelta(seconds=settings.max_ahead_s))
 
 
 def timely(sample: dict[str, Any], bounds: tuple[datetime, datetime]) -> datetime | Defect:
-    """When the sample was true, if it is neither too old nor too far ahead."""
+    """Return the sample's time; a Defect if it is unreadable, too old or too far ahead."""
     ts = instant(sample.get("ts"))
     if isinstance(ts, Defect):
         return ts
@@ -44,7 +44,7 @@ def timely(sample: dict[str, Any], bounds: tuple[datetime, datetime]) -> datetim
 
 
 def instant(ts: Any) -> datetime | Defect:
-    """`ts` in UTC: RFC 3339 with zone, or integer Unix milliseconds."""
+    """Return `ts` in UTC. It may be RFC 3339 with a zone, or integer Unix milliseconds."""
     if ts is None:
         return Defect(Reason.BAD_ENVELOPE, "/ts is absent")
     try:
@@ -60,9 +60,9 @@ def instant(ts: Any) -> datetime | Defect:
 
 
 def sequence(sample: dict[str, Any], stored: Callable[[Any], Any]) -> int | Defect:
-    """The `seq` of a sample, or one derived from what is `stored` of it.
+    """Return the `seq` of a sample; if it is absent, derive it from `stored(sample)`.
 
-    What must never be stored is not to be guessed from a checksum either.
+    `stored` removes what must never be stored, so that nobody can guess it from the checksum.
     """
     seq = sample.get("seq")
     if seq is None:
@@ -73,10 +73,10 @@ def sequence(sample: dict[str, Any], stored: Callable[[Any], Any]) -> int | Defe
 
 
 def derived_seq(sample: dict[str, Any]) -> int:
-    """The negative `seq` of a sample that has none.
+    """Return a negative `seq` for a sample without `seq`.
 
-    −1−CRC-32 of its JSON with sorted keys, without `resend` and `sent_at`, which differ between
-    a sample and its redelivery.
+    It is −1−CRC-32 of the sample's JSON with sorted keys, without `resend` and `sent_at`, which
+    differ between a sample and its redelivery.
     """
     content = {k: v for k, v in sample.items() if k not in _NOT_IN_SEQ}
     return -1 - crc32(orjson.dumps(content, option=orjson.OPT_SORT_KEYS))

@@ -1,4 +1,4 @@
-"""The errors of the service, named by what the caller does about them.
+"""The errors of the service, each with what the caller does about it.
 
 IngestError
 ├── ConfigError       stop, exit 2: the configuration is wrong
@@ -6,7 +6,7 @@ IngestError
 ├── Unavailable       keep the batch, wait, try again on a new connection
 │   ├── NotReady      the same, but a person has to act: the text says what to do
 │   ├── TooMuch       the same, with half as much at a time
-│   └── Unforeseen    the same, unless it is single rows that fail: then those are refused
+│   └── Unforeseen    the same; if only single rows fail, these rows are refused
 ├── Refused           the store will never take one of these rows: bisect
 └── ServerError       an embedded server (demo, bench, tests) did not come up
 """
@@ -17,7 +17,7 @@ class IngestError(Exception):
 
 
 class ConfigError(IngestError):
-    """The configuration is wrong; `problems` lists everything that is, one sentence each."""
+    """Error in the configuration; `problems` lists every problem, one sentence each."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("; ".join(problems))
@@ -25,35 +25,35 @@ class ConfigError(IngestError):
 
 
 class SchemaError(IngestError):
-    """A schema file is missing, unreadable, or says what no table can hold."""
+    """Error in a schema file: it is missing, unreadable, or describes what no table can hold."""
 
 
 class Unavailable(IngestError):
-    """A server is away or silent for now; the same work succeeds later on a new connection."""
+    """Absence or silence of a server; the same work succeeds later on a new connection."""
 
 
 class NotReady(Unavailable):
-    """The server answers but a person has to act first; the text says what to do."""
+    """State of a server that answers but needs a person to act; the text says what to do."""
 
 
 class TooMuch(Unavailable):
-    """The server has not enough of something for the whole batch: halve it."""
+    """Lack of a resource at the server for the whole batch; the caller halves the batch."""
 
 
 class Unforeseen(Unavailable):
-    """An error that nobody foresaw: a trigger of the operator's, a policy, a damaged index.
+    """An unforeseen error, for example from an operator's trigger, a policy or a damaged index.
 
-    It counts as away, so nothing is lost by it. Where other rows of a batch can be stored, what
-    fails alone is refused.
+    It is treated like `Unavailable`, so that no data is lost. If other rows of the batch can be
+    stored, a row that fails alone is refused.
     """
 
 
 class Refused(IngestError):
-    """The store will never accept what it was given.
+    """Final refusal: the store will never accept what it was given.
 
     The text names the SQLSTATE or driver error, never a value.
     """
 
 
 class ServerError(IngestError):
-    """A server that a tool starts for itself could not be started."""
+    """Failure to start a server that a tool runs for itself."""

@@ -1,8 +1,9 @@
-"""No dead letter keeps what must never be stored: neither its value, nor a text it may stand in.
+"""Payloads of dead letters, without anything that must never be stored. Pure.
 
-What a schema lists (`x-never-stored`) is taken out of a sample, wherever it stands; of a field that
-is stored as a digest (`x-hash`) the digest is kept; of what nobody can look through, the size and
-a digest of the whole, unless the operator wants it as it came (`IOV_DEAD_LETTER_UNREADABLE`). Pure.
+- Fields that a schema lists (`x-never-stored`) are removed from a sample at any depth.
+- A field that is stored as a digest (`x-hash`) is replaced by its digest.
+- Data that cannot be searched is replaced by its size and a digest of the whole, unless the
+  operator wants it unchanged (`IOV_DEAD_LETTER_UNREADABLE`).
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ from ingest.schema.extract import sha256
 
 
 class Letters:
-    """Makes the payloads of dead letters."""
+    """Maker of the payloads of dead letters."""
 
     def __init__(
         self, catalogue: Catalogue, limits: MessageLimits, *, keep_unreadable: bool
     ) -> None:
-        """`keep_unreadable`: what nobody can look through is kept as it came."""
+        """Use these limits; `keep_unreadable`: data that cannot be searched is kept unchanged."""
         self._catalogue = catalogue
         self._limits = limits
         self._keep_unreadable = keep_unreadable
-        # What is of no stream we know may hold what any stream must not.
+        # Data of an unknown stream may hold fields that any of the schemas forbids.
         self._of_all = NeverStored(
             name for stream in catalogue.values() for name in stream.never_stored.names
         )
@@ -36,14 +37,15 @@ class Letters:
     def of_sample(self, stream: Stream | None, sample: Any, *, clean: bool = False) -> bytes:
         """Return what is kept of a sample; `stream` is None if no schema describes it.
 
-        `clean`: what must never be stored has been taken out of it.
+        `clean` means that what must never be stored is already removed.
         """
         return orjson.dumps(self._kept(stream, sample, clean=clean))
 
     def of_large_sample(self, stream: Stream, sample: Any) -> bytes:
-        """Return what is kept of a sample that is too large to be looked through by its names.
+        """Return what is kept of a sample that is too large to search name by name.
 
-        All of it if nothing in it looks like what must never be stored, which takes a tenth.
+        A search of its text takes a tenth of the time. If it finds no forbidden name, the sample
+        is kept whole; otherwise its size and digest are kept (but see `keep_unreadable`).
         """
         text = orjson.dumps(sample)
         if self._keep_unreadable or not stream.never_stored.may_be_in(text):
@@ -53,8 +55,9 @@ class Letters:
     def of_message(self, delivery: Delivery, name: str | None) -> bytes:
         """Return what is kept of a message that cannot be split; `name` is its stream's, if known.
 
-        Its JSON if it has some. What cannot be taken apart (no JSON, packed unknown to us, a broken
-        frame) may hold anything.
+        Readable JSON is kept without forbidden fields. A message that cannot be read (no JSON, an
+        unknown encoding, a broken frame) may hold anything, so its size and digest are kept (but
+        see `keep_unreadable`).
         """
         stream = self._catalogue.get(name or "")
         private = stream.never_stored if stream else self._of_all
@@ -64,12 +67,12 @@ class Letters:
                 document = orjson.loads(text)
                 if not private.may_be_in(text):
                     return delivery.payload
-                # Read and written again: of a name that stands there twice one value is kept.
+                # Parsing and writing again keeps only one value of a name that occurs twice.
                 if isinstance(document, list):
                     return orjson.dumps([self._kept(stream, sample) for sample in document])
                 return self.of_sample(stream, document)
             except (TypeError, ValueError, RecursionError):
-                pass  # no JSON, or nested deeper than anybody follows it
+                pass  # not JSON, or nested too deep
         if self._keep_unreadable or not delivery.payload:
             return delivery.payload
         return _size_and_digest(delivery.payload)
@@ -102,5 +105,5 @@ def _with_digest(node: Any, path: tuple[str, ...]) -> Any:
 
 
 def _size_and_digest(text: bytes) -> bytes:
-    """Make what stands for a text that nobody has looked through."""
+    """Return the size and digest that replace a text that cannot be searched."""
     return orjson.dumps({"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()})

@@ -1,7 +1,7 @@
 """Structured logs: one line per change of state, key=value or JSON, on standard error.
 
-Where that is systemd's journal a line begins with its priority and has no time of its own, for the
-journal knows it (systemd, sd-daemon(3); systemd.exec(5), JOURNAL_STREAM).
+If standard error is systemd's journal, a line begins with its priority and has no time, because the
+journal adds the time (systemd, sd-daemon(3); systemd.exec(5), JOURNAL_STREAM).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _render = structlog.processors.LogfmtRenderer(
 def _logfmt(
     logger: structlog.typing.WrappedLogger, name: str, event: structlog.typing.EventDict
 ) -> str:
-    """One line whatever a vehicle or a server has said: control characters are escaped."""
+    """Return the event as one line; control characters from a vehicle or server are escaped."""
     return str(_render(logger, name, event)).translate(_CONTROL)
 
 
@@ -35,7 +35,7 @@ _PRIORITIES = {
 
 
 class _Journal(logging.Formatter):
-    """Lines of another formatter with the priority of syslog(3) before them."""
+    """Formatter that puts the priority of syslog(3) before the lines of another formatter."""
 
     def __init__(self, lines: logging.Formatter) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class _Journal(logging.Formatter):
 
 
 def _is_journal() -> bool:
-    """Tell if standard error goes to the journal itself, not to a pipe of somebody in between."""
+    """Return whether standard error goes directly to the journal, not through a pipe."""
     try:
         own = os.fstat(sys.stderr.fileno())
     except (OSError, ValueError):
@@ -55,7 +55,7 @@ def _is_journal() -> bool:
 
 
 def configure(form: Literal["logfmt", "json"], level: str) -> None:
-    """Send our log from `level` on, and the libraries' warnings, to standard error in one form."""
+    """Send our log from `level` up and the libraries' warnings to standard error, in one form."""
     shared: list[structlog.typing.Processor] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
@@ -84,14 +84,14 @@ def configure(form: Literal["logfmt", "json"], level: str) -> None:
 
 
 class Seldom:
-    """Lets the same thing be said once in a while, if it may be so again for every batch."""
+    """Rate limit for a log message that could otherwise repeat with every batch."""
 
     def __init__(self, every_s: float = 10.0) -> None:
         self._every_s = every_s
         self._said_s: dict[str, float] = {}
 
     def allows(self, what: str) -> bool:
-        """Return whether it is time to say it again, and take it for said."""
+        """Return whether `what` may be logged now; if so, remember it as logged."""
         now_s = time.monotonic()
         if now_s < self._said_s.get(what, -self._every_s) + self._every_s:
             return False

@@ -1,4 +1,4 @@
-"""What is counted, under the names dashboards rely on. Counted per batch, never per message.
+"""Metrics, under the names that dashboards rely on. Counted per batch, never per message.
 
 Labels come from closed lists: the catalogue's streams and `other`, `Reason`, `Trigger`, `Peer`.
 """
@@ -20,7 +20,13 @@ from prometheus_client.registry import Collector
 from ingest.model import GBT32960, OTHER, Reason
 
 Trigger = Literal["full", "idle", "wait", "drain"]
-"""Why a batch closed: it was full, the writer was idle, its first message had waited, the end."""
+"""Reason why a batch closed.
+
+- `full`: a limit was reached
+- `idle`: the writer was idle
+- `wait`: the first message had waited long enough
+- `drain`: the input has ended
+"""
 Peer = Literal["broker", "database"]
 
 _ROWS = (1, 10, 100, 500, 1_000, 2_500, 5_000, 10_000, 50_000, 100_000)
@@ -30,7 +36,7 @@ _LAG_S = (0, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 3_600, 86_400, 604_800)
 
 
 def release() -> str:
-    """Version of the installed distribution; "unknown" in a tree that was never installed."""
+    """Return the installed distribution's version; "unknown" in a tree that was never installed."""
     try:
         return version("iov-ingest")
     except PackageNotFoundError:
@@ -53,7 +59,7 @@ class Histogram(Collector):
         *,
         registry: CollectorRegistry,
     ) -> None:
-        """Make it, at 0 for each of the `values` of its `label`."""
+        """Create the histogram, at 0 for each of the `values` of its `label`."""
         self._name, self._documentation, self._label = name, documentation, label
         self.bounds = tuple(bounds)
         self._counts: dict[str, list[int]] = {}
@@ -63,7 +69,7 @@ class Histogram(Collector):
         registry.register(self)
 
     def observe(self, value: float, times: int = 1, label: str = "") -> None:
-        """Count `value`, `times` over."""
+        """Count `value` as often as `times` says."""
         counts = self._series(label)
         counts[bisect_left(self.bounds, value)] += times
         self._sums[label] += value * times
@@ -80,7 +86,7 @@ class Histogram(Collector):
         self._sums[label] += sum(ordered)
 
     def counts(self, label: str = "") -> list[int]:
-        """How many values there were up to each bound and above the one before, and above all."""
+        """Return the number of values in each bucket alone; the last bucket is above all bounds."""
         return list(self._series(label))
 
     def _series(self, label: str) -> list[int]:
@@ -90,7 +96,7 @@ class Histogram(Collector):
         return self._counts[label]
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
-        """Cumulative buckets, as the exposition format wants them."""
+        """Yield the cumulative buckets that the exposition format requires."""
         family = HistogramMetricFamily(
             self._name, self._documentation, labels=[self._label] if self._label else []
         )
@@ -108,7 +114,7 @@ class Metrics:
     """Every metric of one worker, in one registry."""
 
     def __init__(self, flags: Mapping[str, Iterable[str]]) -> None:
-        """`flags`: by stream, what may be noted in `quality`."""
+        """Create all metrics. `flags` are the flags that may be noted in `quality`, by stream."""
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         GCCollector(registry=registry)
@@ -223,7 +229,7 @@ class Metrics:
     def _by_stream(self, name: str, text: str) -> Counter:
         """Make a counter with the stream as its one label, at 0 for each stream.
 
-        A series that is there from the start shows its first event as an increase.
+        Because a series exists from the start, its first event shows as an increase.
         """
         counter = Counter(name, text, ["stream"], registry=self.registry)
         for stream in self._streams:
@@ -231,7 +237,7 @@ class Metrics:
         return counter
 
     def watch_in_flight(self, read: Callable[[], float]) -> None:
-        """Ask `read` for the messages in flight at each scrape."""
+        """Call `read` at each scrape to get the number of messages in flight."""
         self.in_flight.set_function(read)
 
     def value(self, sample: str, **labels: str) -> float:
@@ -244,7 +250,7 @@ class Metrics:
         )
 
     def outcomes(self) -> Tally[str]:
-        """Count the samples stored, the duplicates, and those rejected, by reason."""
+        """Return the numbers of stored and duplicate samples, and of rejected samples by reason."""
         found: Tally[str] = Tally()
         for name, counter in (
             ("stored", self.samples_stored),

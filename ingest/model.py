@@ -1,7 +1,7 @@
-"""The values that walk through the service: delivery, outcome, reason.
+"""Types of the data that pass through the service: delivery, outcome, reason.
 
-Nothing here does anything; every floor above may know these names. What there is one of for each
-message is a Struct: it is made in a third of a named tuple's time (0.1 µs, measured).
+They have no logic, and every layer above may import them. A type with an instance per message is a
+Struct, which is created in a third of a named tuple's time (0.1 µs, measured).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from msgspec import Struct
 OTHER = "other"
 """Metric label of every stream name that no schema describes."""
 GBT32960 = "gbt32960"
-"""Last level of the topic that carries GB/T 32960 frames, and their metric label; no stream."""
+"""Last topic level of GB/T 32960 frames, and their metric label; it is not a stream."""
 
 
 class Reason(enum.StrEnum):
-    """Why something was rejected: the closed list of `iov.dead_letter.reason`."""
+    """Reason of a rejection: the closed list of values of `iov.dead_letter.reason`."""
 
     TOO_LARGE = "too_large"
     BAD_TOPIC = "bad_topic"
@@ -37,18 +37,18 @@ class Reason(enum.StrEnum):
 
 
 class Defect(NamedTuple):
-    """Why something is rejected."""
+    """Reason of a rejection, with its details."""
 
     reason: Reason
     detail: str
-    """What is wrong and where; never quotes a value."""
+    """Description of the error and its place; it never quotes a value."""
 
 
 class Acknowledger(Protocol):
-    """One connection to the broker, as far as an acknowledgement needs to know it."""
+    """Connection to the broker, reduced to what an acknowledgement needs."""
 
     def acknowledge(self, packet_ids: Sequence[int]) -> None:
-        """Send PUBACK for these, in this order; do nothing once this connection has ended.
+        """Send PUBACK for these identifiers, in this order; do nothing if the connection has ended.
 
         Packet identifiers belong to the connection they came by (MQTT 5, 2.2.1): after a
         reconnect the same number names another message.
@@ -56,7 +56,7 @@ class Acknowledger(Protocol):
 
 
 class Arrival(NamedTuple):
-    """When one read from the socket happened; shared by every delivery in it."""
+    """Time of one read from the socket, shared by every delivery of that read."""
 
     at: datetime
     """Wall clock, aware UTC: the `received_at` of the rows."""
@@ -70,15 +70,15 @@ class Delivery(Struct, eq=False):
     topic: str
     payload: bytes
     encoding: str | None
-    """MQTT 5 user property `content-encoding`; None where absent."""
+    """MQTT 5 user property `content-encoding`; None if absent."""
     content_type: str | None
-    """MQTT 5 property Content Type; None where absent."""
+    """MQTT 5 property Content Type; None if absent."""
     packet_id: int | None
-    """None for QoS 0: nothing to acknowledge."""
+    """Packet identifier; None for QoS 0, which needs no acknowledgement."""
     arrival: Arrival
     connection: Acknowledger
     fault: Defect | None = None
-    """Why the packet itself cannot be read; None for nearly all. `payload` is what follows it."""
+    """Defect of topic or properties, None for nearly all packets. `payload` is what follows."""
 
 
 class Row(Struct):
@@ -87,50 +87,50 @@ class Row(Struct):
     stream: str
     device: str
     ts: datetime
-    """When its values were true, aware UTC."""
+    """Time when its values were true, aware UTC."""
     resend: bool
-    """It was sent later than collected."""
+    """True if it was sent later than collected."""
     record: list[Any]
-    """The values of its columns; only `schema.layout` knows which stands where."""
+    """Values of its columns; only `schema.layout` knows their order."""
     present: int
-    """Which of the stream's flattened objects are there, and so which fields; see `Layout`."""
+    """Bit mask of the stream's flattened objects that the record contains; see `Layout`."""
     delivery: Delivery
-    """The message it came in,"""
+    """Message that contained the sample."""
     position: int
-    """and the sample's place there, to find its JSON again."""
+    """Index of the sample in its message, to find its JSON again."""
     unknown_fields: int
-    """How many fields the schema does not know; they are kept in `extra`."""
+    """Number of fields that the schema does not name; they are kept in `extra`."""
     flags: Collection[str] = ()
-    """What was noted in `quality` by us."""
+    """Flags that the service noted in `quality`."""
     described: Mapping[str, str] | None = None
-    """What the sample says about its device: kind, vin, region, fleet."""
+    """The device's description from the sample: kind, vin, region, fleet."""
 
 
 class Rejected(NamedTuple):
-    """One sample, or one message that cannot be split, that will not be stored."""
+    """A sample that will not be stored, or a whole message if it cannot be split."""
 
     label: str
     """Metric label: a stream of the catalogue, `gbt32960` or `other`."""
     stream: str | None
-    """As named by the topic, known or not; None where the topic cannot be read."""
+    """Name of the stream, known or not; None if the topic cannot be read."""
     device: str | None
     reason: Reason
     detail: str
-    """What is wrong and where; never quotes a value of the sample."""
+    """Description of the error and its place; it never quotes a value of the sample."""
     payload: bytes
-    """The sample's own JSON, or the raw message where it cannot be split."""
+    """The sample's JSON, or the message if it cannot be split, as far as `Letters` keeps it."""
 
 
 Outcome = Row | Rejected
 
 
 class Checked(Struct):
-    """What became of one message: one outcome per sample, and what it weighs."""
+    """Result of checking one message: one outcome per sample, and a measure of their size."""
 
     stream: str
     """Metric label: a stream of the catalogue, `gbt32960` or `other`."""
     outcomes: list[Outcome]
     size_bytes: int
-    """The payload after inflating, a measure of the memory its outcomes take."""
+    """Bytes of the payload after inflating, a measure of the memory that its outcomes take."""
     samples: Mapping[str, int] | None = None
-    """How many outcomes there are by metric label; None: all are of `stream`."""
+    """Number of outcomes by metric label; None if all have the label `stream`."""

@@ -1,8 +1,9 @@
-"""The way of the data: bytes → delivery → samples → rows → batch → commit → acknowledge.
+"""Path of the data: bytes → delivery → samples → rows → batch → commit → acknowledge.
 
-One reader and one writer: while a batch is being committed the next one fills. Whatever is in a
-batch is settled together, after its commit, in the order it arrived. Nothing here keeps more than
-the batch that fills and the batch that is written; behind them the source's window closes.
+There is one reader and one writer: while one batch is being committed, the next one fills. The
+messages of a batch are settled together, after its commit, in the order of arrival. The pipeline
+keeps only these two batches. Further messages wait in the source, which stops reading when its
+window is full.
 """
 
 from __future__ import annotations
@@ -26,48 +27,52 @@ from ingest.source import Inbox
 
 _LOG_INTERNAL_EVERY_S = 10.0
 _SURELY_CHEAP_BYTES = 2_048
-"""Inflated: so small a message is checked in a tenth of a millisecond at most."""
+"""Bytes after inflating, up to which checking a message takes at most a tenth of a millisecond."""
 _LONGEST_CHECK_S = 0.02
-"""A read may bring a thousand messages that were made to be dear; in between others get a turn."""
+"""Seconds of checking, after which other tasks get a turn.
+
+One read may bring a thousand messages that somebody has made expensive to check.
+"""
 
 log = structlog.get_logger(__name__)
 
 
 class Store(Protocol):
-    """Where batches go."""
+    """Destination of batches."""
 
     async def write(self, batch: Batch, more: More) -> Written:
-        """Commit the batch, however long that takes; what came of it.
+        """Commit the batch, however long that takes, and return the result.
 
-        `more` gives what has come meanwhile, which the store may put into the batch.
+        `more` returns the messages that have arrived meanwhile; the store may add them to the
+        batch.
         """
 
 
 class Caution(Protocol):
-    """Has messages read with care where one of them may have ended a process; see `store.guard`."""
+    """Guard against messages that may have ended a process; see `store.guard`."""
 
     @property
     def takes_care(self) -> bool:
-        """True while messages are to be read in `groups`, each noted before."""
+        """True while messages must be read in `groups`, each noted before it is read."""
 
     async def begin(self) -> None:
         """Find out how the last reader of the session ended."""
 
     def groups(self, deliveries: Sequence[Delivery]) -> Iterable[list[Delivery]]:
-        """Return deliveries in their order, in the pieces they are to be read in."""
+        """Split deliveries, in their order, into groups that are read one at a time."""
 
     async def note(self, group: Sequence[Delivery]) -> None:
-        """Write down what is about to be read."""
+        """Record which messages are about to be read."""
 
     async def read(self, group: Sequence[Delivery]) -> None:
-        """Take note that a group is committed."""
+        """Record that a group is committed."""
 
     def sets_aside(self, delivery: Delivery) -> bool:
         """Return True if a message is not to be read at all."""
 
 
 class Pipeline:
-    """Reads the inbox, fills batches, has them written, and settles what they hold."""
+    """Reader that fills batches from the inbox, and writer that has them stored and settled."""
 
     def __init__(
         self,
@@ -80,7 +85,7 @@ class Pipeline:
         clock: Clock,
         committed: Callable[[Committed], None],
     ) -> None:
-        """`committed` is told of each batch, once it is settled."""
+        """Connect the parts. `committed` is called with each batch after it is settled."""
         self._inbox = inbox
         self._checker = checker
         self._batcher = batcher
@@ -111,17 +116,17 @@ class Pipeline:
                 await self._read_carefully(deliveries)
             else:
                 await self._read_on(deliveries, self._checker.check)
-            # Checking a read's worth takes milliseconds; a COPY under way goes on in between.
+            # Checking the messages of one read takes milliseconds; let a COPY under way go on.
             await asyncio.sleep(0)
         self._no_more = True
         self._filled.set()
 
     async def _trust_clock(self, deliveries: Sequence[Delivery]) -> None:
-        """Wait until our clock is right, and stamp anew what it has stamped wrongly."""
+        """Wait until our clock is right; correct arrival times from when it was wrong."""
         arrival = deliveries[0].arrival
         if not self._clock.doubts(arrival):
             return
-        # What came while the clock was wrong is right as soon as it is stamped by one that is.
+        # The arrival time can be corrected as soon as the clock is right.
         while self._clock.doubts(arrival := _stamped_anew(arrival)):
             await self._clock.looked()
         for delivery in deliveries:
@@ -142,7 +147,7 @@ class Pipeline:
                 now = time.monotonic()
             try:
                 checked = check(delivery)
-            except Exception as exc:  # noqa: BLE001  one dead letter, whatever a message sets off
+            except Exception as exc:  # noqa: BLE001  any error becomes one dead letter
                 checked = self._internal_error(delivery, exc)
             messages[checked.stream] += 1
             if checked.samples is None:
@@ -161,9 +166,10 @@ class Pipeline:
         self._filled.set()
 
     async def _read_carefully(self, deliveries: Sequence[Delivery]) -> None:
-        """Read a few at a time, note them before, and have each few committed before the next.
+        """Note, read and commit one small group of messages at a time.
 
-        Or after it, where the store asks for others to show whose fault it is.
+        The next group is read earlier only if the store asks for more messages, to find out
+        whether the batch or the server is at fault.
         """
         for group in self._guard.groups(deliveries):
             self._unsettled += group
@@ -202,7 +208,7 @@ class Pipeline:
                 self._go_on.set()
 
     def _more(self, batch: Batch) -> Batch | None:
-        """The open batch, for one that cannot be stored alone and is not too large for it."""
+        """Return the open batch to add to `batch`; None if it is empty or `batch` is too large."""
         if not self._batcher.may_grow(batch) or (another := self._batcher.take()) is None:
             self._go_on.set()
             return None
@@ -210,7 +216,7 @@ class Pipeline:
         return another
 
     async def _next(self) -> Batch | None:
-        """The next batch, as soon as it is full or has waited; None after the last one."""
+        """Return the next batch as soon as it is full or has waited; None after the last batch."""
         while True:
             trigger = self._trigger()
             if trigger and (batch := self._batcher.take()):
@@ -227,7 +233,7 @@ class Pipeline:
                 continue
 
     def _trigger(self) -> Trigger | None:
-        """Why the open batch closes now; None while it does not."""
+        """Return the reason why the open batch closes now; None if it stays open."""
         if self._batcher.full:
             return "full"
         if self._no_more:
@@ -238,6 +244,6 @@ class Pipeline:
 
 
 def _stamped_anew(arrival: Arrival) -> Arrival:
-    """Give the same moment by the clock as it is now."""
+    """Return the same moment, with the wall time computed from the clock as it is now."""
     since = timedelta(seconds=time.monotonic() - arrival.monotonic_s)
     return Arrival(datetime.now(UTC) - since, arrival.monotonic_s)

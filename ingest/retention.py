@@ -1,4 +1,4 @@
-"""Days that rows are kept: one TOML file, a table for each stream, days as whole numbers.
+"""Days that rows are kept: a TOML file with a section per stream, in whole days.
 
     [default]                 # streams that are not named
     keep_days = 90
@@ -10,7 +10,8 @@
     [dead_letter]
     keep_days = 30
 
-Of what is neither named nor in `default` nothing is ever dropped.
+If a stream has neither its own section nor a `[default]`, its rows are never dropped. Without
+`[dead_letter]`, dead letters are never dropped.
 """
 
 from __future__ import annotations
@@ -30,23 +31,23 @@ _MOST_DAYS = 36_500
 
 
 class Kept(NamedTuple):
-    """Days after the end of their UTC day that the rows of one table are kept."""
+    """Retention of one table, in days after the end of each row's UTC day."""
 
     keep_days: int | None = None
-    """None: for ever."""
+    """Number of days that rows are kept; None: for ever."""
     compress_after_days: int | None = None
-    """None: never. On TimescaleDB."""
+    """Number of days until compression, only on TimescaleDB; None: never."""
 
 
 Retention = dict[str, Kept]
-"""By table."""
+"""Retention by table name."""
 
 
 def read(file: Path, catalogue: Catalogue, max_age_days: float) -> Retention:
-    """Read a file; raises ConfigError with all of its problems."""
+    """Return the retention from a file; raise ConfigError with all of its problems."""
     try:
         document = tomllib.loads(file.read_text(encoding="utf-8-sig"))
-    # ValueError: of TOML, of its encoding, and of numbers with thousands of digits.
+    # ValueError: invalid TOML, invalid UTF-8, or a number with thousands of digits.
     except (OSError, ValueError, RecursionError) as exc:
         raise ConfigError([f"{file}: {exc}"]) from exc
     problems = list(_problems(document, catalogue))
@@ -65,7 +66,7 @@ def read(file: Path, catalogue: Catalogue, max_age_days: float) -> Retention:
 
 
 def too_short(retention: Retention, table: str, max_age_days: float) -> str | None:
-    """Tell why a table's rows would go while samples of their day are still taken; None if not."""
+    """Return the problem if rows go while samples of their day are still taken; otherwise None."""
     keep_days = retention[table].keep_days
     if table == DEAD_LETTER or keep_days is None or keep_days >= max_age_days:
         return None

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 
 class Trouble:
-    """A sentence while something is wrong, with the server's name and the time it began."""
+    """Sentence about what is wrong with a server, with the server's name and the start time."""
 
     def __init__(self, server: str, text: str | None = None) -> None:
         self.server = server
@@ -14,7 +14,7 @@ class Trouble:
 
     @property
     def text(self) -> str | None:
-        """The sentence; None while nothing is wrong."""
+        """Sentence about what is wrong; None while nothing is wrong."""
         return self._text
 
     @text.setter
@@ -25,12 +25,12 @@ class Trouble:
 
     @property
     def since(self) -> datetime:
-        """The moment it began."""
+        """Time when the trouble began."""
         return self._since
 
     @property
     def told(self) -> str | None:
-        """The sentence for somebody who does not know which server it is about; time in UTC."""
+        """`text` with the server's name and the start time in UTC; None while nothing is wrong."""
         today = self._since.date() == datetime.now(UTC).date()
         since = f"{self._since:{'%H:%M:%S' if today else '%Y-%m-%d %H:%M:%S'}}"
         return self._text and f"{self.server}, since {since} UTC: {self._text}"
