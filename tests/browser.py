@@ -1,4 +1,4 @@
-"""Headless Chromium, told what to do over the DevTools protocol."""
+"""Headless Chromium, controlled over the DevTools protocol."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import aiohttp
 from ingest.child import child
 from ingest.lab.until import until
 
-# Without these it looks up its maker's hosts at every start.
+# Without these options Chromium looks up its maker's hosts at every start.
 _QUIET = (
     "--headless",
     "--no-sandbox",
@@ -30,7 +30,7 @@ _QUIET = (
 
 
 def chromium() -> str | None:
-    """The program; None where there is none."""
+    """Return the path of Chromium; None if it is not installed."""
     return shutil.which("chromium") or shutil.which("chromium-browser")
 
 
@@ -41,12 +41,12 @@ class Browser:
         self._socket = socket
         self._numbers = count(1)
         self.exceptions: list[str] = []
-        """What scripts did not catch, and what they wrote to the console."""
+        """Exceptions that scripts did not catch, and their output to the console."""
         self.refused: list[str] = []
-        """What the browser says of a page's requests."""
+        """Messages of the browser about a page's requests."""
 
     async def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """The answer to one command; what the page does meanwhile is noted."""
+        """Send one command and return its answer; note the page's events meanwhile."""
         number = next(self._numbers)
         await self._socket.send_json({"id": number, "method": method, "params": parameters})
         while True:
@@ -64,7 +64,7 @@ class Browser:
                     texts.append(entry["text"])
 
     async def evaluate(self, expression: str) -> Any:
-        """What an expression comes to in the page."""
+        """Return the value of an expression in the page."""
         found = await self.call("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
@@ -72,7 +72,7 @@ class Browser:
 
 @asynccontextmanager
 async def browsing(url: str, directory: Path, width: int = 1200) -> AsyncIterator[Browser]:
-    """A page that is open while the block runs; its profile lies in `directory`."""
+    """Open a page while the block runs; the browser's profile is in `directory`."""
     program = chromium()
     assert program is not None
     process = await child(
@@ -85,7 +85,7 @@ async def browsing(url: str, directory: Path, width: int = 1200) -> AsyncIterato
             while b"DevTools listening on" not in (line := await process.stderr.readline()):
                 assert line, "Chromium ended"
         address = line.split()[-1].decode().removeprefix("ws://").split("/")[0]
-        # It waits for who reads what it says.
+        # Chromium stops and waits if its output is not read.
         async with asyncio.TaskGroup() as tasks, aiohttp.ClientSession() as client:
             reading = tasks.create_task(process.stderr.read(), name="what Chromium says")
             async with client.get(f"http://{address}/json/list") as answer:

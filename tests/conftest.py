@@ -18,7 +18,7 @@ from tests.support import OwnDatabase, Worker, working
 
 
 def pytest_configure() -> None:
-    """No setting of the machine's reaches a test."""
+    """Remove the machine's own IOV_ settings, so that they do not reach a test."""
     for name in [name for name in os.environ if name.startswith("IOV_")]:
         del os.environ[name]
 
@@ -30,8 +30,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def pg() -> Iterator[Postgres]:
-    # Tests make hundreds of databases; that none of them survives a power cut is fine. What is
-    # tested about durability is synchronous_commit, which stays on.
+    # Tests make hundreds of databases, which need not survive a power cut. Tests of durability
+    # are about synchronous_commit, which stays on.
     with postgres({"fsync": "off", "max_connections": "200"}) as server:
         yield server
 
@@ -47,7 +47,7 @@ _numbers = iter(range(1_000_000))
 
 @pytest.fixture
 async def database(pg: Postgres, catalogue: Catalogue) -> AsyncIterator[OwnDatabase]:
-    """A migrated database of its own, copied from a template."""
+    """Yield a migrated database for one test, copied from a template."""
     admin = await asyncpg.connect(pg.url)
     if pg.url not in _templates:
         await admin.execute("CREATE DATABASE iov_template")
@@ -70,7 +70,7 @@ async def broker() -> AsyncIterator[Mosquitto]:
 
 @pytest.fixture(params=["mqtt5", "aiomqtt"])
 def client(request: pytest.FixtureRequest) -> str:
-    """Both ways to read MQTT: a test that takes this is part of their conformance suite."""
+    """Return an MQTT client's name; a test that takes it is in the conformance suite of both."""
     name: str = request.param
     return name
 
@@ -79,7 +79,7 @@ def client(request: pytest.FixtureRequest) -> str:
 def worker(
     database: OwnDatabase, broker: Mosquitto, catalogue: Catalogue
 ) -> AbstractAsyncContextManager[Worker]:
-    """A worker on the test's broker and database, by the default client."""
+    """Return a context that runs a worker with the default client on the test's servers."""
     return working(broker.url, database.url, catalogue)
 
 

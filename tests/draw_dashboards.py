@@ -1,7 +1,7 @@
-"""Draws both dashboards with data into DIRECTORY: what each panel's own queries come to.
+"""Draws both dashboards into DIRECTORY, with the results of each panel's own queries.
 
-A city of 200 devices, a worker, PostgreSQL and Prometheus run for a minute and a half. Grafana
-itself is not needed, and draws it all more beautifully; this shows that there is something to see.
+A city of 200 devices, a worker, PostgreSQL and Prometheus run for a minute and a half. Grafana is
+not needed. It draws the panels better; these pictures only show that the queries find data.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def _shown(panel: Panel, value: float) -> str:
 
 
 def _series(panel: Panel, found: Any) -> Series:
-    """Of what PostgreSQL said: a column each, or a name each where there is one."""
+    """Return one series per name in PostgreSQL's rows, or per column if they have no names."""
     if isinstance(found, list) and found and isinstance(found[0], tuple):
         return found
     by_name: dict[str, tuple[list[float], list[float]]] = {}

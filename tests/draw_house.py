@@ -16,7 +16,7 @@ WIDTH, FLOOR, BOX, GAP, MARGIN = 860, 68, 32, 14, 16
 CHARACTER = 7.4
 """Width of a character of the font at its size, roughly."""
 GROUND = "metrics"
-"""From the floor of this module down it is the ground."""
+"""Module on the highest floor of the ground; the floors below belong to it too."""
 WINGS = {
     "lab": "#e8d9f3", "cli": "#dbe7f6", "commands": "#dbe7f6", "worker": "#cfe8d5",
     "pipeline": "#ffe9b8", "web": "#cfe8d5", "source": "#ffe9b8", "store": "#ffe9b8",
@@ -38,14 +38,14 @@ BAND = """\
 
 
 def floors() -> list[list[str]]:
-    """Modules and packages of `ingest`, floor by floor, as import-linter has them."""
+    """Return the modules and packages of `ingest`, floor by floor, as import-linter has them."""
     document = tomllib.loads((ROOT / "pyproject.toml").read_text())
     layers = document["tool"]["importlinter"]["contracts"][0]["layers"]
     return [[name.strip() for name in layer.split("|")] for layer in layers]
 
 
 def arrows() -> set[tuple[str, str]]:
-    """(importer, imported) of what is directly below `ingest`, without what follows from others."""
+    """Return (importer, imported) directly below `ingest`, without pairs that others imply."""
     graph = grimp.build_graph("ingest", cache_dir=None)
     found: dict[str, set[str]] = {}
     for importer in graph.modules:
@@ -67,7 +67,7 @@ def arrows() -> set[tuple[str, str]]:
 
 
 def draw() -> str:
-    """The figure as SVG; arrows to the ground are not drawn, for everything stands on it."""
+    """Return the figure as SVG, without arrows to the ground, because everything stands on it."""
     every = floors()
     first = next(number for number, floor in enumerate(every) if GROUND in floor)
     ground = [name for floor in every[first:] for name in floor]

@@ -1,6 +1,6 @@
 """Takes pictures of the live page into DIRECTORY: nothing received, busy, the database away.
 
-Each light and dark, as wide as a telephone and as a desktop.
+Each state is taken in light and in dark, at the width of a telephone and of a desktop.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ async def run(directory: Path) -> None:
 
 
 async def take(page: Browser, directory: Path, state: str) -> None:
-    """Pictures of what the page shows now, once it has drawn two more seconds."""
+    """Save pictures of the page in this state, each after it has drawn two more seconds."""
     for scheme, width in product(SCHEMES, WIDTHS):
         feature = {"name": "prefers-color-scheme", "value": scheme}
         await page.call("Emulation.setEmulatedMedia", features=[feature])

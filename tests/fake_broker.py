@@ -1,4 +1,4 @@
-"""A broker that says what a real one says only on bad days."""
+"""A broker that gives answers that a real one gives only when something is wrong."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Caller:
         """Every packet the client sent, in order."""
 
     async def next(self, kind: type[Any]) -> Any:
-        """The next packet, which is of this kind."""
+        """Return the next packet of this kind; packets before it go only to `received`."""
         while True:
             try:
                 packet, size = mqtt5.read(memoryview(self._buffer))
@@ -40,7 +40,7 @@ class Caller:
             self._writer.write(packet if isinstance(packet, bytes) else packet.write())
 
     async def welcome(self, connack: Any = None, suback: Any = None) -> None:
-        """Answer CONNECT and SUBSCRIBE, well unless told otherwise."""
+        """Answer CONNECT and SUBSCRIBE, with success unless other answers are given."""
         await self.next(mqtt5.ConnectPacket)
         self.send(connack or mqtt5.ConnAckPacket())
         packet = await self.next(mqtt5.SubscribePacket)
@@ -48,7 +48,7 @@ class Caller:
         self.send(mqtt5.SubAckPacket(packet.packet_id, [code]))
 
     async def farewell(self) -> Any:
-        """The client's DISCONNECT."""
+        """Return the client's DISCONNECT."""
         return await self.next(mqtt5.DisconnectPacket)
 
     async def closed(self) -> None:
@@ -62,7 +62,7 @@ class Caller:
 
 @asynccontextmanager
 async def fake_broker(behave: Callable[[Caller], Any]) -> AsyncIterator[tuple[str, list[Caller]]]:
-    """(URL, the connections so far) of a broker that behaves so on every connection."""
+    """Run a broker that calls `behave` for every connection; yield (URL, connections so far)."""
     peers: list[Caller] = []
     tasks: set[asyncio.Task[Any]] = set()
 

@@ -26,7 +26,7 @@ EDITIONS: tuple[Edition, ...] = (2016, 2025)
 
 
 def frame(data: bytes, *, edition: Edition = 2016, command: int = 2, encryption: int = 1) -> bytes:
-    """A frame written out by hand, not by the code under test."""
+    """Return a frame written out by hand, not by the code under test."""
     body = bytes([command, 0xFE]) + VIN.encode() + bytes([encryption])
     body += len(data).to_bytes(2, "big") + data
     return (b"##" if edition == 2016 else b"$$") + body + bytes([reduce(xor, body)])

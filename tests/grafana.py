@@ -20,18 +20,18 @@ Panel = dict[str, Any]
 
 
 def dashboard(uid: str) -> dict[str, Any]:
-    """A dashboard as it is shipped."""
+    """Return a dashboard as it is shipped."""
     document: dict[str, Any] = orjson.loads((SHIPPED / "dashboards" / f"{uid}.json").read_bytes())
     return document
 
 
 def panels(uid: str) -> Iterator[Panel]:
-    """Its panels, without the rows' titles."""
+    """Yield a dashboard's panels, without the row headings."""
     yield from (panel for panel in dashboard(uid)["panels"] if panel["type"] != "row")
 
 
 def promql(expression: str, rate_interval: str) -> str:
-    """With every worker chosen."""
+    """Return the expression with its variables set to every worker."""
     expression = expression.replace("$__rate_interval", rate_interval)
     expression = expression.replace("$job", ".*").replace("$instance", ".*")
     assert "$" not in expression, expression
@@ -41,7 +41,7 @@ def promql(expression: str, rate_interval: str) -> str:
 def sql(
     text: str, start: datetime, end: datetime, interval_s: int, chosen: Mapping[str, Sequence[str]]
 ) -> str:
-    """With the chosen values of the dashboard's variables."""
+    """Return the SQL with macros, and variables by their chosen values, replaced."""
     for name, values in chosen.items():
         text = text.replace(f"${{{name}:sqlstring}}", ", ".join(f"'{value}'" for value in values))
     text = re.sub(

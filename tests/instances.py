@@ -1,4 +1,4 @@
-"""Instances of our schemas for property tests: every keyword the schemas use, and no other."""
+"""Instances of our schemas for property tests; supports exactly the keywords the schemas use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _DATE_TIMES = st.datetimes().map(lambda at: at.isoformat() + "Z")
 
 
 def instances(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
-    """Values that the schema allows, with unknown fields in its objects now and then."""
+    """Return a strategy for values that the schema allows; some objects have unknown fields."""
     kinds = schema.get("type", [])
     kinds = [kinds] if isinstance(kinds, str) else kinds
     if "enum" in schema:
@@ -71,7 +71,7 @@ def _objects(schema: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
 
 
 def _as_one_variant(schema: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """What makes an instance with fields of many variants one of the variant it says it is."""
+    """Return a function that removes the fields of other variants than the instance's own."""
 
     def only_own(instance: dict[str, Any]) -> dict[str, Any]:
         foreign = {

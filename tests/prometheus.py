@@ -27,7 +27,7 @@ _TEMPLATES = Path("/usr/share/prometheus/alertmanager/default.tmpl")
 
 
 def program(name: str) -> str:
-    """Where a program of Prometheus' is; the test is skipped where it is nowhere."""
+    """Return the path of a Prometheus program; skip the test if it is not installed."""
     found = shutil.which(name) or shutil.which(name, path=_PLACES)
     if found is None:
         pytest.skip(f"no {name}: tests/install-tools fetches it where there is apt-get")
@@ -44,14 +44,14 @@ async def prometheus(
     alertmanager: str | None = None,
     at_once: bool = False,
 ) -> AsyncIterator[str]:
-    """Prometheus on the shipped configuration and workers' ports, in a hurry; its URL.
+    """Run Prometheus with the shipped configuration, in short intervals; yield its URL.
 
-    With an `alertmanager` (`host:port`) it tells that one what is wrong. `at_once`: alerts wait for
-    nothing, look back for seconds, and yesterday is ten seconds ago.
+    If `alertmanager` (`host:port`) is given, alerts are sent there and do not wait (`for: 0s`).
+    With `at_once` alerts do not wait either, look back 5 s, and take 10 s ago for a day ago.
     """
     address = f"127.0.0.1:{free_port()}"
     for file in SHIPPED.glob("*.yml"):
-        # 15 s between two looks is right for an operator and long for a test.
+        # Intervals of 15 s are right for an operator and too long for a test.
         text = file.read_text().replace("_interval: 15s", f"_interval: {every}")
         text = text.replace("[5m]", "[5s]").replace("[1m]", "[5s]")
         if alertmanager is not None or at_once:
@@ -84,7 +84,7 @@ async def prometheus(
 
 @asynccontextmanager
 async def alertmanager(directory: Path, webhook: str) -> AsyncIterator[str]:
-    """Alertmanager on the shipped configuration, whose receiver `night` is a webhook; host:port."""
+    """Run Alertmanager as shipped, with a webhook as receiver `night`; yield its host:port."""
     address = f"127.0.0.1:{free_port()}"
     text = (SHIPPED / "alertmanager.yml").read_text()
     named = f"  - name: night\n    webhook_configs: [{{url: {webhook!r}}}]\n"
@@ -107,7 +107,7 @@ async def alertmanager(directory: Path, webhook: str) -> AsyncIterator[str]:
 
 
 async def _answers(url: str) -> bool:
-    """Whether somebody is there and well; while Prometheus starts it answers 503."""
+    """Return whether a server answers with success; while Prometheus starts, it answers 503."""
     try:
         async with aiohttp.ClientSession() as client, client.get(url) as answer:
             return answer.ok
@@ -116,14 +116,14 @@ async def _answers(url: str) -> bool:
 
 
 async def ask(url: str, expression: str) -> list[dict[str, Any]]:
-    """What an expression comes to now."""
+    """Return the value of an expression now."""
     return await _query(f"{url}/api/v1/query", query=expression)
 
 
 async def ask_range(
     url: str, expression: str, start: float, end: float, step_s: float
 ) -> list[dict[str, Any]]:
-    """What an expression came to between two instants (Unix seconds), step by step."""
+    """Return the values of an expression between two instants (Unix seconds), step by step."""
     return await _query(
         f"{url}/api/v1/query_range",
         query=expression, start=str(start), end=str(end), step=str(step_s),

@@ -1,4 +1,4 @@
-"""What tests share: a worker in the test's own loop, a database to ask, a publisher, a proxy."""
+"""Helpers for tests: a worker in the test's own loop, a database to query, a publisher."""
 
 from __future__ import annotations
 
@@ -33,8 +33,6 @@ from ingest.source import source as source_module
 from ingest.source.aiomqtt import AiomqttClient
 from ingest.store import StoreConnection, Writer
 from ingest.worker.service import Service
-
-"""A test that waits longer for its event has failed."""
 
 
 @dataclass
@@ -71,7 +69,7 @@ class OwnDatabase:
             await connection.close()
 
     async def user(self, name: str, group: str | None = None) -> str:
-        """The URL for a user who is in one group role, or in none; users are the server's."""
+        """Return the URL for a user in one group role, or in no group; users are server-wide."""
         grant = f"GRANT {group} TO {name}" if group else ""
         await self.execute(
             f"DO $$ BEGIN CREATE ROLE {name} LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; "
@@ -99,7 +97,7 @@ class Worker:
         return f"http://127.0.0.1:{self.service.http_port}"
 
     def metric(self, name: str, **labels: str) -> float:
-        """A sample of the worker's metrics, summed over the labels that are not given."""
+        """Return a sample of the worker's metrics, summed over the labels that are not given."""
         return self.service.metrics.value(name, **labels)
 
     def settled(self) -> float:
@@ -112,11 +110,11 @@ class Worker:
         await until(lambda: not self.service.problems(), "a ready worker")
 
     async def subscribed(self) -> None:
-        """Wait until what is published reaches it; its database may be away."""
+        """Wait until it has subscribed; its database may be away."""
         await until(lambda: self.service.source.problem is None, "its subscription")
 
     async def settles(self, samples: int) -> None:
-        """Wait until so many samples were settled and nothing is in flight."""
+        """Wait until this many samples were settled and nothing is in flight."""
         await until(
             lambda: self.settled() >= samples and not self.in_flight, f"{samples} samples settled"
         )
@@ -126,13 +124,13 @@ class Worker:
         await self.task
 
     async def kill(self) -> None:
-        """End it without a word to anybody, as SIGKILL would: sockets are cut, nothing is sent."""
+        """End it as SIGKILL would: sockets are cut, and nothing more is sent."""
         self.task.cancel()
         await asyncio.wait([self.task])
 
 
 async def may_not(url: str, *statements: str) -> None:
-    """Each statement is refused to the URL's user, for want of a right."""
+    """Assert that the URL's user lacks the privilege for each statement."""
     connection = await asyncpg.connect(url)
     for statement in statements:
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
@@ -141,13 +139,13 @@ async def may_not(url: str, *statements: str) -> None:
 
 
 def sql_blocks(page: str) -> list[str]:
-    """The SQL of a page of docs/."""
+    """Return the SQL blocks of a page of docs/."""
     text = (Path(__file__).parents[1] / "docs" / page).read_text()
     return re.findall(r"^```sql\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
 def plenty() -> Budget:
-    """Of dead letters, for tests that are about something else."""
+    """Return a budget of dead letters that a test about something else never exhausts."""
     return Budget(1_000_000_000, 1 << 60)
 
 
@@ -182,7 +180,7 @@ def environment(mqtt_url: str, database_url: str, **settings: str) -> dict[str, 
         "IOV_MQTT_CLIENT_ID": "worker-1",
         "IOV_HTTP_HOST": "127.0.0.1",
         "IOV_HTTP_PORT": "0",
-        # The tests' database has no fsync; that it would be refused is tested apart.
+        # The tests' database has no fsync; another test checks that it is refused by default.
         "IOV_UNSAFE_DATABASE": "accept",
     } | {f"IOV_{name.upper()}": value for name, value in settings.items()}
 
@@ -197,9 +195,9 @@ async def working(
     wait: bool = True,
     **settings: str,
 ) -> AsyncIterator[Worker]:
-    """A worker while the block runs, ready from the start; stopped in order at the end.
+    """Run a worker while the block runs, ready from its start; stop it cleanly at the end.
 
-    Should it end by an error, the block is cancelled and the error raised.
+    If the worker ends with an error, the block is cancelled and the error is raised.
     """
     configured = load(environ=environment(mqtt_url, database_url, **settings))
     async with asyncio.TaskGroup() as tasks:
@@ -214,7 +212,7 @@ async def working(
 def sample(
     seq: int | None = None, ts: datetime | str | int | None = None, **fields: Any
 ) -> dict[str, Any]:
-    """A good `nev` sample, but for what is given."""
+    """Return a good `nev` sample, with the given fields replaced or added."""
     instant = ts if ts is not None else datetime.now(UTC)
     text = instant.isoformat() if isinstance(instant, datetime) else instant
     head: dict[str, Any] = {"ts": text}
@@ -233,14 +231,14 @@ def delivery(
     packet_id: int | None = 1,
     at: datetime | None = None,
 ) -> Delivery:
-    """A delivery as a source would hand it over."""
+    """Return a delivery as a source would hand it over."""
     text = payload if isinstance(payload, bytes) else orjson.dumps(payload)
     arrival = Arrival(at or datetime.now(UTC), time.monotonic())
     return Delivery(topic, text, encoding, content_type, packet_id, arrival, connection or Silent())
 
 
 def every_column(stream: Stream, record: list[Any], present: int) -> dict[str, Any]:
-    """Return a record by its table's columns, None where it has no value."""
+    """Return a record's values by column of its table; None if it has no value."""
     names = stream.layout.columns(present)
     return dict.fromkeys(stream.column_names) | dict(zip(names, record, strict=True))
 
@@ -251,7 +249,7 @@ def column(row: Row, catalogue: Catalogue, name: str) -> Any:
 
 
 class Silent:
-    """A connection that takes acknowledgements and tells nobody."""
+    """A connection that takes acknowledgements and sends nothing."""
 
     def acknowledge(self, packet_ids: Any) -> None:
         pass
@@ -261,7 +259,7 @@ class Silent:
 async def publisher(
     url: str, *, version_5: bool = True, **options: Any
 ) -> AsyncIterator[Callable[..., Any]]:
-    """A function that publishes: (payload, topic, qos=1, encoding=None)."""
+    """Connect, and yield a function that publishes: (payload, topic, qos=1, encoding=None)."""
     host, port = url.split("//")[1].split(":")
     protocol = aiomqtt.ProtocolVersion.V5 if version_5 else aiomqtt.ProtocolVersion.V311
     async with aiomqtt.Client(host, int(port), protocol=protocol, **options) as client:

@@ -32,11 +32,11 @@ class Terminal:
 
     @property
     def shown(self) -> str:
-        """Everything so far, without what only moves the cursor or colours."""
+        """Everything shown so far, without control sequences for cursor and colours."""
         return _CONTROL.sub("", self._shown)
 
     async def shows(self, pattern: str) -> str:
-        """Wait for something that matches a regular expression; the match."""
+        """Wait for text that matches a regular expression; return the match."""
         try:
             async with asyncio.timeout(_PATIENCE_S):
                 while not (found := re.search(pattern, self.shown)):
@@ -52,14 +52,14 @@ class Terminal:
         os.write(self._master, keys)
 
     def hears_ctrl_c(self, pid: int) -> bool:
-        """Tell if a process is in the group of the command, which Ctrl-C is for."""
+        """Return whether a process is in the command's group, to which Ctrl-C is sent."""
         try:
             return os.getpgid(pid) == self._process.pid
         except ProcessLookupError:
             return False  # it has ended since it was listed
 
     async def ended(self) -> int:
-        """The exit status, once it ends."""
+        """Wait until it ends; return the exit status."""
         async with asyncio.timeout(_PATIENCE_S):
             return await self._process.wait()
 
@@ -74,12 +74,12 @@ class Terminal:
 
 @contextlib.asynccontextmanager
 async def terminal(*args: str, scratch: Path) -> AsyncIterator[Terminal]:
-    """`iov-ingest` with arguments in a terminal; temporary files go to `scratch`."""
+    """Run `iov-ingest` with arguments in a terminal; its temporary files go to `scratch`."""
     master, slave = os.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", _LINES, _COLUMNS, 0, 0))
 
     def take() -> None:
-        # As a shell does, however the tests were started: `pytest &` ignores it in a script.
+        # Like a shell. Otherwise SIGINT may be ignored, as for `pytest &` in a script.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.setsid()
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)

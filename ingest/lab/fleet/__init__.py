@@ -1,7 +1,7 @@
-"""A seeded city of vehicles and roadside units: the same seed, the same devices, the same words.
+"""A seeded city of vehicles and roadside units: the same seed gives the same devices and messages.
 
-What a device says belongs together: one motion, one battery, one set of alarms are behind all of
-its streams.
+The streams of a device agree with each other, because all of them come from one motion, one
+battery and one set of alarms.
 """
 
 from ingest.lab.fleet.fleet import STREAMS, Fleet

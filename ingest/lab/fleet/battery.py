@@ -1,4 +1,4 @@
-"""A battery pack: what it gives, how its cells and temperatures follow, what is left."""
+"""A battery pack: its current, voltages, temperatures and state of charge."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _AMBIENT_C = 24.0
 
 
 class Chemistry(NamedTuple):
-    """What the cells are made of."""
+    """Chemistry of the cells."""
 
     code: str
-    """GB/T 32960.3-2025: 01 LFP, 04 NCM, 08 sodium-ion, 09 solid-state."""
+    """Code of GB/T 32960.3-2025: 01 LFP, 04 NCM, 08 sodium-ion, 09 solid-state."""
     empty_v: float
     full_v: float
 
@@ -39,7 +39,7 @@ class Battery:
     """Positive while discharging."""
     temp_c: float = _AMBIENT_C
     offsets_v: list[float] = field(init=False)
-    """How each cell differs from the mean."""
+    """Difference of each cell's voltage from the mean."""
     probes_c: list[float] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -54,12 +54,12 @@ class Battery:
 
     @property
     def resistance_ohm(self) -> float:
-        """Of the whole pack."""
+        """Resistance of the whole pack."""
         return self.cells * 0.9 / 1000
 
     @property
     def voltage_v(self) -> float:
-        """Between the terminals, under load."""
+        """Voltage between the terminals, under load."""
         return self.cells * self.rest_v - self.current_a * self.resistance_ohm
 
     @property
@@ -74,7 +74,7 @@ class Battery:
         return [round(self.temp_c + offset) for offset in self.probes_c]
 
     def step(self, seconds: float, watts: float, heat_w: float = 0.0) -> None:
-        """Give `watts` for a while, or take them where they are negative."""
+        """Give `watts` for this many seconds, or take them if they are negative."""
         self.current_a = max(-400.0, min(600.0, watts / (self.cells * self.rest_v)))
         self.soc_pct -= self.current_a * seconds / 36 / self.capacity_ah
         self.soc_pct = max(1.5, min(100.0, self.soc_pct))

@@ -1,4 +1,4 @@
-"""A vehicle that speaks: what it says on each stream, and when something happens."""
+"""A vehicle that publishes, on each stream and when something happens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Car(Vehicle):
         return self.nev(self.state) if stream == "nev" else words.SAY[stream](self)
 
     def nev(self, state: VehicleState) -> dict[str, Any]:
-        """Fields of its `nev` sample of a moment, the last one or one before it."""
+        """Return the fields of its `nev` sample for a state, the current one or an earlier one."""
         return words.nev(self, state)
 
     def trip_began(self) -> None:
@@ -32,7 +32,7 @@ class Car(Vehicle):
         self.say_now("session", logout | {"trigger": "ignition_off"})
 
     def alarm_raised(self, before: list[VehicleState]) -> None:
-        """Say the alarm; of level 3 the seconds before it are sent again."""
+        """Say the alarm; at level 3, send the seconds before it again."""
         self.say_now("alarm", words.alarm(self) | {"trigger": "alarm"})
         if self.alarm.level < 3:
             return
@@ -46,14 +46,14 @@ class Car(Vehicle):
         self.say_now("ad-event", words.minimum_risk(self))
 
     def alarm_goes_on(self) -> None:
-        """Say how it is, once more."""
+        """Say its current state, with the trigger `alarm`."""
         self.say_now("nev", self.nev(self.state) | {"trigger": "alarm"})
 
     def alarm_cleared(self) -> None:
-        """Say that what stood is over."""
+        """Say that the alarm is over."""
         cleared = {"max_level": 0, "flags": [], "cleared_at": text(self.clock)}
         self.say_now("alarm", words.alarm(self) | cleared | {"trigger": "alarm"})
 
     def braked_hard(self) -> None:
-        """Offer a recording of it."""
+        """Offer a recording of the hard braking."""
         self.say_now("ad-event", words.capture(self, "hard_brake"))

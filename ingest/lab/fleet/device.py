@@ -1,4 +1,4 @@
-"""What all devices of the simulated city have: a name, a clock, counted samples, an outbox."""
+"""Base of all devices of the simulated city: a name, a clock, counted samples, an outbox."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from typing import Any, ClassVar
 
 _STEP_S = 1.0
 _MOST_STEPS = 30
-"""After a longer silence the device goes on from where it was."""
+"""Largest number of steps to catch up; any time before these steps is skipped."""
 
 
 def text(ts: datetime) -> str:
-    """RFC 3339 with milliseconds, UTC."""
+    """Return a UTC time as RFC 3339 text with milliseconds."""
     return ts.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class Device(ABC):
-    """Something that publishes. `advance` lets time pass for it, `sample` says how it is."""
+    """Something that publishes. `advance` lets time pass for it, `sample` returns its state."""
 
     kind: ClassVar[str]
     weights: ClassVar[dict[str, int]]
-    """How often it speaks on each of its streams."""
+    """Relative frequency of its messages on each of its streams."""
     held_stream: ClassVar[str | None] = None
-    """The stream that is kept for later while it cannot publish."""
+    """Stream whose samples are held while it cannot publish, and sent later."""
 
     def __init__(self, name: str, random: Random, now: datetime) -> None:
         self.name = name
@@ -40,7 +40,7 @@ class Device(ABC):
 
     @property
     def reachable(self) -> bool:
-        """Whether it can publish right now."""
+        """True if it can publish right now."""
         return True
 
     def advance(self, until: datetime) -> None:
@@ -64,7 +64,7 @@ class Device(ABC):
         """Change its state by what happens in up to a second."""
 
     def each_second(self) -> None:
-        """What happens once a second: what cannot be published is held."""
+        """Do what is due once a second: hold a sample if it cannot be published."""
         if self.held_stream is not None and not self.reachable:
             self._held.append({"ts": text(self.clock)} | self.say(self.held_stream))
 
@@ -79,25 +79,25 @@ class Device(ABC):
         self.outbox.append((self.held_stream, samples))
 
     def say_now(self, stream: str, fields: dict[str, Any]) -> None:
-        """Put one sample before everything else; in a tunnel it will be a resent one."""
+        """Add one sample to the outbox, marked as resent if the device cannot publish now."""
         head = {"ts": text(self.clock), "seq": self.next_seq(stream)}
         late = {} if self.reachable else {"resend": True}
         self.outbox.append((stream, [head | fields | late]))
 
     def sample(self, stream: str, ts: datetime | None = None) -> dict[str, Any]:
-        """What it says on a stream, now or as of `ts`."""
+        """Return a sample of a stream, with the time now or `ts`."""
         fields = self.say(stream)
         return {"ts": text(ts or self.clock), "seq": self.next_seq(stream)} | fields
 
     @abstractmethod
     def say(self, stream: str) -> dict[str, Any]:
-        """The fields of a sample, without its head."""
+        """Return the fields of a sample, without `ts` and `seq`."""
 
     def next_seq(self, stream: str) -> int:
-        """Counted from 0 for each stream."""
+        """Return the stream's next sequence number, counted from 0."""
         self._seq[stream] = number = self._seq.get(stream, -1) + 1
         return number
 
     def streams(self, wanted: Sequence[str]) -> list[str]:
-        """Which of these it speaks on."""
+        """Return those of the `wanted` streams that it publishes."""
         return [stream for stream in wanted if stream in self.weights]

@@ -1,4 +1,4 @@
-"""Devices of every kind that take turns; `message` is the next thing any of them says."""
+"""Devices of every kind that take turns; `message` returns the next message of any of them."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ STREAMS = (
     "nev", "battery", "alarm", "session", "ad-state", "ad-event", "health", "chassis", "cockpit",
     "v2x", "truck", "mobility", FRAMES,
 )  # fmt: skip
-"""All twelve, and binary frames on the topic of that name."""
+"""Names of all twelve streams, and of the topic for binary frames."""
 _LATE = timedelta(hours=6)
 _GMT_8 = timezone(timedelta(hours=8))
 _KINDS: tuple[type[Device], ...] = (
     Car, Robotaxi, Truck, RoadsideUnit, DeliveryRobot, Car, Car, Bus, Car, Car,
 )  # fmt: skip
-"""Who the first ten devices are, and every ten after them."""
+"""Kinds of the first ten devices, and of every ten after them."""
 
 _BAD = (
     lambda sample: sample | {"ts": "2032-90-02T12:00:00Z"},
@@ -62,10 +62,10 @@ class Fleet:
         self._last: Message | None = None
         self._framed: dict[str, int] = {}
         self.said: Counter[str] = Counter()
-        """Samples by the stream they were published on."""
+        """Number of samples by the stream they were published on."""
 
     def devices(self, now: datetime) -> list[Device]:
-        """The devices, as they are from their first message on."""
+        """Return the devices; the first call makes them, with `now` as their time."""
         if not self._devices:
             able = [kind for kind in _KINDS if any(s in kind.weights for s in self._streams)]
             self._devices = [
@@ -77,7 +77,7 @@ class Fleet:
         return self._devices
 
     def message(self, now: datetime) -> Message:
-        """The next message, its samples up to `now`."""
+        """Return the next message, with samples up to `now`."""
         chance, mischief = self._random.random(), self._mischief
         if self._last is not None and chance < mischief.duplicate:
             return self._last._replace(kind="duplicate")
@@ -100,7 +100,7 @@ class Fleet:
         return message
 
     def _next(self, now: datetime) -> tuple[str, list[dict[str, Any]], Device]:
-        """(stream, samples, device): what waits in an outbox first, then whose turn it is."""
+        """Return (stream, samples, device) of the next device to publish, its outbox first."""
         devices = self.devices(now)
         for _ in range(len(devices)):
             device = devices[self._turn]
@@ -112,14 +112,14 @@ class Fleet:
                     return stream, samples, device
             if device.reachable:
                 return (*self._speak(device, now), device)
-        # Everybody is in a tunnel: one of them comes out a little early.
+        # All devices are in tunnels: let one of them publish all the same.
         return (*self._speak(devices[self._turn], now), devices[self._turn])
 
     def _speak(self, device: Device, now: datetime) -> tuple[str, list[dict[str, Any]]]:
         names = device.streams(self._streams)
         second = int(now.timestamp())
         if self._framed.get(device.name) == second and len(names) > 1:
-            # Frames have whole seconds: two alike in one would be one.
+            # Frame times are whole seconds: two frames in one second would be duplicates.
             names = [name for name in names if name != FRAMES]
         stream = self._random.choices(names, [device.weights[name] for name in names])[0]
         if stream == FRAMES:
@@ -136,7 +136,7 @@ class Fleet:
     def _frame(
         self, device: Device, samples: list[dict[str, Any]], *, bad: bool, late: bool
     ) -> Message:
-        """A report of the GB/T 32960 edition the device speaks."""
+        """Return a report in the GB/T 32960 edition that the device speaks."""
         clock = device.clock - (_LATE if late else timedelta())
         ts = clock.astimezone(_GMT_8).isoformat(timespec="seconds")
         edition: Edition = 2016 if int(device.name[-1]) % 2 else 2025

@@ -53,7 +53,7 @@ class Robotaxi(Car):
         return self.mobility() if stream == "mobility" else super().say(stream)
 
     def mobility(self, event: str | None = None) -> dict[str, Any]:
-        """State, trip and telemetry."""
+        """Return state, trip and telemetry."""
         motion, riding = self.motion, not self.parked
         lon, lat = motion.position
         stopped = riding and motion.speed_mps == 0 and self.alarm.level >= 3
@@ -84,7 +84,7 @@ class Robotaxi(Car):
 
 
 class Truck(Device):
-    """A diesel truck with a trailer: slow to move, heavy, and it counts fuel instead of cells."""
+    """A diesel truck with a trailer: heavy, slow to accelerate, and with fuel instead of cells."""
 
     kind = "truck"
     held_stream = "truck"
@@ -105,7 +105,7 @@ class Truck(Device):
     def step(self, seconds: float) -> None:
         """See Device."""
         motion, before = self.motion, self.motion.travelled_m
-        # Nine minutes of every ten it drives, as a law on driving times wants in hours.
+        # It drives nine minutes of every ten: the rest that driving-time laws demand, sped up.
         driven = (self.clock - self.rested_at).total_seconds() % 600
         motion.goes = driven < 540
         motion.step(seconds, self.clock.timestamp())
@@ -113,7 +113,7 @@ class Truck(Device):
         self.distance_m += moved
         self.engine_h += seconds / 3600
         work_j = max(0.0, self.mass_kg * (motion.accel_mps2 + 0.07)) * moved
-        # 36 kJ in a millilitre of diesel, 40 % of it at the wheels; and what idling takes.
+        # A millilitre of diesel has 36 kJ, 40 % of it reach the wheels; idling takes 0.6 ml/s.
         used_ml = work_j / 14_400 + seconds * 0.6
         self.fuel_ml += used_ml
         self.fuel_pct = max(2.0, self.fuel_pct - used_ml / 6_000)
@@ -128,7 +128,7 @@ class Truck(Device):
 
     @property
     def engine_rpm(self) -> float:
-        """Within the band a twelve-speed gearbox keeps."""
+        """Engine speed within the band that a twelve-speed gearbox keeps."""
         speed = self.motion.speed_mps
         return 600.0 if speed < 1 else 950 + (speed * 137) % 550
 

@@ -1,4 +1,4 @@
-"""Mistakes of a fleet, by intention."""
+"""Intentional mistakes of a fleet."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Mischief(NamedTuple):
-    """Shares of the messages, from 0 to 1, that are not as they should be."""
+    """Shares of the messages that are bad, duplicate or late, each from 0 to 1."""
 
     bad: float = 0.0
     duplicate: float = 0.0

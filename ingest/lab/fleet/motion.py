@@ -1,4 +1,4 @@
-"""How something moves through the city: along streets, slower at turns, stopping at red lights."""
+"""Motion through the city: along streets, slower at turns, stopping at red lights."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from ingest.lab.fleet import city
 _TURN_MPS = 4.5
 _BRAKE_MPS2 = 2.0
 _LINE_M, _COMMITTED_M = 8.0, 4.0
-"""Before a crossing: the line where one stops, and where one does not stop any more."""
+"""Metres before a crossing: the stop line, and the point after which it no longer stops."""
 _CREEP_MPS = 0.4
-"""Slower than this it stands."""
+"""Speed below which it stands still."""
 _HEADING_DPS = 30.0
 
 
@@ -23,9 +23,9 @@ class Motion:
 
     random: Random
     top_mps: float
-    """The fastest it goes, whatever the limit."""
+    """Highest speed, whatever the limit."""
     pull_mps2: float
-    """The hardest it accelerates."""
+    """Highest acceleration."""
     goes: bool = True
     """False while it stays where it is, or comes to a stop."""
     speed_mps: float = 0.0
@@ -48,12 +48,12 @@ class Motion:
 
     @property
     def in_tunnel(self) -> bool:
-        """No radio down there."""
+        """True while it is in a tunnel, where there is no radio."""
         return city.is_tunnel(self.start, self.end)
 
     @property
     def metres(self) -> tuple[float, float]:
-        """East and north of the first crossing."""
+        """Metres east and north of the first crossing."""
         share = self.along_m / city.BLOCK_M
         (ax, ay), (bx, by) = self.start, self.end
         return (ax + (bx - ax) * share) * city.BLOCK_M, (ay + (by - ay) * share) * city.BLOCK_M
@@ -65,7 +65,7 @@ class Motion:
 
     @property
     def limit_mps(self) -> float:
-        """The limit of the street, or its own."""
+        """Speed limit of the street, or `top_mps` if that is lower."""
         return min(self.top_mps, city.limit_mps(self.start, self.end))
 
     def step(self, seconds: float, at_s: float) -> None:
@@ -91,7 +91,7 @@ class Motion:
         along_x = self.start[1] == self.end[1]
         straight = self._street_deg() == _bearing(self.end, self.after)
         at_line = self.limit_mps if straight else min(self.limit_mps, _TURN_MPS)
-        # Beyond the line there is no stopping; a yellow light is driven through from near by.
+        # Within _COMMITTED_M of the crossing it drives on; at yellow, within 25 m of the line.
         light = city.signal(self.end, along_x, at_s).state
         stops = light == "stop_and_remain" or (light == "clearance_prot" and left_m > 25)
         if stops and self.along_m < city.BLOCK_M - _COMMITTED_M:
@@ -114,7 +114,7 @@ class Motion:
 
 
 def _bearing(start: city.Node, end: city.Node) -> float:
-    """Degrees clockwise from north."""
+    """Return the direction in degrees clockwise from north."""
     return {(1, 0): 90.0, (0, 1): 0.0, (-1, 0): 270.0, (0, -1): 180.0}[
         end[0] - start[0], end[1] - start[1]
     ]

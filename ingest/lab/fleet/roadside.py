@@ -1,4 +1,4 @@
-"""A roadside unit: it does not move, sees who passes, and tells what the lights show."""
+"""A roadside unit: it does not move, sees who passes, and reports what the lights show."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TYPES = ("RSM", "SPAT", "SPAT", "RSM", "STATUS", "MAP", "RSI")
 
 
 class RoadsideUnit(Device):
-    """One at a crossing."""
+    """A roadside unit at a crossing."""
 
     kind = "rsu"
     weights: ClassVar[dict[str, int]] = {"v2x": 90, "session": 3, "health": 3}
@@ -23,7 +23,7 @@ class RoadsideUnit(Device):
         self.node = (random.randrange(1, city.SIZE - 1), random.randrange(1, city.SIZE - 1))
         self.began = now
         self._turn = random.randrange(len(_TYPES))
-        # Metres along the crossing street, and how fast: who passes by comes again at the start.
+        # [metres along the street, metres per second]; a passer past 60 m goes on at -60 m.
         self._passers = [[random.uniform(-60, 60), random.choice([1.3, 8.0, 12.0])]
                          for _ in range(random.randint(2, 9))]  # fmt: skip
 

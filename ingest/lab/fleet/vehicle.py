@@ -1,6 +1,6 @@
 """A battery-electric vehicle: motion, battery, trips and alarms that belong together.
 
-It knows physics only. What it says when something happens is told to its hooks (`car`).
+It knows physics only. When something happens it calls a hook; a subclass (`car`) publishes there.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _HARD_BRAKING_MPS2 = -2.9
 
 
 class VehicleState(NamedTuple):
-    """How the vehicle was at one moment: all that its `nev` samples speak of."""
+    """State of a vehicle at one moment: everything that its `nev` samples contain."""
 
     at: datetime
     speed_kmh: float
@@ -47,25 +47,25 @@ class VehicleState(NamedTuple):
 
 @dataclass
 class Alarm:
-    """What is wrong with a vehicle right now."""
+    """Alarm of a vehicle right now; level 0 is no alarm."""
 
     level: int = 0
     flags: list[str] = field(default_factory=list)
     codes: dict[str, list[str]] = field(default_factory=dict)
     raised_at: datetime | None = None
     until: datetime | None = None
-    """When its condition clears."""
+    """Time when its condition clears."""
 
 
 def _vin(name: str) -> str:
-    """A Chinese VIN that nobody has, its check digit right."""
+    """Return a Chinese VIN that no vehicle has, with a correct check digit."""
     number = int("".join(filter(str.isdigit, name)) or 0) % 10**8
     plain = f"LZZSM000{{}}{number:08d}"
     return next(v for d in "0123456789X" if check_digit_agrees(v := plain.format(d)))
 
 
 class Vehicle(Device):
-    """What moves on a battery; a subclass speaks for it."""
+    """A battery-electric vehicle; a subclass publishes for it."""
 
     kind: ClassVar[str] = "car"
     weights: ClassVar[dict[str, int]] = {
@@ -74,7 +74,7 @@ class Vehicle(Device):
     }  # fmt: skip
     held_stream: ClassVar[str | None] = "nev"
     driven: ClassVar[bool] = True
-    """Somebody sits at the wheel."""
+    """True if a person drives it."""
     run_mode: ClassVar[str] = "ev"
     autonomy: ClassVar[str] = "SAE_2"
     operation: ClassVar[str] = "local"
@@ -108,17 +108,17 @@ class Vehicle(Device):
 
     @property
     def pseudonym(self) -> str:
-        """The identifier of its safety messages, another one on every trip."""
+        """Identifier in its safety messages, a new one on every trip."""
         return f"{crc32(self.trip_id.encode()):08x}{crc32(self.vin.encode(), self.trips):08x}"
 
     @property
     def trip_id(self) -> str:
-        """Of the trip under way, or the last one."""
+        """Identifier of the current trip, or of the last one."""
         return f"{self.name}-{self.trips}"
 
     @property
     def parked(self) -> bool:
-        """Stands, switched off."""
+        """True while it stands, switched off."""
         return self.parked_until is not None
 
     @property
@@ -141,7 +141,7 @@ class Vehicle(Device):
         self._watch_alarms(seconds)
 
     def each_second(self) -> None:
-        """See Device; and what an alarm wants to be known."""
+        """See Device; also call the hooks for a burst that goes on and for hard braking."""
         super().each_second()
         self.history.append(self.state)
         if self.burst_until is not None:
@@ -159,19 +159,19 @@ class Vehicle(Device):
         """Hook: it has arrived, and is switched off."""
 
     def alarm_raised(self, before: list[VehicleState]) -> None:
-        """Hook: an alarm stands; of level 3 with the states of the seconds `before` it."""
+        """Hook: an alarm was raised; at level 3, `before` has the states of the last seconds."""
 
     def alarm_goes_on(self) -> None:
-        """Hook: another second in which everything is wanted."""
+        """Hook: one more second of the burst after a level 3 alarm."""
 
     def alarm_cleared(self) -> None:
-        """Hook: the alarm that stands is over."""
+        """Hook: the current alarm is over."""
 
     def braked_hard(self) -> None:
-        """Hook: its driver, or what drives it, had to."""
+        """Hook: it is braking hard."""
 
     def _drive(self, seconds: float) -> float:
-        """Let the battery move the vehicle, or charge; the motor's torque."""
+        """Draw power from the battery, or charge it; return the motor's torque in N·m."""
         motion, speed = self.motion, self.motion.speed_mps
         force = self.mass_kg * motion.accel_mps2
         if speed > 0:
@@ -217,7 +217,7 @@ class Vehicle(Device):
                 self.raise_alarm(1, ["soc_low"], {})
 
     def raise_alarm(self, level: int, flags: list[str], codes: dict[str, list[str]]) -> None:
-        """Raise an alarm; of level 3 the seconds before it are sent again, and those after it."""
+        """Raise an alarm; at level 3, the `BURST_S` seconds before and after it are sent too."""
         until = self.clock + timedelta(seconds=self.random.uniform(40, 120))
         self.alarm = Alarm(level, flags, codes, self.clock, until)
         if level >= 3:

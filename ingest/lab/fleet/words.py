@@ -1,4 +1,4 @@
-"""What a vehicle says on each stream, from its state: fields without `ts` and `seq`."""
+"""Fields of a vehicle's samples on each stream, from its state, without `ts` and `seq`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MODEL = {"name": "lane-net", "version": "7.3.1"}
 
 
 def nev(vehicle: Vehicle, state: VehicleState) -> Fields:
-    """Vehicle, motor, position."""
+    """Return the fields of vehicle, motor and position."""
     moving, generating = state.speed_kmh > 0, state.current_a < 0 and not state.charging
     motor = "off" if state.parked else "generating" if generating else "consuming"
     return {
@@ -44,7 +44,7 @@ def nev(vehicle: Vehicle, state: VehicleState) -> Fields:
 
 
 def battery(vehicle: Vehicle) -> Fields:
-    """The pack, its cells, and charging."""
+    """Return the fields of the pack, its cells and charging."""
     pack, highest = vehicle.battery, vehicle.battery.cell_v
     one: Fields = {
         "no": 1, "voltage_v": round(pack.voltage_v, 1), "current_a": round(pack.current_a, 1),
@@ -64,7 +64,7 @@ def battery(vehicle: Vehicle) -> Fields:
 
 
 def alarm(vehicle: Vehicle) -> Fields:
-    """Say the highest alarm level, and the active flags."""
+    """Return the highest alarm level and the active flags."""
     now = vehicle.alarm
     fields: Fields = {"max_level": now.level, "flags": list(now.flags)}
     if now.codes:
@@ -75,7 +75,7 @@ def alarm(vehicle: Vehicle) -> Fields:
 
 
 def login(vehicle: Vehicle) -> Fields:
-    """A login, and what the device is."""
+    """Return a login, with what kind of device it is."""
     return {
         "event": "login", "session_seq": vehicle.trips % 65_531 + 1, "bms_count": 1,
         "network": "cellular", "response": "command", "kind": vehicle.kind, "region": "cn",
@@ -84,17 +84,17 @@ def login(vehicle: Vehicle) -> Fields:
 
 
 def heartbeat(vehicle: Vehicle) -> Fields:
-    """Still there."""
+    """Return a heartbeat."""
     return {"event": "heartbeat", "network": "cellular", "kind": vehicle.kind, "region": "cn"}
 
 
 def nav(vehicle: Vehicle, event: str) -> Fields:
-    """A trip begins or ends."""
+    """Return an event of navigation: a trip begins or ends."""
     return {"event": event, "app": "navigation", "result": "ok", "trip_id": vehicle.trip_id}
 
 
 def cockpit(vehicle: Vehicle) -> Fields:
-    """Cabin and attention."""
+    """Return the fields of cabin and attention."""
     seats = [vehicle.driven and not vehicle.parked, vehicle.trips % 2 == 1, False, False]
     return {
         "event": "hmi_action", "app": "climate", "result": "ok",
@@ -109,7 +109,7 @@ def cockpit(vehicle: Vehicle) -> Fields:
 
 
 def chassis(vehicle: Vehicle) -> Fields:
-    """Wheels, steering, brakes."""
+    """Return the fields of wheels, steering and brakes."""
     motion = vehicle.motion
     speed, lateral = motion.speed_mps * 3.6, motion.speed_mps * motion.yaw_dps / 57.3
     brake_n = min(0.0, vehicle.mass_kg * motion.accel_mps2)
@@ -135,7 +135,7 @@ def chassis(vehicle: Vehicle) -> Fields:
 
 
 def ad_state(vehicle: Vehicle) -> Fields:
-    """What drives, and how."""
+    """Return the state of automated driving."""
     motion, stopping = vehicle.motion, vehicle.alarm.level >= 3
     lon, lat = motion.position
     return {
@@ -163,12 +163,12 @@ def ad_state(vehicle: Vehicle) -> Fields:
 
 
 def ad_event(vehicle: Vehicle) -> Fields:
-    """A reference to a recording a model may learn from."""
+    """Return a reference to a recording that a model may learn from."""
     return capture(vehicle, "scheduled")
 
 
 def capture(vehicle: Vehicle, trigger: str) -> Fields:
-    """A recording, by reference only."""
+    """Return the event of a recording, by reference only."""
     number = vehicle.random.randrange(16**8)
     return _event(vehicle, "data_capture") | {
         "capture": {
@@ -181,7 +181,7 @@ def capture(vehicle: Vehicle, trigger: str) -> Fields:
 
 
 def minimum_risk(vehicle: Vehicle) -> Fields:
-    """The vehicle brings itself to a stop."""
+    """Return the event that the vehicle brings itself to a stop."""
     more = {"reason": "system_fault", "initiator": "av_system", "ads_sw_version": "ads-7.3.1"}
     return _event(vehicle, "minimum_risk_manoeuvre") | more
 
@@ -196,7 +196,7 @@ def _event(vehicle: Vehicle, event: str) -> Fields:
 
 
 def health(vehicle: Vehicle) -> Fields:
-    """Chips and sensors; they are busier in traffic."""
+    """Return the state of chips and sensors; chips are busier at higher speed."""
     busy = 35 + vehicle.motion.speed_mps * 1.6
     return {
         "ecus": [
@@ -216,7 +216,7 @@ def health(vehicle: Vehicle) -> Fields:
 
 
 def bsm(vehicle: Vehicle) -> Fields:
-    """A basic safety message."""
+    """Return a basic safety message."""
     motion = vehicle.motion
     lon, lat = motion.position
     return {

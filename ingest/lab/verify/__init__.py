@@ -1,8 +1,9 @@
 """`verify`: breaks broker, database and workers under load, and accounts for every message.
 
-An oracle publishes samples with known keys and remembers what the broker acknowledged: from then
-on each is a debt. Faults follow a seeded schedule. When they have stopped and all is at rest, every
-debt must be paid, once, unaltered, and nothing may have been acknowledged before its commit.
+It publishes samples with known keys. As soon as the broker has acknowledged a sample, the sample is
+a debt: it must be stored exactly once and unaltered, and no worker may acknowledge it before its
+commit. Faults follow a seeded schedule. After the last one, when all is at rest, every debt is
+checked.
 """
 
 from ingest.lab.verify.faults import FAULTS, Fault

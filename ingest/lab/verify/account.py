@@ -1,4 +1,4 @@
-"""The account of a run: what is in the tables against what is owed. Pure."""
+"""The account of a run: what is in the tables, compared with what must be there. Pure."""
 
 from __future__ import annotations
 
@@ -21,43 +21,43 @@ class Found(NamedTuple):
     values: dict[str, Any]
     """Columns that are not null, or for a dead letter its payload."""
     committed_s: float | None
-    """Unix time of the commit; None where the database does not keep it."""
+    """Unix time of the commit; None if the database does not keep it."""
     reason: str | None = None
-    """Of a dead letter."""
+    """Reason of a dead letter; None for a row."""
 
 
 @dataclass
 class Account:
-    """What came of everything that was published, in samples."""
+    """Outcome of everything that was published, counted in samples."""
 
     published: int = 0
-    """Acknowledged to the publisher by the broker."""
+    """Number of samples that the broker acknowledged to the publisher."""
     stored: int = 0
-    """Of these, found as rows or, where they are bad or their day was closed, as dead letters."""
+    """Number of these found as rows, or as dead letters if bad or if their day was closed."""
     lost: int = 0
     duplicated: int = 0
     altered: int = 0
-    """Other than it was sent, stored though it is bad, or never sent at all."""
+    """Number of samples found changed, stored as a row although bad, or never sent at all."""
     early_acks: int | None = 0
-    """Acknowledged by us before the commit; None where the database does not tell."""
+    """Number acknowledged by us before the commit; None if the commit times are unknown."""
     forgotten: int = 0
-    """Missing, and allowed to be: the broker lost its store before we had acknowledged it."""
+    """Number missing without our fault: the broker lost its store before we acknowledged them."""
     letters_repeated: int = 0
-    """Dead letters that are there more than once: allowed where a COMMIT's answer was lost."""
+    """Number of repeated dead letters; allowed, because the answer to a COMMIT may be lost."""
     unacknowledged: int = 0
-    """Stored, and in the end still not acknowledged by us: the broker sends it again for ever."""
+    """Number that we had not acknowledged at the end: the broker would send them again forever."""
     devices: dict[str, Counter[str]] = field(default_factory=dict)
-    """What is wrong, by device."""
+    """Number of samples of each kind of error, by device."""
 
     @property
     def holds(self) -> bool:
-        """Whether the promise was kept."""
+        """True if the promise was kept."""
         wrong = self.lost or self.duplicated or self.altered or self.early_acks
         return not (wrong or self.unacknowledged)
 
 
 class Accounting:
-    """Takes in what is found, row by row, and closes the account."""
+    """Account in progress: takes in what is found, row by row, until `close`."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -67,7 +67,7 @@ class Accounting:
         self._untimed = False
 
     def row(self, found: Found) -> None:
-        """A row of a stream's table."""
+        """Take in a row of a stream's table."""
         sample = self._sample(found)
         if sample is None:
             return
@@ -78,7 +78,7 @@ class Accounting:
         self._count(found)
 
     def letter(self, found: Found) -> None:
-        """A dead letter."""
+        """Take in a dead letter."""
         sample = self._sample(found)
         if sample is None:
             return
@@ -94,11 +94,11 @@ class Accounting:
             self._count(found)
 
     def visitor(self, device: str) -> None:
-        """A visiting device that has a row, in whatever stream."""
+        """Note that a row or dead letter of a visiting device was found."""
         self._missing_visitors.discard(device)
 
     def close(self) -> Account:
-        """Who is owed what: call once, after everything that is found."""
+        """Return the account; call once, after everything found was taken in."""
         ledger, account = self._ledger, self._account
         for (device, stream), numbers in ledger.numbers.items():
             times = self._seen[device, stream]
@@ -121,7 +121,10 @@ class Accounting:
         return account
 
     def _sample(self, found: Found) -> dict[str, Any] | None:
-        """What was sent under that key; None where nothing was, which counts, or by a visitor."""
+        """Return the sample that was sent under this key.
+
+        Return None for a visitor, and for a key never sent, which counts as altered.
+        """
         if found.device.startswith(VISITOR):
             self.visitor(found.device)
             return None
@@ -149,9 +152,9 @@ class Accounting:
 
 
 def columns(sample: dict[str, Any]) -> dict[str, Any]:
-    """The columns a sample of ours must have become, those that are null left out.
+    """Return the columns that a sample of ours must become, without null columns.
 
-    Written down apart from the extractor that is being judged.
+    This does not use the service's extractor, because that is what is being tested.
     """
     row: dict[str, Any] = {"extra": {"nonce": sample["nonce"]}}
     for name, value in sample.items():

@@ -1,8 +1,8 @@
-"""What was published, what of it is a debt, and what became of it. Pure.
+"""Record of what was published, what of it is a debt, and who acknowledged it. Pure.
 
-Every message has a number, and what it holds follows from the number and the seed: so a run is
-repeated by its seed, an hour of it fits into some tens of bytes a message, and whatever is found
-in the tables can be compared with what was sent.
+A message's content follows from its number and the seed. So the same seed repeats a run, the
+record of an hour needs only some tens of bytes per message, and everything found in the tables
+can be compared with what was sent.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import orjson
 STREAMS = ("nev", "battery")
 _BATTERY_EVERY, _ARRAY_EVERY, _PACKED_EVERY = 4, 10, 7
 _LATE_EVERY, _BAD_EVERY = 199, 53
-"""Of so many messages, or samples, one is for the second stream, an array, packed, late, bad."""
+"""One in this many: messages for `battery`, arrays, packed messages; late samples, bad samples."""
 _SAMPLES = 5
-"""In an array."""
+"""Number of samples in an array."""
 _PERIOD = timedelta(milliseconds=1)
-"""Between two samples of a device and stream, by their `ts`: never ahead of the clock."""
+"""Time between the `ts` of two samples of a device and stream; too short to overtake the clock."""
 VISITOR = "visitor-"
 """Beginning of the names of visiting devices."""
 
@@ -39,16 +39,16 @@ class Issued(NamedTuple):
 
 
 class Ledger:
-    """Issues messages and remembers, by number, who acknowledged them and when.
+    """Messages by number: issues them, and records who acknowledged them and when.
 
-    Visitors, which a fault sends, are no debts: their numbers are negative.
+    A visitor is a message that a fault sends. It is no debt, and its number is negative.
     """
 
     def __init__(self, seed: int, devices: int, started_at: datetime) -> None:
         self._seed = seed
         self._devices = [f"verify-{number:04}" for number in range(devices)]
         self.started_at = started_at.replace(microsecond=0)
-        """`ts` of the first samples, but for those that are late."""
+        """`ts` of the first samples, except late ones."""
         self._first_seq = array("Q")
         self._published = bytearray()
         self._settled_s = array("d")
@@ -56,28 +56,28 @@ class Ledger:
         self.numbers: dict[tuple[str, str], array[int]] = {
             (device, stream): array("Q") for device in self._devices for stream in STREAMS
         }
-        """By device and stream: the message that holds the sample with the seq of that place."""
+        """Numbers of the messages, by device, stream and the `seq` of the sample they hold."""
         self.published = 0
-        """Messages the broker acknowledged to the publisher."""
+        """Number of messages that the broker acknowledged to the publisher."""
         self.settled = 0
-        """Messages we were seen to acknowledge, counted once each."""
+        """Number of messages that a worker was seen to acknowledge, each counted once."""
         self.repeated = 0
-        """Acknowledgements of ours beyond the first of a message."""
+        """Number of workers' acknowledgements beyond the first of a message."""
         self.visitors = 0
-        """Messages that are no debt."""
+        """Number of visitors so far."""
         self.visiting: set[str] = set()
-        """Their devices, of each of which there must be a row or a dead letter."""
+        """Names of the visitors' devices; each must end with a row or a dead letter."""
         self.visitors_settled: set[int] = set()
-        """Numbers of those that we were seen to acknowledge."""
+        """Numbers of the visitors that a worker was seen to acknowledge."""
         self._closed_days: set[tuple[str, date]] = set()
 
     @property
     def issued(self) -> int:
-        """Messages so far; the number of the next."""
+        """Number of messages so far, which is also the number of the next message."""
         return len(self._published)
 
     def issue(self) -> Issued:
-        """The next message."""
+        """Return the next message."""
         number = self.issued
         device, stream, count, _ = self._form(number)
         numbers = self.numbers[device, stream]
@@ -90,7 +90,7 @@ class Ledger:
         return self.message(number)
 
     def message(self, number: int) -> Issued:
-        """A message that was issued, as it was."""
+        """Return an issued message again, with the same content."""
         device, stream, count, packed = self._form(number)
         first = self._first_seq[number]
         samples = [self.sample(device, stream, first + n) for n in range(count)]
@@ -100,12 +100,12 @@ class Ledger:
         return Issued(number, device, stream, payload, None)
 
     def acknowledged(self, number: int) -> None:
-        """The broker acknowledged it to the publisher: from now on it is a debt."""
+        """Note that the broker acknowledged it to the publisher: from now on it is a debt."""
         self.published += not self._published[number]
         self._published[number] = 1
 
     def settle(self, number: int, at_s: float) -> None:
-        """We were seen to acknowledge it at this Unix time; the first time counts."""
+        """Note that a worker acknowledged it at this Unix time; only the first time counts."""
         if number < 0:
             self.visitors_settled.add(number)
         elif number < self.issued and self._settled_s[number] == inf:
@@ -115,36 +115,36 @@ class Ledger:
             self.repeated += 1
 
     def visitor(self, device: str) -> int:
-        """The number of one more message that is no debt, though something must become of it."""
+        """Return the number of a new visitor, whose device must end with a row or a dead letter."""
         self.visitors += 1
         self.visiting.add(device)
         return -self.visitors
 
     def close_day(self, stream: str, day: date) -> None:
-        """From now on rows of that day may be kept as dead letters instead."""
+        """Allow, from now on, that samples of this day end as dead letters instead of rows."""
         self._closed_days.add((stream, day))
 
     def may_be_letter(self, stream: str, sample: dict[str, Any]) -> bool:
-        """Tell if a good sample may be a dead letter that the store refused."""
+        """Return whether a good sample may end as a dead letter, because its day was closed."""
         return (stream, datetime.fromisoformat(sample["ts"]).date()) in self._closed_days
 
     def is_published(self, number: int) -> bool:
-        """Whether the broker acknowledged it to the publisher."""
+        """Return whether the broker acknowledged it to the publisher."""
         return bool(self._published[number])
 
     def settled_s(self, number: int) -> float:
-        """Unix time at which we were first seen to acknowledge it; infinite where never."""
+        """Return the Unix time when a worker first acknowledged it; infinity if no worker has."""
         return self._settled_s[number]
 
     def is_owed(self, number: int) -> bool:
-        """Whether it must be stored: published, and not lost by the broker before its PUBACK."""
+        """Return whether it must be stored: published, not lost by the broker before our PUBACK."""
         lost = self._forgettable[number] and self._settled_s[number] == inf
         return self.is_published(number) and not lost
 
     def forget(self) -> int:
-        """The broker loses its store now: what we have not acknowledged may be missing.
+        """Note that the broker loses its store now: what we have not acknowledged may be missing.
 
-        How many messages that is.
+        Return the number of these messages.
         """
         count = 0
         for number in range(self.issued):
@@ -154,7 +154,7 @@ class Ledger:
         return count
 
     def sample(self, device: str, stream: str, seq: int) -> dict[str, Any]:
-        """What a device says; some of it days late, some of it refused by the schema."""
+        """Return the sample with this `seq`; some samples are days late, some break the schema."""
         chance = crc32(f"{self._seed}/{device}/{stream}/{seq}".encode())
         ts = self.started_at + seq * _PERIOD
         if chance % _LATE_EVERY == 0:
@@ -176,11 +176,11 @@ class Ledger:
         return sample
 
     def is_bad(self, sample: dict[str, Any]) -> bool:
-        """Whether a sample must end as a dead letter."""
+        """Return whether a sample must end as a dead letter."""
         return "sent_at" in sample
 
     def _form(self, number: int) -> tuple[str, str, int, bool]:
-        """(device, stream, how many samples, whether packed) of a message."""
+        """Return (device, stream, number of samples, whether packed) of a message."""
         chance = crc32(f"{self._seed}/{number}".encode())
         device = self._devices[number % len(self._devices)]
         stream = STREAMS[chance % _BATTERY_EVERY == 0]

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from ingest.lab.verify.plan import Result
 
 _MOST_MARKS = 40
-"""Faults that get their name written; with more of them there is a line for each and no name."""
+"""Largest number of faults whose names are written; with more, only their times are marked."""
 _POINTS = 400
 
 

@@ -1,4 +1,4 @@
-"""What is asked of a run, and what it came to. Pure."""
+"""The plan of a run, and its result. Pure."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ class Due(NamedTuple):
     """One fault of the schedule."""
 
     at_s: float
-    """After the beginning; later where the one before takes longer."""
+    """Seconds after the start; later if the fault before takes longer."""
     fault: Fault
     seed: int
-    """Decides whom it hits and how long."""
+    """Seed that decides whom it hits, and for how long."""
 
 
 @dataclass(frozen=True, slots=True)
 class FaultPlan:
-    """What is asked for."""
+    """Settings of a run."""
 
     faults: Sequence[Fault]
     duration_s: float = 60.0
-    """How long there is load; longer where not every fault has had its turn by then."""
+    """Seconds of load; longer if not every fault has had its turn by then."""
     rate: float = 500.0
     """Messages per second."""
     workers: int = 2
     seed: int = 1
     every_s: float = 10.0
-    """From one fault to the next, on average."""
+    """Seconds from one fault to the next, on average."""
     devices: int = 50
     rest_s: float = 60.0
-    """So long without any progress after the load is taken for rest."""
+    """Seconds without any progress after the load, after which the run counts as at rest."""
     source: str = "auto"
     """`IOV_MQTT_CLIENT` of the workers."""
 
     def schedule(self) -> list[Due]:
-        """Every fault in random order, again and again, until the time is over.
+        """Return all faults in random order, round after round, until `duration_s`.
 
-        The first turn of all is whole whatever the time.
+        The first round is always complete, even if it takes longer.
         """
         chance = Random(self.seed)
         due: list[Due] = []
@@ -59,30 +59,31 @@ class FaultPlan:
 
 
 class Moment(NamedTuple):
-    """How it went, once a second."""
+    """State of the run, recorded once a second."""
 
     at_s: float
     published: int
-    """Messages acknowledged to the publisher."""
+    """Number of messages acknowledged to the publisher."""
     settled: int
-    """Messages we acknowledged."""
+    """Number of messages acknowledged by workers."""
     resources: list[tuple[float, int] | None]
-    """Of each worker: resident memory in MB, open file descriptors."""
+    """(resident memory in MB, open file descriptors) of each worker; None if it does not run."""
 
 
 class Event(NamedTuple):
-    """A fault that was, in seconds after the beginning."""
+    """A fault that took place; its times are seconds after the start."""
 
     name: str
     began_s: float
     mended_s: float
     recovered_s: float | None
-    """When every worker was ready and a message published after the mending was acknowledged."""
+    """Time when every worker was ready and a message issued after the mending was acknowledged;
+    None if that took too long."""
 
 
 @dataclass
 class Result:
-    """What a run came to."""
+    """Result of a run."""
 
     plan: FaultPlan
     account: Account
@@ -90,22 +91,22 @@ class Result:
     events: list[Event]
     moments: list[Moment]
     crashes: int
-    """Workers that ended by themselves."""
+    """Number of times that a worker ended by itself."""
     unwell: list[str] = field(default_factory=list)
-    """What else went wrong."""
+    """Other problems, one text each."""
 
     @property
     def ok(self) -> bool:
-        """Whether the promise held and nobody fell over."""
+        """True if the promise held, no worker crashed and nothing else went wrong."""
         return self.account.holds and not self.crashes and not self.unwell
 
     @property
     def recoveries_s(self) -> list[float]:
-        """From a fault's mending to everybody at work again."""
+        """Seconds from each fault's mending until all workers had recovered."""
         return [e.recovered_s - e.mended_s for e in self.events if e.recovered_s is not None]
 
     def as_json(self) -> dict[str, Any]:
-        """By the keys of `--json`."""
+        """Return the result under the keys of `--json`."""
         account, recoveries_s = self.account, self.recoveries_s
         happened = Counter(event.name for event in self.events)
         return {

@@ -1,4 +1,4 @@
-"""What a run came to, for people: Markdown, a table of its seconds, a picture."""
+"""A run's result for people: Markdown, a CSV table with one row per second, a picture."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _WORST = 10
 
 
 def text(result: Result, left_out: Mapping[str, str]) -> str:
-    """The account in Markdown; `left_out` says why a fault was not tried."""
+    """Return the account in Markdown; `left_out` has the reason for each fault not tried."""
     account, plan = result.account, result.plan
     early = "not told by this database" if account.early_acks is None else f"{account.early_acks:,}"
     verdict = "**The promise held.**" if result.ok else "**The promise was broken.**"
@@ -56,7 +56,7 @@ def text(result: Result, left_out: Mapping[str, str]) -> str:
 
 
 def write(result: Result, left_out: Mapping[str, str], directory: Path) -> list[Path]:
-    """Write account and series, and the picture where matplotlib is installed; what was written."""
+    """Write account, series and, if matplotlib is installed, a picture; return their paths."""
     directory.mkdir(parents=True, exist_ok=True)
     written = [directory / name for name in ("report.md", "account.json", "series.csv")]
     written[0].write_text(text(result, left_out), encoding="utf-8")

@@ -30,11 +30,11 @@ _LOOK_EVERY_S = 0.05
 _SAMPLE_EVERY_S = 1.0
 _ROWS_AT_ONCE = 5_000
 _OURS = {"device", "device_id", "received_at", "resend", "quality", "committed"}
-"""Columns that say what the service did, or noted about values that are random here."""
+"""Columns not compared with the sample: identity, and what the service adds by itself."""
 
 
 Progress = Callable[[World, str, float], None]
-"""Told twenty times a second: the world, what is broken now (or empty), seconds since the start."""
+"""Callback, twenty times a second: the world, the fault now (or empty), seconds since the start."""
 
 
 async def run(
@@ -83,7 +83,7 @@ class Course:
         return time.monotonic() - self._began_s
 
     async def run(self) -> None:
-        """Load and faults as planned, then rest."""
+        """Run load and faults as planned, then wait for rest."""
         plan = self._plan
         async with asyncio.TaskGroup() as tasks:
             watching = tasks.create_task(self._watch(), name="watch")
@@ -123,7 +123,7 @@ class Course:
         self._broken = ""
 
     async def _mend(self) -> None:
-        """After a fault that could not be carried out: everything runs and flows again."""
+        """Make everything run and flow again, after a fault that could not be carried out."""
         whole = self._world
         database, broker = whole.servers.database, whole.servers.broker
         if database is not None and not database.runs:
@@ -149,7 +149,7 @@ class Course:
 
     @asynccontextmanager
     async def load(self) -> AsyncIterator[None]:
-        """Publish at the rate while the block runs, and until what was begun is acknowledged."""
+        """Publish at the planned rate while the block runs, then wait for the acknowledgements."""
         self._world.publishing.set()
         async with self._world.publisher, asyncio.TaskGroup() as tasks:
             for number in range(_AT_ONCE):
@@ -157,8 +157,8 @@ class Course:
             try:
                 yield
             finally:
-                # Also for those that miss being cancelled: wait_for of Python 3.11 swallows that
-                # where an answer comes at the same time.
+                # The flag also ends tasks that miss their cancellation: wait_for of Python 3.11
+                # swallows it if an answer comes at the same time.
                 self._over = True
                 self._world.publishing.set()
 
@@ -178,17 +178,17 @@ class Course:
                 whole.outstanding -= 1
 
     async def _turn(self) -> None:
-        """Wait for the next place in the rate; what was missed is not made up for."""
+        """Wait for the next send time at the planned rate; missed ones are not made up for."""
         now_s = time.monotonic()
         self._slot_s = max(self._slot_s + 1 / self._plan.rate, now_s)
         await asyncio.sleep(self._slot_s - now_s)
 
     async def rest(self) -> None:
-        """Wait until everything owed was acknowledged by us, or nothing moves any more."""
+        """Wait until workers have acknowledged every debt, or made no progress for `rest_s`."""
         ledger = self._world.ledger
         try:
-            # A session is adopted after these seconds of silence, during all of which the database
-            # has to be there; workers look four times in them.
+            # A session is adopted after ADOPT_AFTER_S of silence, if the database was up all that
+            # time; workers look four times in that period.
             await until(self._world.adopted, "the adoption of a session", 2 * ADOPT_AFTER_S)
         except ServerError as exc:
             self._world.unwell.append(str(exc))
@@ -220,7 +220,7 @@ class Course:
 
 
 async def _stop(whole: World) -> int:
-    """Stop every worker in order; how often one ended by itself."""
+    """Stop every worker cleanly; return how often workers had ended by themselves."""
     for worker in whole.workers:
         status = await worker.end(signal.SIGTERM)
         if status:
@@ -229,7 +229,7 @@ async def _stop(whole: World) -> int:
 
 
 async def account_of(whole: World) -> Account:
-    """Read every row and dead letter there is."""
+    """Read every row and dead letter, and return the account."""
     accounting = Accounting(whole.ledger)
     async with whole.owner() as owner, owner.transaction():
         kept = await owner.fetchval("SHOW track_commit_timestamp") == "on"
@@ -238,7 +238,7 @@ async def account_of(whole: World) -> Account:
         for stream in STREAMS:
             query = (
                 f"SELECT d.device, t.*, {committed} AS committed "  # noqa: S608  names of ours
-                # A row of nobody is one that nobody sent.
+                # LEFT JOIN: a row without a device is kept, and counts as never sent.
                 f"FROM iov.{stream} t LEFT JOIN iov.device d USING (device_id)"
             )
             async for record in owner.cursor(query, prefetch=_ROWS_AT_ONCE):
@@ -260,7 +260,7 @@ async def account_of(whole: World) -> Account:
 
 
 async def _clock_offset_s(owner: asyncpg.Connection) -> float:
-    """Most that the database's clock may be ahead of ours; 0 on the same machine's clock."""
+    """Return the most seconds the database's clock may be ahead; 0 if it may be the same clock."""
     before_s = time.time()
     there: datetime = await owner.fetchval("SELECT clock_timestamp()")
     ahead_s = there.timestamp() - before_s

@@ -1,7 +1,7 @@
-"""The servers that `verify` works with: of its own, or the configured ones.
+"""The servers that `verify` works with: its own (embedded), or the configured ones.
 
-Embedded, it breaks servers of its own. On configured servers it breaks its own proxies and a
-scratch database, and every topic has a prefix of its own, so that no other worker hears of it.
+It may break embedded servers. With configured servers it breaks only its own proxies and a scratch
+database, and its topics have a prefix of their own, so that no other worker gets its messages.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ingest.schema import load_catalogue
 from ingest.store import migrate
 
 _EMBEDDED_KEEP_ALIVE_S, _USUAL_KEEP_ALIVE_S = 10.0, 30.0
-"""mosquitto is told its least, so that a silence need not be long."""
+"""Seconds of keep-alive; 10 is the least mosquitto allows, and keeps faults of silence short."""
 _FILE_SYSTEM_BYTES = 6 * 1024**3
 _ROLE = "iov_verify"
 _FAKETIME = "faketime/libfaketimeMT.so.1"
@@ -43,28 +43,28 @@ _NOT_OURS = {
 
 @dataclass
 class Servers:
-    """What there is to work with, and what of it may be broken."""
+    """The servers of a run, and which of them may be broken."""
 
     settings: Settings
-    """To publish, and to own the scratch database."""
+    """Settings for the publisher and for the owner of the scratch database."""
     database_url: str
-    """The scratch database, as its owner."""
+    """URL of the scratch database for its owner."""
     worker_url: str
-    """The same as the workers' user."""
+    """URL of the scratch database for the workers' user."""
     run: str
     """Name of this run, in client ids, group and scratch database."""
     prefix: str = ""
-    """Before `iov/v1` in every topic."""
+    """Prefix before `iov/v1` in every topic."""
     keep_alive_s: float = _USUAL_KEEP_ALIVE_S
     database: Postgres | None = None
     broker: Mosquitto | None = None
     plain_user: bool = True
-    """The workers' user is no superuser, so that a limit holds it."""
+    """True if the workers' user is no superuser, so that a connection limit applies to it."""
     small_disk: SmallDisk | None = None
-    """The file system that holds nothing but the database, where one could be made."""
+    """File system that holds only the database; None if it could not be mounted."""
 
     def cannot(self, needed: str) -> str | None:
-        """Why a fault that needs `needed` to be ours is impossible; None where it is not."""
+        """Return why a fault that needs `needed` is not possible; None if it is possible."""
         if not needed or getattr(self, needed):
             return None
         if needed == "small_disk" and self.database is not None:
@@ -85,7 +85,7 @@ class Servers:
 
 @asynccontextmanager
 async def embedded() -> AsyncIterator[Servers]:
-    """A database and a mosquitto of our own, the database on a small disk where one can be had."""
+    """Run a database and a mosquitto of our own, with a small disk if one can be mounted."""
     run = uuid4().hex[:8]
     async with AsyncExitStack() as stack:
         disk = stack.enter_context(small_disk())
@@ -115,7 +115,7 @@ async def embedded() -> AsyncIterator[Servers]:
 
 @asynccontextmanager
 async def configured(settings: Settings) -> AsyncIterator[Servers]:
-    """The configured servers: a scratch database there, dropped at the end, and a topic prefix."""
+    """Use the configured servers, with a topic prefix and a temporary scratch database."""
     run = uuid4().hex[:8]
     name = f"iov_verify_{run}"
     url = _with_database(settings.database.url, name)
@@ -142,16 +142,16 @@ async def _scratch(admin_url: str, name: str, settings: Settings) -> None:
 
 
 class SmallDisk:
-    """A file system of its own (tmpfs) that can be full at will."""
+    """A separate file system (tmpfs) that can be made full at will."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def fill(self) -> None:
-        """Leave no room: its size becomes what is in use; raises ServerError where it cannot."""
+        """Shrink it to the bytes in use, so that it is full; raise ServerError if that fails."""
         for _ in range(100):
             at = os.statvfs(self.path)
-            # Refused where more has been written in the meantime.
+            # The new size is refused if more has been written in the meantime.
             if _mount("-o", f"remount,size={(at.f_blocks - at.f_bfree) * at.f_frsize}", self.path):
                 return
         raise ServerError("the file system could not be filled")
@@ -163,7 +163,7 @@ class SmallDisk:
 
 @contextmanager
 def small_disk() -> Iterator[SmallDisk | None]:
-    """A small disk while the block runs; None where one may not be mounted."""
+    """Mount a small disk while the block runs; yield None if that is not allowed."""
     with tempfile.TemporaryDirectory(prefix="iov-disk-") as directory:
         path = Path(directory)
         path.chmod(0o755)
@@ -184,7 +184,7 @@ def _mount(*arguments: str | Path) -> bool:
 
 
 def address(url: str) -> tuple[str | None, int | None, str | None]:
-    """(host, port, None) of a PostgreSQL URL, or (None, None, path) of its Unix socket."""
+    """Return (host, port, None) of a PostgreSQL URL, or (None, None, path) of its Unix socket."""
     parts, query = urlsplit(url), dict(parse_qsl(urlsplit(url).query))
     host = query.get("host") or unquote(parts.hostname or "localhost")
     port = int(query.get("port") or parts.port or 5432)
@@ -192,7 +192,7 @@ def address(url: str) -> tuple[str | None, int | None, str | None]:
 
 
 def through(url: str, port: int) -> str:
-    """The same URL by way of a proxy on 127.0.0.1."""
+    """Return the same URL, changed to connect through a proxy on 127.0.0.1."""
     parts = urlsplit(url)
     query = [(k, v) for k, v in parse_qsl(parts.query) if k not in {"host", "port"}]
     if address(url)[2]:

@@ -1,8 +1,9 @@
-"""Listens to what a worker and its broker say to each other: which message was acknowledged when.
+"""Listens to a worker and its broker: records which message was acknowledged, and when.
 
-What a worker reads tells packet identifier → message, by the user property the publisher gave it;
-a PUBACK on the same connection tells that the worker vouches for it. Times are Unix times of the
-moment the PUBACK was read, so a commit that comes later was promised too early.
+A PUBLISH to the worker has the message's number in a user property, which links its packet
+identifier to the message. A PUBACK with that identifier on the same connection is the worker's
+promise that the message is stored. Its time is the Unix time at which it was read: if the commit
+is later, the promise was too early.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ Complain = Callable[[str], None]
 
 
 class Tap:
-    """One connection of a worker, as the proxy hears it."""
+    """One MQTT connection of a worker, as the proxy sees it."""
 
     def __init__(self, settle: Settle, subscribed: Callable[[], None], complain: Complain) -> None:
-        """`complain` is told once what made it deaf."""
+        """`complain` is called with the reason if packets can no longer be read."""
         self._settle, self._subscribed, self._complain = settle, subscribed, complain
         self._from_worker = PacketReader(_PACKET_BYTES)
         self._from_broker = PacketReader(_PACKET_BYTES)
         self._numbers: dict[int, int] = {}
 
     def listener(self) -> Listener:
-        """What the proxy is given."""
+        """Return the listener for the proxy."""
         return Listener(self._request, self._answer)
 
     def _answer(self, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""The workers, the proxies between them and the servers, and who may break what of it."""
+"""The workers, the proxies between them and the servers, and helpers for faults."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from ingest.lab.verify.tap import PROPERTY, Complain, Tap
 from ingest.store import connect
 
 COMMIT_TIMEOUT_S = 5.0
-"""What workers are told: a silent database is left after so long."""
+"""Seconds after which workers give up an attempt to commit (`IOV_COMMIT_TIMEOUT_S`)."""
 ADOPT_AFTER_S = 60
-"""Seconds of silence after which workers are told to adopt a session: the least there may be."""
+"""Seconds of silence before a session is adopted (`IOV_ADOPT_AFTER_S`); the least allowed."""
 _PUBLISH_TIMEOUT_S = 2.0
 
 
 class ProxiedWorker(WorkerProcess):
-    """One worker process with a proxy to each server; what it says goes to a file."""
+    """One worker process with a proxy to each server; its output goes to a log file."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class ProxiedWorker(WorkerProcess):
         await super().start(**self._own(), **environ)
 
     def settings(self) -> Settings:
-        """Return what it is told."""
+        """Return the settings that it is started with."""
         environ = {**self._environ, **self._own()}
         return load(environ={n: value for n, value in environ.items() if n.startswith("IOV_")})
 
@@ -89,11 +89,11 @@ class ProxiedWorker(WorkerProcess):
         }
 
     async def ready(self) -> bool:
-        """Return whether it says that it would store a message now; false while it is frozen."""
+        """Return whether it reports that it would store a message now; False while it is frozen."""
         return not self.frozen and await super().ready()
 
     def resources(self) -> tuple[float, int] | None:
-        """(resident memory in MB, open file descriptors); None while it does not run."""
+        """Return (resident memory in MB, open file descriptors); None while it does not run."""
         if self.process is None:
             return None
         proc = Path("/proc") / str(self.process.pid)
@@ -105,55 +105,56 @@ class ProxiedWorker(WorkerProcess):
 
 
 class Hire(Protocol):
-    """Makes one more worker."""
+    """A function that makes one more worker."""
 
     async def __call__(
         self, number: int | None = None, on: Servers | None = None, **more: str
     ) -> ProxiedWorker:
-        """With its proxies open, and not started; by default of a new number, `on` our servers.
+        """Return a worker that is not started, with its proxies open.
 
-        `more` of environment than the others have.
+        By default it gets the next number and runs `on` our servers. `more` is added to its
+        environment.
         """
 
 
 Visitor = tuple[str, str, bytes, str | None]
-"""(end of the device's name, stream, payload, encoding) of a message that is no debt."""
+"""Message that a fault sends: (end of the device's name, stream, payload, encoding)."""
 
 
 @dataclass
 class World:
-    """Everything while it runs."""
+    """Everything that takes part in a run."""
 
     servers: Servers
     ledger: Ledger
     gate: Proxy
-    """Between publisher and broker."""
+    """Proxy between publisher and broker."""
     publisher: Publisher
-    """Through the gate."""
+    """Publisher that connects through `gate`."""
     workers: list[ProxiedWorker]
     hire: Hire
     logs: Path
     publishing: asyncio.Event = field(default_factory=asyncio.Event)
     outstanding: int = 0
-    """Messages on their way to the broker."""
+    """Number of messages published and not yet acknowledged by the broker."""
     unwell: list[str] = field(default_factory=list)
-    """What went wrong besides the messages."""
+    """Problems besides those of the messages, one text each."""
     left_behind: list[str] = field(default_factory=list)
-    """Client ids whose sessions somebody has to adopt."""
+    """Client ids of lost workers, whose sessions another worker must adopt."""
 
     @property
     def victims(self) -> list[ProxiedWorker]:
-        """Who may be killed: not the first, whose memory is to tell the whole story."""
+        """Workers that may be killed; the first of several is spared, to measure its memory."""
         return self.workers[1:] or self.workers
 
     async def ask(self, query: str, *args: Any) -> Any:
-        """One value from the scratch database, as its owner and past every proxy."""
+        """Return one value from the scratch database, asked as its owner and without a proxy."""
         async with self.owner() as connection:
             return await connection.fetchval(query, *args)
 
     @asynccontextmanager
     async def owner(self) -> AsyncIterator[asyncpg.Connection]:
-        """A connection to the scratch database that may write whatever its default says."""
+        """Connect to the scratch database; may write even if its default is read-only."""
         connection = await connect(
             Database(self.servers.database_url),
             "iov-ingest verify",
@@ -165,7 +166,7 @@ class World:
             connection.terminate()
 
     async def publish(self, message: Issued, publisher: Publisher | None = None) -> None:
-        """Publish a message that was issued, now or before; the broker has acknowledged it then."""
+        """Publish an issued message, first or again; return after the broker's acknowledgement."""
         properties = {PROPERTY: str(message.number)}
         if message.encoding:
             properties["content-encoding"] = message.encoding
@@ -175,9 +176,9 @@ class World:
     async def visit(
         self, visitors: Sequence[Visitor], limit_s: float, publisher: Publisher | None = None
     ) -> None:
-        """Publish messages that are no debts, and wait until workers have acknowledged them all.
+        """Publish visitors, and wait until workers have acknowledged all of them.
 
-        Where a session is left behind they wait for its adoption first: it would get its share.
+        On our own broker, first wait until no session is left behind: it would get some of them.
         """
         if publisher is None:
             await until(self.adopted, "the adoption of a session", 2 * ADOPT_AFTER_S)
@@ -192,29 +193,29 @@ class World:
         await until(lambda: settled.issuperset(numbers), "the visitors' acknowledgements", limit_s)
 
     async def adopted(self) -> bool:
-        """Tell if no session is left behind any more."""
+        """Return whether every session that was left behind has been adopted."""
         query = "SELECT count(*) FROM iov.worker WHERE client_id = ANY($1::text[])"
         return not self.left_behind or await self.ask(query, self.left_behind) == 0
 
     async def pause(self) -> None:
-        """Stop publishing, and wait until the broker has acknowledged what was begun."""
+        """Stop publishing, and wait until the broker has acknowledged every message on its way."""
         self.publishing.clear()
         await until(lambda: not self.outstanding, "the broker's acknowledgements")
 
     async def all_ready(self) -> bool:
-        """Whether every worker is ready."""
+        """Return whether every worker is ready."""
         for worker in self.workers:
             if not await worker.ready():
                 return False
         return True
 
     async def some_published(self, messages: int) -> None:
-        """Wait until so many more messages were published."""
+        """Wait until this many more messages have been published."""
         wanted = self.ledger.published + messages
         await until(lambda: self.ledger.published >= wanted, "the load")
 
     async def resubscribed(self, before: Sequence[int]) -> None:
-        """Wait until every worker has subscribed since it had so many subscriptions."""
+        """Wait until every worker has more `subscriptions` than `before`."""
         pairs = list(zip(self.workers, before, strict=True))
         await until(
             lambda: all(worker.subscriptions > count for worker, count in pairs),
@@ -232,7 +233,7 @@ async def world(
     command: Sequence[str] = COMMAND,
     **settings: str,
 ) -> AsyncIterator[World]:
-    """Workers on the servers while the block runs, ready from the start; `settings` are theirs."""
+    """Run workers while the block runs, ready from its start; `settings` are the workers'."""
     environ = _environment(servers) | {f"IOV_{k.upper()}": v for k, v in settings.items()}
     async with AsyncExitStack() as stack:
         broker = servers.settings.broker
@@ -269,18 +270,18 @@ _BROKER_ID = "verify"
 
 
 def _environment(servers: Servers) -> dict[str, str]:
-    """What every worker is told, but for what is its own."""
+    """Return the environment that all workers share."""
     environ = {
         "IOV_MQTT_GROUP": f"iov-verify-{servers.run}",
         "IOV_MQTT_TOPIC": f"{servers.prefix}iov/v1/+/+",
-        # Each worker has a port of its own to it.
+        # The default, host:port, would differ: each worker has a proxy of its own.
         "IOV_MQTT_BROKER_ID": _BROKER_ID,
         "IOV_HTTP_HOST": "127.0.0.1",
         "IOV_COMMIT_TIMEOUT_S": str(COMMIT_TIMEOUT_S),
         "IOV_ADOPT_AFTER_S": str(ADOPT_AFTER_S),
         "IOV_UNSAFE_DATABASE": servers.settings.unsafe_database,
         "IOV_DEAD_LETTER_UNREADABLE": "payload",
-        "IOV_DEAD_LETTERS_PER_MINUTE": "1000000000",  # each is a debt
+        "IOV_DEAD_LETTERS_PER_MINUTE": "1000000000",  # one that is not kept counts as lost
         "IOV_DEAD_LETTER_BYTES_PER_MINUTE": "1000000000000",
     }
     if servers.settings.mqtt_username:

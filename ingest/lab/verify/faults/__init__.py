@@ -1,7 +1,7 @@
-"""Faults, each a coroutine that breaks something, waits, and has mended it when it returns.
+"""Faults: coroutines that break something, wait, and mend it before they return.
 
-If a fault needs a moment to be worth anything (a COPY that has begun, a PUBACK that is held), it
-waits for that moment, and raises ServerError if the moment does not come.
+A fault that has an effect only at a certain moment (a COPY has begun, a PUBACK is held back)
+waits for that moment. It raises ServerError if the moment does not come.
 """
 
 from ingest.lab.verify.faults import broker, database, messages, workers

@@ -1,4 +1,4 @@
-"""The broker restarts, forgets, falls silent; a second one has the same names."""
+"""Broker faults: restart, lost store, silence; a second broker with workers of the same names."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ async def _broker_restarted(world: World, chance: Random) -> None:
     try:
         await asyncio.sleep(chance.uniform(0, 2))
         await broker.start()
-        # mosquitto 2.0.11 does not bring shared subscriptions back from its store, so that what
-        # it acknowledged before the workers are there again would match nobody.
+        # mosquitto 2.0.11 does not restore shared subscriptions from its store. A message that
+        # it acknowledged before the workers have subscribed again would reach no worker.
         await world.resubscribed(before)
     finally:
         world.gate.flow()
@@ -44,7 +44,7 @@ async def _broker_restarted(world: World, chance: Random) -> None:
 async def _broker_killed(world: World, chance: Random) -> None:
     broker = world.servers.broker
     assert broker is not None
-    # What it saves is what was saved; so nothing is published between that and its end.
+    # Only saved messages survive, so nothing is published between the save and the kill.
     await _kill_broker(world, chance, broker, saved=True)
 
 
@@ -58,7 +58,7 @@ async def _broker_forgot(world: World, chance: Random) -> None:
 async def _kill_broker(
     world: World, chance: Random, broker: Mosquitto, *, saved: bool = False
 ) -> None:
-    """Kill it with messages in it that no worker has; its store is saved before, or lost."""
+    """Kill the broker with messages in it that no worker has; save its store first, or drop it."""
     for worker in world.workers:
         worker.broker.stall()
     await world.some_published(LOAD)
@@ -74,7 +74,7 @@ async def _kill_broker(
     await asyncio.sleep(chance.uniform(0, 1))
     await broker.start()
     for worker in world.workers:
-        worker.broker.cut()  # with what was held back
+        worker.broker.cut()  # drops what was held back
         worker.broker.flow()
     await world.resubscribed(before)
     world.publishing.set()
@@ -105,9 +105,10 @@ async def _broker_stalled(world: World, chance: Random) -> None:
 
 
 async def _sister_broker(world: World, chance: Random) -> None:
-    """A second broker on the same database, whose only worker has the name of one of ours.
+    """Run a second broker on the same database, with one worker named like one of ours.
 
-    Neither ends the other's connections, and it does not leave because ours are there.
+    Neither worker may end the other's connections. On SIGUSR1 the second one must stay: our workers
+    are on another broker, and cannot replace it.
     """
     namesake = chance.choice(world.workers)
     named = namesake.settings().broker.application_name

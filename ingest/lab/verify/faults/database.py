@@ -1,4 +1,4 @@
-"""The database stops, falls silent, refuses; a connection is forgotten, a day closed."""
+"""Database faults: it stops, falls silent or refuses; connections are lost; a day is closed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def _database_stopped(world: World, chance: Random) -> None:
 async def _backend_terminated(world: World, chance: Random) -> None:
     worker = chance.choice(world.workers)
     for _ in range(50):
-        # The rest of a COPY that has begun is held back; then it is a backend in mid-COPY.
+        # If a COPY has begun, its rest is held back, so that its backend waits in mid-COPY.
         worker.database.stall(after_bytes=chance.randrange(200, 5_000))
         with suppress(ServerError):
             await until(lambda: worker.database.stalled, "a COPY", 1)
@@ -100,26 +100,26 @@ async def _disk_full(world: World, chance: Random) -> None:
         await asyncio.sleep(chance.uniform(0.5, 2))
     finally:
         servers.small_disk.free()
-        # Out of room for its log it ends; then it is started as an operator would.
+        # PostgreSQL ends if it has no room for its log; an operator would start it again.
         if not servers.database.runs:
             await asyncio.to_thread(servers.database.start)
 
 
 async def _deadlock(world: World, chance: Random) -> None:
-    """A worker holds `battery` and waits for `nev`, which is ours; then we ask for `battery`.
+    """Hold `nev` until a worker that holds `battery` waits for it, then ask for `battery`.
 
-    Streams are written in the order of their names.
+    Workers write streams in the order of their names, so `battery` is locked first.
     """
     async with world.owner() as owner:
         before = await deadlocks(world)
         for _ in range(20):
             with suppress(asyncpg.LockNotAvailableError):
                 async with owner.transaction():
-                    # Not we are to be the victim but the worker, whose limit is a second.
+                    # The worker must be the victim: its deadlock_timeout is 1 s, ours is longer.
                     await owner.execute("SET LOCAL deadlock_timeout = '30s'")
                     await owner.execute("SET LOCAL lock_timeout = '10s'")
                     await owner.execute("LOCK TABLE iov.nev IN SHARE MODE")
-                    # While nothing can be written a batch fills that holds both.
+                    # While nothing can be written, a batch fills with samples of both streams.
                     await owner.execute("SAVEPOINT filling")
                     await owner.execute("LOCK TABLE iov.battery IN SHARE MODE")
                     await asyncio.sleep(chance.uniform(0.2, 0.5))
@@ -133,7 +133,7 @@ async def _deadlock(world: World, chance: Random) -> None:
 
 
 async def _holds_and_waits(owner: asyncpg.Connection) -> bool:
-    """Whether, within half a second, a backend holds one table and waits for the other."""
+    """Return whether, within half a second, a backend holds `battery` and waits for `nev`."""
     query = (
         "SELECT count(*) FROM pg_locks w JOIN pg_locks h USING (pid) "
         "WHERE NOT w.granted AND w.relation = 'iov.nev'::regclass AND h.granted "
@@ -147,7 +147,7 @@ async def _holds_and_waits(owner: asyncpg.Connection) -> bool:
 
 
 async def deadlocks(world: World) -> int:
-    """Count those that the scratch database has seen."""
+    """Return the number of deadlocks that the scratch database has seen."""
     query = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
     return int(await world.ask(query))
 
@@ -157,7 +157,7 @@ async def _more_deadlocks(world: World, before: int) -> bool:
 
 
 async def _serialization_failure(world: World, chance: Random) -> None:
-    """What no plan of ours provokes is raised by a trigger, at COMMIT, as the server would."""
+    """Raise serialization failures at COMMIT by a trigger, because our load causes no real ones."""
     async with world.owner() as owner:
         await owner.execute("CREATE SEQUENCE iov.verify_failures")
         await owner.execute("GRANT USAGE ON SEQUENCE iov.verify_failures TO PUBLIC")
@@ -181,9 +181,9 @@ async def _serialization_failure(world: World, chance: Random) -> None:
 
 
 async def _insist(owner: asyncpg.Connection, *statements: str) -> None:
-    """Carry out what wants locks that commits under way hold, until it is done.
+    """Carry out statements whose locks commits under way may hold; try again until it succeeds.
 
-    A trigger that was left behind had every commit fail from then on (seen on a slow machine).
+    A trigger that was not dropped made every later commit fail (seen on a slow machine).
     """
     async with asyncio.timeout(MOMENT_S * 6):
         while True:
@@ -199,9 +199,9 @@ async def _failed(owner: asyncpg.Connection, times: int) -> bool:
 
 
 async def _idle_connection_cut(world: World, chance: Random) -> None:
-    """Nobody publishes, and the network forgets the connections without a word.
+    """Silence all database connections for good, without closing them, while nothing is published.
 
-    Workers must find out unasked, so that the next sample does not wait for the commit timeout.
+    Workers must notice by themselves, so that the next sample does not wait for the commit timeout.
     """
     await world.pause()
     await asyncio.sleep(chance.uniform(1, 3))
@@ -222,9 +222,9 @@ async def _idle_connection_cut(world: World, chance: Random) -> None:
 
 
 async def _detach_pending(world: World, chance: Random) -> None:
-    """A day is half detached, as after a DETACH CONCURRENTLY that was given up.
+    """Leave a day's partition half detached, like a DETACH CONCURRENTLY that was interrupted.
 
-    Its rows become dead letters, and everything else is stored meanwhile.
+    Samples of that day must become dead letters; all others must be stored.
     """
     day = world.ledger.started_at.date() - timedelta(days=chance.randrange(1, 21))
     part = f"iov.nev_{day:%Y%m%d}"
@@ -238,7 +238,7 @@ async def _detach_pending(world: World, chance: Random) -> None:
         try:
             late = datetime(day.year, day.month, day.day, 12, tzinfo=UTC)
             said = orjson.dumps({"ts": late.isoformat(), "seq": 1, "speed_kmh": 1})
-            # One for each worker, or so: all are to know.
+            # Enough visitors that every worker should get one, and notice the closed day.
             visitors = [(f"late-{number}", "nev", said, None) for number in range(LOAD)]
             await world.visit(visitors, MOMENT_S * 3)
             await world.some_published(LOAD)
@@ -251,7 +251,7 @@ async def _detach_pending(world: World, chance: Random) -> None:
 
 
 async def _begin_detaching(world: World, part: str) -> None:
-    """Detach a partition while a reader is in its way, and give that up."""
+    """Begin to detach a partition while a reader blocks it, and end the backend that waits."""
     async with world.owner() as reader, world.owner() as owner:
         await reader.execute("BEGIN; SELECT FROM iov.nev LIMIT 1")
         detach = asyncio.create_task(

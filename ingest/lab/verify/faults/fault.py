@@ -9,9 +9,9 @@ from random import Random
 from ingest.lab.verify.world import World
 
 LOAD = 100
-"""Messages that have to be under way for a fault to be worth its name."""
+"""Number of messages to wait for, so that a fault happens under load."""
 MOMENT_S = 10.0
-"""Seconds that something may take which should happen at once."""
+"""Seconds allowed for something that should happen at once."""
 
 Break = Callable[[World, Random], Awaitable[None]]
 
@@ -22,7 +22,7 @@ class Fault:
 
     name: str
     what: str
-    """For people, one line."""
+    """Description for people, one line."""
     break_: Break
     needs: str = ""
     """Part of `Servers` that must be there: `database`, `broker`, `small_disk`, `plain_user` or

@@ -1,4 +1,4 @@
-"""Messages that are the fault themselves: made to hurt, or sent again and again."""
+"""Faults that consist of messages: costly ones, or the same ones sent again and again."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _AGAIN, _TIMES = 1_000, 3
 
 
 async def _hostile_message(world: World, chance: Random) -> None:
-    """Messages as dear as the limits allow; each must be acknowledged, and no worker end of it."""
+    """Publish messages as costly as allowed: each must be acknowledged, and no worker may crash."""
     now, limits = datetime.now(UTC), MessageLimits.of(Settings())
     dear = chance.sample(list(shapes(load_catalogue())), _HOSTILE)
     visitors: list[Visitor] = []
@@ -40,9 +40,9 @@ async def _hostile_message(world: World, chance: Random) -> None:
 
 
 async def _duplicate_storm(world: World, chance: Random) -> None:
-    """Messages stored a moment ago come three times more, out of order and to any worker.
+    """Publish messages stored a moment ago three times more, out of order and to any worker.
 
-    All of it is acknowledged, nothing is stored, and no two workers wait for each other.
+    All must be acknowledged, no sample may be stored again, and no two workers may deadlock.
     """
     ledger = world.ledger
     await until(lambda: ledger.settled >= _AGAIN, "messages to repeat")

@@ -1,4 +1,4 @@
-"""Workers are killed, frozen, left behind; a clock jumps."""
+"""Worker faults: killed, restarted, drained, frozen, left behind; a clock jumps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def _worker_sigterm(world: World, chance: Random) -> None:
 
 
 async def _worker_leaves(world: World, chance: Random) -> None:
-    # It leaves only if others are known to stay; the fault before may have kept them silent.
+    # A worker leaves only if it hears others; the fault before may have silenced them.
     heard = (
         "SELECT count(*) >= $1 FROM iov.worker WHERE broker = $2 "
         "AND clock_timestamp() - heartbeat_at < interval '10 s'"
@@ -35,7 +35,7 @@ async def _worker_leaves(world: World, chance: Random) -> None:
 
 
 async def _goes_and_returns(world: World, chance: Random, number: signal.Signals) -> None:
-    """A worker gets a signal and ends; one of its name starts a little later."""
+    """End a worker with a signal; start one of its name a little later."""
     worker = chance.choice(world.victims)
     await world.some_published(LOAD)
     status = await worker.end(number)
@@ -46,7 +46,7 @@ async def _goes_and_returns(world: World, chance: Random, number: signal.Signals
 
 
 async def _worker_drained(world: World, chance: Random) -> None:
-    """Killed, and not expected back: what its session has is taken out, through its own proxies."""
+    """Kill a worker, drain its session through the worker's own proxies, and start it again."""
     worker = chance.choice(world.victims)
     await world.some_published(LOAD)
     await worker.end(signal.SIGKILL)
@@ -65,7 +65,7 @@ async def _worker_frozen(world: World, chance: Random) -> None:
     worker.tell(signal.SIGSTOP)
     worker.frozen = True
     try:
-        # Half again the keep-alive is when the broker gives it up (MQTT 5, 3.1.2.10).
+        # The broker gives a client up after 1.5 times the keep-alive (MQTT 5, 3.1.2.10).
         await asyncio.sleep(world.servers.keep_alive_s * 1.5 + chance.uniform(1, 3))
     finally:
         worker.tell(signal.SIGCONT)
@@ -73,9 +73,9 @@ async def _worker_frozen(world: World, chance: Random) -> None:
 
 
 async def _session_left_behind(world: World, _: Random) -> None:
-    """One more worker is started by hand, gets its share, and is not seen again.
+    """Start one more worker, let it get its share of the messages, and kill it for good.
 
-    The load goes on. When all has come to rest, another worker must have adopted the session.
+    The load goes on. At the end of the run, another worker must have adopted its session.
     """
     worker = await world.hire()
     await worker.start()
@@ -87,15 +87,16 @@ async def _session_left_behind(world: World, _: Random) -> None:
 
 
 async def _clock_jumps(world: World, chance: Random) -> None:
-    """A worker's clock is suddenly a month wrong, and right again.
+    """Set a worker's clock wrong by a month, then right again.
 
-    What it received meanwhile must neither be refused for its age nor be acknowledged.
+    Messages received meanwhile must not be rejected for their age, nor be acknowledged before the
+    clock is right.
     """
     worker = chance.choice(world.victims)
     shift = world.logs / f"clock-{worker.number}"
     shift.write_text("+0")
     await worker.end(signal.SIGTERM)
-    # Kept in a file, and read at each look at the clock (libfaketime's README, 4d and 4g).
+    # libfaketime reads the shift from the file at each clock call (its README, 4d and 4g).
     await worker.start(
         LD_PRELOAD=str(world.servers.faketime),
         FAKETIME_TIMESTAMP_FILE=str(shift),
