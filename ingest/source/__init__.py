@@ -1,4 +1,4 @@
-"""Two ways to read MQTT behind one small Protocol; what they bring arrives as lists."""
+"""Two MQTT clients behind one small Protocol; messages arrive as lists of deliveries."""
 
 from ingest.source.client import Client, NoSession, Stage
 from ingest.source.inbox import Inbox

@@ -1,7 +1,7 @@
-"""MQTT through aiomqtt: MQTT 3.1.1 brokers, WebSockets, or when asked for.
+"""MQTT through aiomqtt: for MQTT 3.1.1 brokers, for WebSockets, or if the settings ask for it.
 
-The same promises as the fast way, with paho's manual acknowledgement below. aiomqtt itself would
-acknowledge a message on receipt.
+It keeps the same promises as the fast client (`mqtt5`), by using paho's manual acknowledgement.
+aiomqtt itself would acknowledge a message on receipt.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ from ingest.source.paho import Paho
 from ingest.source.version import refuses_mqtt5
 
 _UNSUPPORTED_VERSION = {1, 0x84}
-"""CONNACK reasons: MQTT 3.1.1, 3.2.2.3 and MQTT 5, 3.2.2.2."""
+"""CONNACK codes for an unsupported version (MQTT 3.1.1, 3.2.2.3; MQTT 5, 3.2.2.2)."""
 _SESSION_TAKEN_OVER = 0x8E
 _PAUSE_CHECK_S = 1.0
 
 
 class _Connection:
-    """One connection as deliveries know it."""
+    """One connection, on which its deliveries are acknowledged."""
 
     def __init__(self, inbox: Inbox) -> None:
         self._inbox = inbox
@@ -61,7 +61,7 @@ class _Connection:
         self._paho = paho
 
     def take(self, message: aiomqtt.Message | Unreadable) -> None:
-        """Called by aiomqtt for each message; handed over once per turn of the event loop."""
+        """Collect a message; all of one turn of the event loop are handed over together."""
         if not self._fresh:
             self._loop.call_soon(self._hand_over)
         self._fresh.append(message)
@@ -97,12 +97,12 @@ class _Connection:
             self._paho.start_reading()
 
     def acknowledge(self, packet_ids: Sequence[int]) -> None:
-        """PUBACK through paho, on this connection only."""
+        """Send PUBACK through paho; do nothing once this connection has ended."""
         if self.open and self._paho and packet_ids:
             self._paho.acknowledge(packet_ids)
 
     def _keep_alive(self) -> None:
-        """While paused, paho's PINGREQ goes on and its answer is not timed."""
+        """Keep paho from closing a paused connection: it cannot read the answer to its PINGREQ."""
         if self.open and self._paused and self._paho:
             self._paho.forgive_ping()
             self._loop.call_later(_PAUSE_CHECK_S, self._keep_alive)
@@ -118,12 +118,12 @@ def _encoding(message: aiomqtt.Message) -> str | None:
 
 
 def _short(text: str | None) -> str | None:
-    """A property as far as it matters: it may have 64 KiB that nobody counts."""
+    """Return a property, cut: up to 64 KiB of it would be memory that no limit counts."""
     return text and text[:MOST_PROPERTY_CHARACTERS]
 
 
 class AiomqttClient:
-    """Holds one connection at a time for the source; see `Client`."""
+    """A `Client` through aiomqtt, with one connection at a time."""
 
     name = "aiomqtt"
 
@@ -136,7 +136,7 @@ class AiomqttClient:
         self._version_5 = version_5
 
     async def session(self, subscribed: Subscribed) -> None:
-        """One connection from CONNECT to its end; always raises."""
+        """Hold one connection from CONNECT to its end; always raises."""
         connection = _Connection(self._inbox)
         client = self._client(_queue_into(connection))
         paho = Paho(client)
@@ -158,7 +158,7 @@ class AiomqttClient:
                     if ends and self._version_5 and paho.end_session():
                         self._stay.stage = Stage.LEFT
         except aiomqtt.MqttError as exc:
-            # If the broker did not answer our goodbye in time, we leave all the same.
+            # A cancelled task ends as cancelled, even if the goodbye to the broker failed.
             unless_cancelled(exc)
             raise await self._reason(exc, paho) from exc
         finally:
@@ -169,7 +169,7 @@ class AiomqttClient:
                 await self._end_session_of_3()
 
     async def _reason(self, exc: aiomqtt.MqttError, paho: Paho) -> Unavailable:
-        """What the source is told of `exc`; after a refused version the next attempt is 3.1.1."""
+        """Return the error for the source; if MQTT 5 was refused, the next attempt is 3.1.1."""
         code = getattr(getattr(exc, "rc", None), "value", None)
         if isinstance(exc, MqttConnectError):
             if code in _UNSUPPORTED_VERSION:
@@ -186,7 +186,7 @@ class AiomqttClient:
         return Unavailable(f"connection lost: {reason or exc}")
 
     async def _subscriptions(self, client: aiomqtt.Client, paho: Paho) -> None:
-        """Subscribe, except while leaving; then begin to read in our own way."""
+        """Subscribe, except while leaving; then take over reading from aiomqtt."""
         if self._stay.stage is Stage.STAYING:
             await self._subscribe(client)
         elif not paho.session_present:
@@ -217,7 +217,7 @@ class AiomqttClient:
         unless_cancelled()
 
     async def _end_session_of_3(self) -> None:
-        """MQTT 3.1.1 ends a session by one that is clean (3.1.2.4)."""
+        """End the session as in MQTT 3.1.1: connect once with Clean Session (3.1.2.4)."""
         with contextlib.suppress(aiomqtt.MqttError):
             async with self._client(asyncio.Queue, clean=True):
                 self._stay.stage = Stage.LEFT
@@ -257,10 +257,10 @@ class AiomqttClient:
 
 
 def _queue_into(connection: _Connection) -> type[asyncio.Queue[aiomqtt.Message]]:
-    """A queue type that passes every message on and gives nothing back.
+    """Return a queue type that passes every message to `connection` and itself stays empty.
 
-    So aiomqtt's message iterator, which costs a task per message, only waits for the end of the
-    connection.
+    Reading it with aiomqtt's message iterator would cost a task per message; with this type the
+    iterator only waits for the end of the connection.
     """
 
     class Queue(asyncio.Queue[aiomqtt.Message]):

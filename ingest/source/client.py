@@ -1,4 +1,4 @@
-"""What the two ways to read MQTT have in common: a small Protocol and its errors."""
+"""Common parts of the two MQTT clients: a small Protocol, its limits and its errors."""
 
 from __future__ import annotations
 
@@ -11,21 +11,24 @@ from ingest.errors import Unavailable
 
 KEEP_ALIVE_S = 30
 CONNECT_TIMEOUT_S = 10.0
-"""For the TCP connection and the TLS handshake."""
+"""Seconds for the TCP connection and the TLS handshake together."""
 ANSWER_TIMEOUT_S = 5.0
-"""For CONNACK and for SUBACK."""
+"""Seconds to wait for each of CONNACK, SUBACK and UNSUBACK."""
 FLUSH_TIMEOUT_S = 5.0
-"""How long a leaving client waits for its last acknowledgements to go out."""
+"""Seconds that a closing client waits for its last acknowledgements to go out."""
 
 MOST_TOPIC_CHARACTERS = 1_024
-"""What is longer names no device of ours and is cut: 63 kB each would be memory nobody counts."""
-MOST_PROPERTY_CHARACTERS = 100
-"""The same for the two properties that are looked at."""
-PACKET_PER_PAYLOAD = 4
-"""Maximum Packet Size asked of the broker, in payload limits.
+"""Number of characters that are kept of a topic.
 
-What is above the payload limit and still comes through becomes a dead letter `too_large`; beyond
-this the broker discards it itself (MQTT 5, 3.1.2.11.4), which bounds what one packet may take.
+A longer topic names no device of ours, and 63 kB of each would be memory that no limit counts.
+"""
+MOST_PROPERTY_CHARACTERS = 100
+"""Number of characters that are kept of Content Type and of `content-encoding`."""
+PACKET_PER_PAYLOAD = 4
+"""Maximum Packet Size asked of the broker, as a multiple of the payload limit.
+
+A packet within it whose payload is above the limit becomes a dead letter `too_large`. The broker
+discards any larger packet (MQTT 5, 3.1.2.11.4), which bounds the memory that one packet takes.
 """
 
 
@@ -42,18 +45,18 @@ class NoSession(Unavailable):
 
 
 Subscribed = Callable[[bool], None]
-"""Called with Session Present, once per connection, when SUBACK or UNSUBACK has come."""
+"""Callback that gets Session Present, called once per connection after SUBACK or UNSUBACK."""
 
 
 class Stage(IntEnum):
-    """How far a worker is on its way out of its session at the broker; it never turns back."""
+    """Progress of a worker in leaving its session at the broker; it never goes back."""
 
     STAYING = 0
-    """Connections subscribe, and leave the session to the next one."""
+    """Each connection subscribes; the broker keeps the session for the next connection."""
     LEAVING = 1
     """Connections unsubscribe instead; what the broker has queued still comes."""
     EMPTY = 2
-    """The broker has nothing more for the session: it ends with its connection."""
+    """The broker has no more messages for the session, which ends with the connection."""
     LEFT = 3
     """The broker was told that the session ends."""
 
@@ -63,7 +66,7 @@ class Stay:
     """A worker's stay in its session; it outlives every connection."""
 
     filter: str
-    """What the session is subscribed to."""
+    """Topic filter of the session's subscription."""
     stage: Stage = Stage.STAYING
 
 
@@ -71,21 +74,22 @@ class Client(Protocol):
     """One way to hold a connection to the broker."""
 
     name: str
-    """As in the setting `IOV_MQTT_CLIENT`."""
+    """Name of this client in the setting `IOV_MQTT_CLIENT`."""
 
     async def session(self, subscribed: Subscribed) -> None:
         """Connect, subscribe, receive into the inbox until the connection ends.
 
-        It always ends with an exception: Unavailable with the reason in words, or one of those
-        above. If it is cancelled, what was acknowledged goes out first, then DISCONNECT.
+        It always ends with an exception: Unavailable with the reason in words, or one of its
+        subclasses above. If it is cancelled, it sends the acknowledgements made so far, then
+        DISCONNECT.
 
         What else it does depends on the stage of the `Stay`:
 
         - staying: it subscribes, and the broker keeps the session
-        - leaving: it unsubscribes instead; if the broker has kept no session, the one that
-          CONNECT has just made is empty, and it raises NoSession
+        - leaving: it unsubscribes instead; it raises NoSession if the broker has kept no
+          session, because the session that CONNECT has just made is empty
         - empty: the end of the connection ends the session, and the stage becomes left
         """
 
     async def unsubscribe(self) -> None:
-        """Unsubscribe on the connection there is; raises Unavailable if that does not work."""
+        """Unsubscribe on the current connection; raises Unavailable if that is not possible."""

@@ -31,7 +31,7 @@ _Disconnect = mqtt5.DisconnectReasonCode
 
 
 class Connection(asyncio.BufferedProtocol):
-    """One network connection; `ended` tells why it is over."""
+    """One network connection; `ended` holds the reason for its end."""
 
     def __init__(self, inbox: Inbox, packet_bytes: int) -> None:
         self._inbox = inbox
@@ -53,16 +53,16 @@ class Connection(asyncio.BufferedProtocol):
         """Set once the transport is closed and all that was written has left."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Asyncio: the socket is there."""
-        # uvloop's transports are asyncio's by their methods only.
+        """Keep the transport of the new connection."""
+        # uvloop's transports have asyncio's methods but do not inherit from its classes.
         self._transport = cast("asyncio.Transport", transport)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  fixed by asyncio
-        """Asyncio: where to read to."""
+        """Return the buffer that asyncio reads the next bytes into."""
         return self._reader.free()
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Asyncio: so many bytes were read."""
+        """Process the `nbytes` bytes that were read into the buffer."""
         if self._closing:
             return
         if not self.connack.done():
@@ -118,7 +118,8 @@ class Connection(asyncio.BufferedProtocol):
                 assert not isinstance(packet, Unreadable)
                 self._control(packet)
         if deliveries:
-            # Also what came before an end: stored now, it is a duplicate when it comes again.
+            # This includes messages that came just before the connection ended: stored now, they
+            # are duplicates when the broker sends them again.
             self._inbox.put(deliveries, self._resume)
             if self._inbox.full and not self._closing:
                 self._pause()
@@ -143,10 +144,10 @@ class Connection(asyncio.BufferedProtocol):
                 )
 
     def eof_received(self) -> None:
-        """Asyncio: the broker will send no more."""
+        """Let asyncio close the transport: the broker will send no more."""
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Asyncio: the socket is gone."""
+        """Note that the connection has ended."""
         self._end(Unavailable(f"connection lost: {exc}" if exc else "connection closed by broker"))
         self._reader.release()
         self.flushed.set()
@@ -157,14 +158,14 @@ class Connection(asyncio.BufferedProtocol):
         self._transport.write(packet.write())
 
     def unsubscribe(self, packet_id: int, filter_: str) -> asyncio.Future[mqtt5.UnsubAckPacket]:
-        """Send UNSUBSCRIBE; its answer, which comes after what the broker sent before it."""
+        """Send UNSUBSCRIBE; return its answer, which comes after all earlier messages."""
         assert self._transport is not None
         self._unsuback = asyncio.get_running_loop().create_future()
         self._transport.write(mqtt5.UnsubscribePacket(packet_id, [filter_]).write())
         return self._unsuback
 
     def acknowledge(self, packet_ids: Sequence[int]) -> None:
-        """Write PUBACK for all of these at once; nothing after the connection has ended."""
+        """Write PUBACK for all of these at once; do nothing once the connection has ended."""
         if self._transport is None or self._closing or not packet_ids:
             return
         self._transport.write(pubacks(packet_ids))
@@ -172,7 +173,7 @@ class Connection(asyncio.BufferedProtocol):
     def start_keep_alive(self, seconds: float) -> None:
         """Send PINGREQ twice per interval, for as long as the connection lives (MQTT 5, 3.1.2.10).
 
-        0 turns it off, as the broker may ask.
+        0 seconds turns the keep-alive off; a broker may ask for that.
         """
         self._keep_alive_s = seconds
         if seconds and not self._closing:
@@ -181,7 +182,7 @@ class Connection(asyncio.BufferedProtocol):
     def _on_ping_time(self) -> None:
         assert self._transport is not None
         silent_s = time.monotonic() - self._heard_s
-        # The answer cannot be read while reading is paused, so only then is it not timed.
+        # No timeout while reading is paused, because the answer cannot be read then.
         if not self._paused and silent_s > self._keep_alive_s:
             self.close(
                 Unavailable(f"nothing heard for {silent_s:.0f} s"), _Disconnect.KEEP_ALIVE_TIMEOUT
@@ -208,7 +209,7 @@ class Connection(asyncio.BufferedProtocol):
         *,
         end_session: bool = False,
     ) -> bool:
-        """Send DISCONNECT and end; what was written before goes out first. Whether it was sent.
+        """Send DISCONNECT after all earlier writes, and end; return whether it was sent.
 
         `end_session` has the broker forget the session at once (MQTT 5, 3.14.2.2.2).
         """
@@ -242,5 +243,5 @@ def words(
     | mqtt5.UnsubAckReasonCode
     | _Disconnect,
 ) -> str:
-    """A reason code by its name in the standard."""
+    """Return the name of a reason code in the standard, with its number."""
     return f"{reason.name.lower().replace('_', ' ')} (0x{reason.value:02X})"

@@ -1,7 +1,8 @@
 """Deliveries on their way from a connection to the pipeline, and how many are unsettled.
 
-The only queue of the service. It is bounded by the connection's pause: above the window the
-socket is not read, whatever Receive Maximum the broker honours, until half of it is settled.
+This is the only queue of the service. It is bounded by pausing the connection: once the window
+is full, the socket is not read until half of the window is settled. This works even if the broker
+ignores Receive Maximum.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ingest.model import Delivery
 from ingest.source.window import BrokerWindow
 
 WINDOW_BYTES = 32 * 1024 * 1024
-"""Unsettled payloads together; above it the socket is paused as well."""
+"""Bytes of unsettled payloads at which the socket is paused as well."""
 
 
 class Inbox:
@@ -32,25 +33,26 @@ class Inbox:
         self._closed = False
         self._resume: Callable[[], None] | None = None
         self.in_flight = 0
-        """Messages received and not yet settled."""
+        """Number of messages received and not yet settled."""
         self.in_flight_bytes = 0
         self.taken = 0
-        """Messages taken in since the start."""
+        """Number of messages taken in since the start."""
         self.put_s = 0.0
         """Monotonic time of the last delivery."""
         self.waiting_since_s = 0.0
-        """Monotonic time of the last settling, or of what came first after there was nothing."""
+        """Monotonic time of the last settling, or of the first arrival with nothing in flight."""
         self.broker_window = BrokerWindow(window)
 
     @property
     def full(self) -> bool:
-        """True above the window, until half of it is settled: do not read."""
+        """True from a full window until half of it is settled; the socket must not be read then."""
         return not self._room.is_set()
 
     def put(self, deliveries: list[Delivery], resume: Callable[[], None]) -> None:
-        """Take in what one read brought; `resume` is called once if it is `full` now.
+        """Take in the deliveries of one read; if `full` now, `resume` is called once there is room.
 
-        After `close` it takes nothing: unacknowledged, the broker keeps it for the next worker.
+        After `close` it takes in nothing: the broker keeps what is not acknowledged for the next
+        worker.
         """
         if self._closed:
             return
@@ -88,7 +90,7 @@ class Inbox:
         await self._room.wait()
 
     def close(self) -> None:
-        """Nothing more will come; the consumer's loop ends after what is waiting."""
+        """Take in nothing more; the consumer's loop ends after the deliveries that are waiting."""
         self._closed = True
         self._arrived.set()
 
@@ -96,7 +98,7 @@ class Inbox:
         return self
 
     async def __anext__(self) -> list[Delivery]:
-        """What one read of the socket brought; ends when closed and empty."""
+        """Return the deliveries of one read of the socket; end when closed and empty."""
         while not self._waiting:
             if self._closed:
                 raise StopAsyncIteration

@@ -40,7 +40,7 @@ _Answer = TypeVar("_Answer", mqtt5.ConnAckPacket, mqtt5.SubAckPacket, mqtt5.Unsu
 
 
 class Mqtt5Client:
-    """Holds one connection at a time for the source; see `Client`."""
+    """A `Client` for MQTT 5, with one connection at a time."""
 
     name = "mqtt5"
 
@@ -56,7 +56,7 @@ class Mqtt5Client:
         self._packet_bytes = broker.max_payload_bytes * PACKET_PER_PAYLOAD
 
     async def session(self, subscribed: Subscribed) -> None:
-        """One connection from CONNECT to its end; always raises."""
+        """Hold one connection from CONNECT to its end; always raises."""
         connection = await self._open()
         try:
             connack = await self._handshake(connection)
@@ -93,7 +93,7 @@ class Mqtt5Client:
                     broker.port,
                     ssl=tls,
                 )
-        except OSError as exc:  # TimeoutError is one
+        except OSError as exc:  # TimeoutError is a subclass
             raise Unavailable(f"cannot connect: {why(exc, 'IOV_MQTT_CA_FILE')}") from exc
         return connection
 
@@ -160,11 +160,11 @@ class Mqtt5Client:
                 failure = Unavailable(f"unsubscribing from {self._stay.filter}: {words(code)}")
             except TimeoutError:
                 failure = Unavailable("the broker does not answer UNSUBSCRIBE")
-            connection.close(failure)  # a new one tries again
+            connection.close(failure)  # a new connection tries again
             raise failure
 
     async def _flush(self, connection: Connection) -> None:
-        """Let what was written leave; a broker that does not read is not waited for long."""
+        """Wait until all that was written has left; drop the rest after `FLUSH_TIMEOUT_S`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FLUSH_TIMEOUT_S):
                 await connection.flushed.wait()
@@ -173,7 +173,10 @@ class Mqtt5Client:
 
 
 async def _first_of(answer: asyncio.Future[_Answer], ended: asyncio.Future[Unavailable]) -> _Answer:
-    """The answer, unless the connection ends first: then raise why. TimeoutError after a while."""
+    """Return the answer; raise the reason if the connection ends first.
+
+    Raises TimeoutError if neither happens within `ANSWER_TIMEOUT_S`.
+    """
     async with asyncio.timeout(ANSWER_TIMEOUT_S):
         waited: list[asyncio.Future[Any]] = [answer, ended]
         await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)

@@ -1,6 +1,6 @@
-"""What the paho client below aiomqtt can do and aiomqtt does not offer.
+"""Abilities of the paho client below aiomqtt that aiomqtt does not offer.
 
-The one place that reaches into private attributes of both, and it is tested.
+This is the only module that uses private attributes of both libraries, and it is tested.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Paho:
         self.answered = False
         """CONNACK has come."""
         self.session_present = False
-        """As CONNACK says."""
+        """Session Present of the CONNACK."""
         self.disconnect_reason: ReasonCode | None = None
-        """What the broker's DISCONNECT gave, or what paho makes of the connection's end."""
+        """Reason in the broker's DISCONNECT, or paho's own reason for the connection's end."""
         on_connect, on_disconnect = self._paho.on_connect, self._paho.on_disconnect
 
         def connected(paho: Any, data: Any, flags: Any, reason: Any, properties: Any) -> None:
@@ -93,7 +93,7 @@ class Paho:
             loop.call_soon(self._read)
 
     def read_ahead(self) -> None:
-        """Ask the kernel for many bytes at a time, where paho asks four times per packet."""
+        """Ask the kernel for many bytes at a time; paho itself asks four times per packet."""
         self._paho._sock_recv = self._recv_ahead  # type: ignore[assignment,method-assign]  # the one seam there is
 
     def _recv_ahead(self, size: int) -> bytes:
@@ -103,7 +103,7 @@ class Paho:
         return self._ahead[start : self._at]
 
     def _read(self) -> None:
-        """Read what is there, up to a turn's worth."""
+        """Read the packets that have come, at most `_PACKETS_PER_TURN` of them."""
         try:
             for _ in range(_PACKETS_PER_TURN):
                 if not self._reading or self._paho.socket() is None:
@@ -118,21 +118,24 @@ class Paho:
             if not self._disconnected.done():
                 self._disconnected.set_exception(exc)
             return
-        # What was read ahead, or decoded by TLS, does not show at the file descriptor any more.
+        # Bytes already read ahead, or decoded by TLS, do not make the file descriptor readable.
         asyncio.get_running_loop().call_soon(self._read)
 
     def end_session(self) -> bool:
-        """DISCONNECT with Session Expiry Interval 0 (MQTT 5, 3.14.2.2.2); whether it was sent."""
+        """Send DISCONNECT with Session Expiry Interval 0; return whether it was sent.
+
+        Source: MQTT 5, 3.14.2.2.2.
+        """
         properties = Properties(PacketTypes.DISCONNECT)  # type: ignore[no-untyped-call]  # paho's
         properties.SessionExpiryInterval = 0
         return self._paho.disconnect(properties=properties) == MQTTErrorCode.MQTT_ERR_SUCCESS
 
     def hang_up(self) -> None:
-        """DISCONNECT; aiomqtt's message iterator ends by it."""
+        """Send DISCONNECT, which also ends aiomqtt's message iterator."""
         self._paho.disconnect()
 
     def close(self) -> None:
-        """Close the socket where aiomqtt leaves it open: after a CONNECT without an answer."""
+        """Close the socket, because aiomqtt leaves it open after a CONNECT without an answer."""
         self._paho._sock_close()
 
     def forgive_ping(self) -> None:

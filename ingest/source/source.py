@@ -1,7 +1,7 @@
-"""Keeps a connection to the broker for ever, and hands its deliveries to the pipeline.
+"""Keeps a worker connected to the broker, and hands the deliveries to the pipeline.
 
-After every end: wait with jittered backoff, wait for room in the window, connect again, subscribe
-again. One log line per change of state.
+After each end of a connection it waits with jittered backoff, waits for room in the window, then
+connects and subscribes again. It writes one log line per change of state.
 """
 
 from __future__ import annotations
@@ -33,14 +33,18 @@ from ingest.trouble import Trouble
 
 _FIRST_DELAY_S, _MOST_DELAY_S = 0.2, 30.0
 _TAKEN_OVER_DELAY_S = 60.0
-"""Two workers with one client id would throw each other out without end; so each waits long."""
-_LASTING_S = 10.0
-"""A connection that held so long ends the growing of delays; one that broke at once does not.
+"""Seconds to wait after our session was taken over.
 
-Not every broker says that the session was taken over (mosquitto 2.0.11 just closes).
+Two workers with the same client id would otherwise disconnect each other again and again.
+"""
+_LASTING_S = 10.0
+"""Seconds that a connection must hold before its end resets the delay to the shortest.
+
+If it breaks sooner, the delays go on growing, because not every broker says that the session was
+taken over (mosquitto 2.0.11 just closes).
 """
 _LOG_EVERY = 20
-"""Of the same failure over and over, one attempt in so many is logged."""
+"""Number of attempts per log line while the same failure repeats."""
 
 log = structlog.get_logger(__name__)
 
@@ -52,7 +56,7 @@ class Source:
         self.inbox = Inbox(broker.receive_maximum)
         self.trouble = Trouble(f"broker {broker.address}", "not connected yet")
         self.found_session: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        """Whether the broker had a session of ours when we first subscribed."""
+        """Session Present at our first subscription; True if the broker had a session of ours."""
         self._broker = broker
         self._metrics = metrics
         self._stay = Stay(broker.subscription)
@@ -72,15 +76,16 @@ class Source:
 
     @property
     def stage(self) -> Stage:
-        """How far this worker is on its way out of its session."""
+        """Progress of this worker in leaving its session."""
         return self._stay.stage
 
     async def run(self) -> None:
-        """Connect again and again, until cancelled or left; the connection ends in order."""
+        """Connect again and again, until cancelled or `LEFT`; the last connection ends in order."""
         try:
             while self.stage < Stage.LEFT:
-                # Unacknowledged messages come again on the next connection while the last ones
-                # still wait for the store: without this the broker's restarts would add up.
+                # Each new connection brings the unacknowledged messages again, while their last
+                # copies still wait for the store. Without this wait, every restart of the broker
+                # would add another copy of them.
                 await self.inbox.room()
                 delay_s = await self._one_session()
                 self._metrics.mqtt_connected.set(0)
@@ -90,10 +95,10 @@ class Source:
             self.trouble.text = "disconnected from the broker"
 
     async def leave(self) -> bool:
-        """Take nothing new any more; what the broker has queued for this worker still comes.
+        """Unsubscribe; messages that the broker has queued for this worker still come.
 
-        Return whether the broker has answered; if not, the next connection unsubscribes. Doing it
-        again changes nothing, and the answer comes after whatever was sent before it.
+        Return whether the broker has answered; if not, the next connection unsubscribes. Calling
+        this again changes nothing; each answer comes after all that the broker sent before it.
         """
         self._stay.stage = max(self.stage, Stage.LEAVING)
         try:
@@ -104,15 +109,15 @@ class Source:
         return True
 
     def end_session(self) -> None:
-        """Have the end of this connection be the end of the session."""
+        """Make the session end when this connection ends."""
         self._stay.stage = max(self.stage, Stage.EMPTY)
 
     async def take_over(self, filter_: str) -> None:
         """Take out what the broker keeps for a worker that is gone, over one connection.
 
-        It ends with that connection: raises NoSession if the broker keeps nothing, Unavailable
-        for anything else. There is no second connection, because an owner that comes back must
-        find us gone.
+        It ends with that connection, by an exception: NoSession if the broker keeps no session,
+        Unavailable for any other reason. It does not connect again, because an owner that comes
+        back must find us gone.
         """
         self._stay = Stay(filter_, Stage.LEAVING)
         self._client = self._first_client()
@@ -125,11 +130,12 @@ class Source:
         except Unavailable:
             if self._connections:
                 raise
-            # Nobody was thrown out yet, and aiomqtt speaks MQTT 3.1.1 the next time.
+            # We were never connected, so we have not disconnected the owner and may try once more;
+            # aiomqtt may have switched to MQTT 3.1.1.
         await self._client.session(self._subscribed)
 
     async def _one_session(self) -> float:
-        """One connection to its end; the seconds to wait before the next."""
+        """Hold one connection to its end; return the seconds to wait before the next."""
         self._subscribed_s = inf
         try:
             await self._client.session(self._subscribed)

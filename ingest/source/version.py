@@ -1,8 +1,8 @@
-"""Asks a broker that stays silent whether it would answer a shorter question.
+"""Finds out whether a broker that does not answer CONNECT speaks MQTT 3.1.1 only.
 
-A 3.1.1 broker may take the properties of an MQTT 5 CONNECT for a long client identifier and wait
-for the rest of it (amqtt 0.12 does). To a CONNECT without properties it answers that it does not
-know the version.
+A 3.1.1 broker may mistake the properties of an MQTT 5 CONNECT for a long client identifier and
+wait for the rest of it (amqtt 0.12 does). To a CONNECT without properties it answers that it does
+not know the version.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _TIMEOUT_S = 5.0
 
 
 async def refuses_mqtt5(broker: Broker) -> bool:
-    """Whether the broker says so; False if it says anything else or nothing.
+    """Return True if the broker refuses MQTT 5, False if it answers anything else or nothing.
 
     Uses a client identifier of its own, keeps no session and subscribes to nothing.
     """

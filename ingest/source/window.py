@@ -1,23 +1,24 @@
-"""Whether the broker lets us have fewer messages at a time than we asked for. Pure.
+"""Detects a broker that sends fewer messages at a time than Receive Maximum allows. Pure.
 
-MQTT 5 has no packet that tells. But a broker that keeps to a limit of its own refills it at once
-while more is waiting: then the number in flight is at one figure, never above it, most of the time
-and whenever something is settled. At another load it touches its highest figure now and then only.
+MQTT 5 has no packet that reports such a limit. But while messages wait, a broker with a limit of
+its own fills each free place at once. Then the number in flight never exceeds the limit, and equals
+it most of the time and whenever a message is settled. Under any other load, the number in flight
+reaches its highest value only now and then.
 """
 
 from __future__ import annotations
 
 SPAN_S = 10.0
-"""One look at the matter."""
+"""Seconds of one observation."""
 _SETTLES = 100
-"""With fewer in a span it is the store that is slow."""
+"""Number of settlings that a span must have; with fewer, the slow part is the store."""
 _TIME_SHARE, _SETTLE_SHARE = 0.5, 0.9
 _LEAST = 2
-"""A window of one cannot be told from messages that come one at a time."""
+"""Smallest limit to report: a limit of 1 looks the same as messages that come one at a time."""
 
 
 class BrokerWindow:
-    """Follows the number in flight over time."""
+    """The number in flight over time, and the limit seen in it."""
 
     def __init__(self, asked: int) -> None:
         """`asked` is the Receive Maximum that the broker was given."""
@@ -25,7 +26,7 @@ class BrokerWindow:
         self._level = 0
         self._changed_s: float | None = None
         self.limit: int | None = None
-        """What the broker seems to keep to; None while it seems to keep to nothing."""
+        """Limit that the broker seems to apply; None while it seems to have no limit of its own."""
         self._begin(None)
 
     def _begin(self, now_s: float | None) -> None:
@@ -34,7 +35,7 @@ class BrokerWindow:
         self._at_peak_s = 0.0
 
     def changed(self, in_flight: int, now_s: float) -> None:
-        """There are so many in flight from now on."""
+        """Record that `in_flight` messages are in flight from `now_s` on."""
         if self._began_s is None or self._changed_s is None:
             self._begin(now_s)
         elif self._level == self._peak:
@@ -45,7 +46,7 @@ class BrokerWindow:
         if in_flight > self._peak:
             self._peak, self._settles_at_peak, self._at_peak_s = in_flight, 0, 0.0
         if self.limit is not None and in_flight > self.limit:
-            self.limit = None  # it was raised, or was none
+            self.limit = None  # it was raised, or there was no limit
         self._level, self._changed_s = in_flight, now_s
         assert self._began_s is not None
         if now_s - self._began_s >= SPAN_S:

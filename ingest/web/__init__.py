@@ -1,4 +1,4 @@
-"""What is asked over HTTP: metrics, liveness, readiness, where the metrics are, the live page."""
+"""HTTP interface: metrics, liveness, readiness, list of metrics targets, the live page."""
 
 from ingest.web.live import About, Live, WorkerState
 from ingest.web.page import Page

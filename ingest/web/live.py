@@ -1,7 +1,8 @@
-"""What the live page shows of a worker: rates and latencies, newest dead letters, last positions.
+"""Data of a worker's live page: rates and latencies, newest dead letters, last positions.
 
-It counts nothing of its own. The pipeline tells of each batch after its commit; positions are taken
-from it only while somebody looks at a map, so that nobody pays for a page that is not open.
+Rates and latencies come from the metrics. The pipeline hands over each batch after its commit;
+positions are taken from it only while somebody looks at a map, so that a page that is not open
+costs nothing.
 """
 
 from __future__ import annotations
@@ -23,11 +24,14 @@ from ingest.schema.layout import Record
 _LETTERS, _GROUPS = 20, 50
 _NUMBERS = re.compile(r"\d+")
 _DEVICES = 20_000
-"""Positions that are kept, the newest: 5 MB."""
+"""Number of positions that are kept, the newest ones: 5 MB."""
 _LOOKS_PER_TICK = 500
-"""Rows looked at between two events: looking at all of 40,000 a second took 2 µs of each."""
+"""Number of rows searched for positions between two events.
+
+Searching all of 40,000 rows a second took 2 µs per row.
+"""
 _PLACES = (("location_lon", "location_lat"), ("position_lon", "position_lat"), ("lon", "lat"))
-"""Columns of a device's own position, in whichever stream has them."""
+"""Pairs of columns with a device's own position; the first pair that a stream has is used."""
 _QUANTILES = {"p50": 0.5, "p99": 0.99}
 
 Reader = Callable[[Record], tuple[Any, ...]]
@@ -35,11 +39,11 @@ Reader = Callable[[Record], tuple[Any, ...]]
 
 
 class WorkerState(NamedTuple):
-    """How the worker is, as its parts tell."""
+    """State of the worker, as reported by its parts."""
 
     problems: list[str]
     warnings: list[str]
-    """What somebody has to mend although this worker is ready; it names other workers."""
+    """Problems to mend that do not make this worker unready; they may name other workers."""
     in_flight: int
     window: int
     broker_window: int | None
@@ -60,7 +64,7 @@ class About(NamedTuple):
 
 
 class Live:
-    """Knows what a page may ask."""
+    """Source of the data that the live page shows."""
 
     def __init__(
         self, metrics: Metrics, catalogue: Catalogue, state: Callable[[], WorkerState], about: About
@@ -75,10 +79,10 @@ class Live:
         self._looks_left = _LOOKS_PER_TICK
         self._last = _Counts(metrics)
         self.map_is_open = False
-        """Whether positions are worth taking down."""
+        """True while somebody looks at a map, so that positions are recorded."""
 
     def committed(self, committed: Committed) -> None:
-        """Take down what a page shows of a batch that is stored."""
+        """Record what the page shows of a stored batch."""
         # Each payload may have megabytes, and the page shows no payload.
         for letter in committed.written.letters:
             self._letters.append(letter._replace(payload=b""))
@@ -95,7 +99,7 @@ class Live:
                 self._take_positions(stream, newest)
 
     def _group(self, letter: DeadLetter) -> None:
-        # Of a place in an array or a text there are as many as a vehicle likes.
+        # Numbers are masked: a vehicle may cause any number of places in an array or a text.
         key = letter.reason, _NUMBERS.sub("#", letter.detail)
         # Taken out first, so that the one that was quiet for longest is at the front.
         known = self._groups.pop(key, None)
@@ -131,9 +135,10 @@ class Live:
             self._moved.pop(device, None)
 
     def status(self, *, details: bool, fresh: bool = True) -> dict[str, Any]:
-        """Totals since the start, and how things are; devices and details only where allowed.
+        """Return totals since the start, and the current state.
 
-        Not `fresh`: the totals that `rates` was last told by.
+        Devices and other details are included only if `details`. If not `fresh`, the totals are
+        those that the last call of `rates` used.
         """
         state, now = self._state(), _Counts(self._metrics) if fresh else self._last
         found: dict[str, Any] = {
@@ -168,16 +173,16 @@ class Live:
         return found
 
     def rates(self) -> dict[str, Any]:
-        """What happened since the last call: per second, and quantiles in seconds."""
+        """Return rates per second, and quantiles in seconds, of the time since the last call."""
         before, self._last = self._last, _Counts(self._metrics)
         return self._last.since(before)
 
     def positions(self) -> dict[str, list[Any]]:
-        """Device → [lon, lat, Unix time, stream] of all that are known."""
+        """Return all known positions: device → [lon, lat, Unix time, stream]."""
         return self._positions
 
     def moved(self) -> dict[str, list[Any]]:
-        """The same of those seen to move since the last call, a bounded number of them."""
+        """Return the positions updated since the last call, a bounded number of them."""
         self._looks_left = _LOOKS_PER_TICK
         moved, self._moved = self._moved, {}
         return moved
@@ -230,7 +235,7 @@ class _Counts:
 
 
 def _values(metric: Any) -> list[tuple[dict[str, str], float]]:
-    """(labels, value) of the series of a counter of prometheus_client."""
+    """Return (labels, value) of each series of a prometheus_client counter."""
     return [
         (sample.labels, sample.value)
         for family in metric.collect()
@@ -246,10 +251,10 @@ def _buckets(histogram: Histogram, labels: Iterable[str]) -> list[int]:
 def _quantiles(
     histogram: Histogram, now: Sequence[int], before: Sequence[int]
 ) -> dict[str, float] | None:
-    """Quantiles of what happened between two moments; None where nothing did.
+    """Return quantiles of the values between two moments; None if there were no values.
 
-    Interpolated as Prometheus does (`histogram_quantile`): what is in a bucket is spread evenly in
-    it, and above the last bound nothing is known but the bound.
+    They are interpolated as Prometheus does (`histogram_quantile`): values are taken as spread
+    evenly in their bucket, and a quantile above the last bound is given as that bound.
     """
     up_to = [0, *accumulate(n - b for n, b in zip(now, before, strict=True))]
     if not up_to[-1]:
@@ -265,7 +270,7 @@ def _quantiles(
 
 
 def _position(stream: Stream, present: int) -> Reader | None:
-    """Return what reads the position of a stream's rows; None if these rows have none."""
+    """Return a reader for the position in a stream's rows; None if they have no position."""
     for names in _PLACES:
         if set(names).issubset(stream.layout.columns(present)):
             return stream.layout.reader(present, names)

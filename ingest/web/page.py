@@ -1,10 +1,15 @@
-"""`/`, `/status` and `/events`: the live page, what it shows as JSON, and once a second.
+"""`/`, `/status` and `/events`: the live page, its data as JSON, and its data once a second.
 
-Devices, positions and details are for whoever has the token; while none is set, for whoever is on
-this machine. That means: a loopback address, no proxy in between, and asked for under a loopback
-name, so that a page from elsewhere whose name was made to point here (DNS rebinding) is told
-nothing either. A proxy on this machine that names itself in no header cannot be told from a person
-here: where there is one, set a token.
+Only a viewer who has the token sees devices, positions and details. If no token is set, a viewer on
+this machine sees them. The request of such a viewer
+
+- comes from a loopback address
+- has no header of a proxy
+- asks for a loopback name, so that a page from elsewhere whose name was made to point here (DNS
+  rebinding) gets no details
+
+A proxy on this machine that adds no such header looks like a viewer on this machine: if you have
+such a proxy, set a token.
 """
 
 from __future__ import annotations
@@ -22,7 +27,10 @@ from ingest.web.live import Live
 
 _EVERY_S = 1.0
 _MOST_VIEWERS = 20
-"""With details, and as many without: strangers cannot keep out who has the token."""
+"""Number of viewers allowed with details, and as many again without.
+
+Strangers thus cannot keep out a viewer who has the token.
+"""
 _JSON = "application/json"
 _END = b""
 _FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via")
@@ -48,12 +56,12 @@ class Page:
     def __init__(self, live: Live, token: str | None) -> None:
         self._live, self._token = live, token
         self._viewers: dict[asyncio.Queue[bytes], bool] = {}
-        """A place for the next event of each, and whether details are for them."""
+        """Queue of one viewer's next event → whether this viewer may see details."""
         self._somebody = asyncio.Event()
         self._html = (files("ingest.web") / "page.html").read_bytes()
 
     def routes(self) -> dict[str, Handler]:
-        """Path → handler."""
+        """Return the handlers by path."""
         return {"/": self._page, "/status": self._status, "/events": self._events}
 
     async def _page(self, _: web.Request) -> web.Response:
@@ -67,7 +75,7 @@ class Page:
         return web.Response(body=orjson.dumps(found), content_type=_JSON, headers=_HEADERS)
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
-        """Server-sent events (WHATWG HTML, 9.2), one a second until the viewer goes."""
+        """Send server-sent events (WHATWG HTML, 9.2), one a second until the viewer goes."""
         details = self._may_see_details(request)
         alike = list(self._viewers.values()).count(details)
         if alike >= _MOST_VIEWERS:
@@ -94,7 +102,7 @@ class Page:
         self._live.map_is_open = any(self._viewers.values())
 
     async def run(self) -> None:
-        """Tell every viewer once a second until cancelled; who does not read misses some."""
+        """Send every viewer an event each second until cancelled; a slow viewer misses some."""
         try:
             while True:
                 if not self._viewers:

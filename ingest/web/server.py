@@ -1,7 +1,8 @@
-"""`/metrics`, `/livez`, `/readyz` and the page of a worker; `/targets` and two of them of a group.
+"""HTTP server of one worker, or of a group of workers.
 
-Alive means that the event loop answers. Ready means that a message would be stored and
-acknowledged now; where not, the answer says what is in the way.
+A worker has `/metrics`, `/livez`, `/readyz` and the live page; a group has `/targets`, `/livez` and
+`/readyz`. Alive means that the event loop answers. Ready means that a message would be stored and
+acknowledged now; if not, the answer says what is in the way.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ MOST_CONNECTIONS = 200
 IDLE_S = 30.0
 
 Problems = Callable[[], list[str]]
-"""What keeps the service from being ready, in words; empty while nothing does."""
+"""Function that returns the reasons why the service is not ready; empty while it is ready."""
 
 
 def worker(registry: CollectorRegistry, problems: Problems, page: Page) -> web.Application:
-    """The routes of one worker, over what they read.
+    """Return the application of one worker.
 
-    `/metrics?name[]=NAME` has only the metrics of these names, as Prometheus' own clients do it.
+    `/metrics?name[]=NAME` returns only the metrics with these names, as Prometheus' own clients do.
     """
 
     async def metrics(request: web.Request) -> web.Response:
         try:
             encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-        except TypeError as exc:  # it compares versions, and a text is none
+        except TypeError as exc:  # a version in it is not a number
             raise ValueError from exc
         names = request.query.getall("name[]", None)
         asked = registry if names is None else registry.restricted_registry(names)
@@ -52,9 +53,9 @@ def worker(registry: CollectorRegistry, problems: Problems, page: Page) -> web.A
 
 
 def group(ports: Sequence[int], problems: Callable[[], Awaitable[list[str]]]) -> web.Application:
-    """The routes of several workers on one machine, whose metrics are on these ports.
+    """Return the application of several workers on one machine, with metrics on these ports.
 
-    `/targets` is a list for Prometheus (`http_sd_configs`), under the name it was asked by.
+    `/targets` is a list for Prometheus (`http_sd_configs`), with the host name of the request.
     """
 
     async def targets(request: web.Request) -> web.Response:
@@ -88,15 +89,15 @@ def _application(routes: dict[str, Handler]) -> web.Application:
 
 @web.middleware
 async def _odd_is_400(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Have a header or query that cannot be read be the client's mistake, not an error of ours."""
+    """Answer a header or query that cannot be read with 400, not with an error of ours."""
     try:
         return await handler(request)
-    except ValueError as exc:  # UnicodeError is one, and so is what yarl raises
+    except ValueError as exc:  # includes UnicodeError and yarl's errors
         raise web.HTTPBadRequest(text="a header or the query cannot be read") from exc
 
 
 def _is_ours(record: logging.LogRecord) -> bool:
-    """Keep a line only if it is about an error of ours: anybody may send any amount of garbage."""
+    """Return False for a line about a malformed request: anybody may send any number of them."""
     exc = record.exc_info[1] if record.exc_info else None
     return not isinstance(exc, HttpProcessingError)
 
@@ -108,17 +109,18 @@ class _Refused(asyncio.Protocol):
     """A connection that is one too many: it is closed at once."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Asyncio: the socket is there."""
+        """Close the new connection."""
         transport.close()
 
 
 @asynccontextmanager
 async def serve(host: str, port: int, application: web.Application) -> AsyncIterator[int]:
-    """Listen while the block runs; yields the port, which is chosen where `port` is 0.
+    """Listen while the block runs; yields the port, which the system chooses if `port` is 0.
 
-    A connection that asks nothing, or has not finished its request's head, is closed after
-    `IDLE_S`; beyond `MOST_CONNECTIONS` the oldest gives way, but for those that have shown a token:
-    strangers keep out neither them nor a probe. Raises Unavailable where the address cannot be had.
+    A connection without a request, or with an unfinished request head, is closed after `IDLE_S`.
+    Beyond `MOST_CONNECTIONS` the oldest connection that has not sent the token is closed, so that
+    strangers can keep out neither a viewer with the token nor a probe. Raises Unavailable if the
+    address cannot be used.
     """
     runner = web.AppRunner(application, access_log=None, keepalive_timeout=IDLE_S)
     await runner.setup()

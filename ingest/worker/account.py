@@ -1,4 +1,4 @@
-"""Once an hour one line in the log: what became of the samples since the last one."""
+"""One log line per hour, with the outcomes of all samples since the previous line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = structlog.get_logger(__name__)
 
 
 async def account(metrics: Metrics, every_s: float = EVERY_S) -> None:
-    """Tell it again and again until cancelled."""
+    """Log the outcomes every `every_s` seconds until cancelled."""
     before: Counter[str] = Counter()
     while True:
         await asyncio.sleep(every_s)

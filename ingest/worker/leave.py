@@ -1,7 +1,7 @@
-"""How a living worker leaves for good, so that nothing waits for it in its session.
+"""Leaving of a running worker for good, so that no message waits for it in its session.
 
-It takes nothing new, commits and acknowledges what the broker still has for it, and ends the
-session. A worker that does not return is taken over instead (`takeover`).
+The worker unsubscribes, commits and acknowledges what the broker still has for it, and ends the
+session. If a worker does not return, its session is taken over instead (`takeover`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ingest.store import register
 from ingest.store.register import Registered
 
 QUIET_S = 2.0
-"""Seconds with nothing in flight and nothing new, the window open, before the broker is asked."""
+"""Seconds of being connected with nothing in flight and nothing new, before asking the broker."""
 _LOOK_EVERY_S = 0.1
 _STRIKE_OFF_TIMEOUT_S = 2.0
 
@@ -27,19 +27,19 @@ log = structlog.get_logger(__name__)
 
 
 class Leave:
-    """A worker's way out: `run` it beside the rest, and `ask` for it."""
+    """The leaving of one worker: `ask` starts it, `run` does it beside the other tasks."""
 
     def __init__(self, database: Database, broker: Broker, source: Source) -> None:
         self._database, self._broker, self._source = database, broker, source
         self.asked = asyncio.Event()
-        """Set once this worker is wanted to leave, until it refuses."""
+        """Set while this worker is asked to leave; cleared if it refuses."""
         self._granted = False
 
     def ask(self, *, granted: bool = False) -> None:
         """Ask this worker to leave.
 
-        Unless it is `granted` already, it refuses, with a word in the log, while no other worker
-        is there to take what is new.
+        If no other worker is there to take new messages, it logs the reason and refuses, unless
+        leaving is already `granted`.
         """
         self._granted |= granted
         self.asked.set()
@@ -83,16 +83,16 @@ class Leave:
 
 
 async def quiet(source: Source) -> None:
-    """Wait until the broker has nothing more for a session that takes nothing new.
+    """Wait until the broker has no more messages for a session that has unsubscribed.
 
-    MQTT has no packet that says "that was all", so it takes two steps, again and again:
+    MQTT has no packet that says "that was all", so two conditions are checked until both hold:
 
-    1. Nothing is in flight, and nothing has come for a while. That alone may be a network that is
-       stalled.
+    1. Nothing is in flight, and nothing has come for a while. A stalled network would look the
+       same, so this alone is not enough.
     2. The broker answers another UNSUBSCRIBE, and nothing has come before its answer. Answers come
        in order, so it had nothing more to send.
 
-    A broker that keeps no session of ours needs neither.
+    If the broker keeps no session of ours, neither is needed.
     """
     since_s = time.monotonic()
     while source.stage < Stage.EMPTY or source.inbox.in_flight:

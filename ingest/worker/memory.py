@@ -1,9 +1,10 @@
-"""Gives back what is not needed any more: to the collector, and to the system.
+"""Frees unused memory: runs the garbage collector, and gives free memory back to the system.
 
-What has ended (connections, exceptions with their frames) hangs together in cycles, and the
-collector, told to leave batches alone, looks for them hardly ever. And glibc keeps what a burst has
-used, in pieces between what is still needed. So a worker that lost its broker and was frozen now
-and then stood at 243 MB after an hour of `verify`, of which it used 86.
+Connections that have ended, and exceptions with their frames, form reference cycles. The collector
+is set to leave batches alone, so it seldom looks for these cycles. Also, glibc keeps the memory
+that a burst has used, in pieces between memory that is still needed. Without this module, a worker
+that lost its broker and was frozen now and then held 243 MB after an hour of `verify`, of which it
+used 86 MB.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ EVERY_S = 30.0
 
 
 def trimmer() -> Callable[[], None]:
-    """What gives free memory back; nothing where the C library has no malloc_trim (musl, macOS)."""
+    """Return a function that gives free memory back to the system.
+
+    It does nothing if the C library has no malloc_trim (musl, macOS).
+    """
     try:
         trim = ctypes.CDLL(None).malloc_trim
     except AttributeError:
@@ -26,9 +30,9 @@ def trimmer() -> Callable[[], None]:
 
 
 async def give_back() -> None:
-    """Give it back again and again until cancelled.
+    """Collect garbage and give free memory back every `EVERY_S` seconds until cancelled.
 
-    6 ms for 40 MB of free memory, and 8 for a collector with 33,000 lists to look at (measured).
+    Giving back 40 MB takes 6 ms, collecting with 33,000 lists to look at 8 ms (measured).
     """
     trim = trimmer()
     while True:

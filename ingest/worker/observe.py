@@ -1,4 +1,4 @@
-"""Tells the metrics of a batch that is committed."""
+"""Metrics of a batch that is committed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ingest.model import Reason, Row
 
 
 def observe(metrics: Metrics, committed: Committed) -> None:
-    """Count its samples, and how long they took from the vehicle and from the broker."""
+    """Count a batch's samples; record their lag from the vehicle and the time until commit."""
     batch, written = committed.batch, committed.written
     metrics.count(metrics.samples_stored, written.stored)
     metrics.count(metrics.samples_duplicate, written.duplicate)
@@ -36,7 +36,7 @@ def observe(metrics: Metrics, committed: Committed) -> None:
 
 
 def _lags(rows: Iterable[Row]) -> list[float]:
-    """Seconds from `ts` to `received_at`."""
+    """Return the seconds from `ts` to `received_at` of each row, at least 0."""
     lags = [(row.delivery.arrival.at - row.ts).total_seconds() for row in rows]
-    # Of a sample that is ahead of us the lag is 0, or there could be no sum of lags.
+    # A sample from the future counts as lag 0; a negative value would corrupt the sum of lags.
     return [lag if lag > 0 else 0.0 for lag in lags]

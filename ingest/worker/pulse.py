@@ -9,10 +9,15 @@ import structlog
 
 BEAT_S = 0.5
 BLOCKED_S = 2.0
-"""So late a beat is a block; a batch of the largest messages takes some tenths of a second."""
+"""Seconds by which a beat must be late to count as a block.
+
+A batch of the largest messages takes some tenths of a second.
+"""
 HOLD_S = 10.0
-"""How long it is told afterwards: longer than the usual period of a probe, which cannot be
-answered while it lasts."""
+"""Seconds for which a block is reported after its end.
+
+This is longer than the usual period of a probe, because no probe is answered during the block.
+"""
 
 log = structlog.get_logger(__name__)
 
@@ -26,7 +31,7 @@ class Pulse:
 
     @property
     def problem(self) -> str | None:
-        """That the event loop was blocked a moment ago; None where it was not."""
+        """Report of a block in the last `HOLD_S` seconds; None if there was no block."""
         if time.monotonic() - self._seen_s >= HOLD_S:
             return None
         return f"the event loop was blocked for {self._blocked_s:.1f} s"

@@ -2,8 +2,8 @@
 
 Stopping is in two steps:
 
-1. Drain: nothing more is taken in, what is in is committed and acknowledged, the broker gets
-   DISCONNECT and keeps the session.
+1. Drain: nothing more is taken in, messages in flight are committed and acknowledged, then the
+   broker gets DISCONNECT and keeps the session.
 2. Give up, after a deadline or a second signal: everything is dropped. That is safe, because
    nothing is acknowledged that was not committed.
 
@@ -50,8 +50,12 @@ from ingest.worker.observe import observe
 from ingest.worker.pulse import Pulse
 
 DRAIN_TIMEOUT_S = 20.0
-"""With what stopping takes after it (5 s at the broker, 3 s at the database) below the 30 s that
-Kubernetes gives by default. A worker told to stop while it leaves for good has this time twice."""
+"""Seconds that a worker may drain.
+
+After it, stopping takes 5 s at the broker and 3 s at the database, in all less than the 30 s that
+Kubernetes gives by default. A worker told to stop while it leaves for good has this time
+twice.
+"""
 _ADVICE_EVERY_S = 1.0
 _IPV6 = 6
 
@@ -59,7 +63,7 @@ log = structlog.get_logger(__name__)
 
 
 class Service:
-    """One worker: `run` it; `stop` has it drain and return, `leave.ask` has it leave for good."""
+    """One worker: `run` it; `stop` makes it drain and return, `leave.ask` leave for good."""
 
     def __init__(
         self,
@@ -70,9 +74,10 @@ class Service:
         session: Broker | None = None,
         database_name: str | None = None,
     ) -> None:
-        """Build it; `session` is another worker's, `database_name` its connection's name there.
+        """Build a worker from its settings.
 
-        Without them they are those of the settings.
+        `session` is another worker's session, used instead of the one in the settings.
+        `database_name` names the database connection; default: the session's `application_name`.
         """
         random = Random()  # noqa: S311  spreads reconnects, protects nothing
         broker, database = session or settings.broker, settings.database
@@ -114,7 +119,7 @@ class Service:
         )  # fmt: skip
         self.metrics.ready.set_function(lambda: not self.problems())
         self.http_port: int | None = None
-        """Where HTTP listens; None until it does."""
+        """Port that HTTP listens on; None until it listens."""
         self.started = asyncio.Event()
         """Set once HTTP listens."""
         self.leave = Leave(database, broker, self.source)
@@ -130,9 +135,9 @@ class Service:
         self._live.committed(committed)
 
     def problems(self) -> list[str]:
-        """What keeps this worker from being ready; empty while nothing does."""
+        """Return the reasons why this worker is not ready; empty while it is ready."""
         troubles = (self.source.trouble, self.watch.trouble, self.connection.trouble)
-        # The watch and the writer often say the same: then once, since the first of them.
+        # If the watch and the writer report the same problem, list it once, with the earlier start.
         servers: dict[tuple[str, str | None], Trouble] = {}
         for trouble in troubles:
             first = servers.setdefault((trouble.server, trouble.text), trouble)
@@ -170,7 +175,10 @@ class Service:
         self._stop.set()
 
     async def run(self) -> None:
-        """Work until `stop`; an error that is a bug ends it, and the broker has the messages."""
+        """Work until `stop`, or until this worker has left for good.
+
+        An error that is a bug ends it too; the broker still has the unacknowledged messages.
+        """
         settings = self._settings
         application = web.worker(self.metrics.registry, self.problems, self._page)
         async with web.serve(settings.http_host, settings.http_port, application) as self.http_port:
@@ -227,9 +235,10 @@ class Service:
         )
 
     async def _miss_session(self) -> None:
-        """Say so if the broker has no session of a worker that the register knows.
+        """Report a lost session if the register knows this worker but the broker has no session.
 
-        It had expired while the worker was away: whoever leaves for good is struck off.
+        Then the session has expired while the worker was away, because a worker that leaves for
+        good is struck off the register.
         """
         if await self.heartbeat.known and not await self.source.found_session:
             self.source.session_lost()
@@ -255,18 +264,18 @@ class Service:
         give_up.cancel()
 
     async def finish(self, pipeline: asyncio.Task[None]) -> None:
-        """Wait until the pipeline has settled what is in; give up after the deadline."""
+        """Wait until the pipeline has settled all that is in flight; give up after the deadline."""
         await self._first_of(pipeline)
         if not pipeline.done():
             log.warning("gave up draining", left_to_the_broker=self.source.inbox.in_flight)
             self.connection.cut()
             pipeline.cancel()
-        # Whatever is left was not fatal: we are here.
+        # No message that is left has killed this process.
         await self.guard.end()
 
 
 def _flags(catalogue: Catalogue) -> dict[str, list[str]]:
-    """What may be noted in `quality`, by stream: the rules' flags, and those of frames."""
+    """Return all possible `quality` flags by stream: of the rules, and of GB/T 32960 frames."""
     return {
         name: [*stream.plausibility.flags, *(gbt32960.FLAGS if name in gbt32960.STREAMS else ())]
         for name, stream in catalogue.items()
@@ -274,7 +283,7 @@ def _flags(catalogue: Catalogue) -> dict[str, list[str]]:
 
 
 def _named(host: str) -> str:
-    """Name the host that HTTP listens on as others do, and as it stands in a URL."""
+    """Return the host that HTTP listens on, in the form that others use in a URL."""
     try:
         address = ip_address(host)
     except ValueError:

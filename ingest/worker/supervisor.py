@@ -1,8 +1,8 @@
 """Several workers on one machine: started, watched, started again when they die, told to stop.
 
-Each is a process of its own, for one interpreter uses one core, with a client id of its own in the
-shared group and its own metrics port, counted on from `IOV_HTTP_PORT`. The supervisor touches no
-message; where it is gone its workers end in order.
+Each worker is a process, because one interpreter uses one core. It has its own client id in the
+shared group and its own metrics port, counted up from `IOV_HTTP_PORT`. The supervisor touches no
+message; if it is gone, its workers end in order.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ingest.store import register
 
 _FIRST_DELAY_S, _MOST_DELAY_S = 0.5, 30.0
 _LASTING_S = 30.0
-"""A worker that ran so long before it died starts again after the shortest delay."""
+"""Seconds that a worker must have run to be started again after the shortest delay."""
 _ASK_TIMEOUT_S = 2.0
 _SURPLUS_EVERY_S = 5.0
 _ANY, _LOOPBACK = {"", "0.0.0.0", "::"}, "127.0.0.1"  # noqa: S104  compared with, not bound to
@@ -37,10 +37,10 @@ log = structlog.get_logger(__name__)
 
 
 def environments(settings: Settings, workers: int) -> list[dict[str, str]]:
-    """What each worker's environment has instead of the settings' own.
+    """Return the environment variables that each worker has instead of those in the settings.
 
-    The first keeps the client id, so that a session is not left behind where one worker becomes
-    two. Raises ConfigError for ports that do not exist.
+    The first worker keeps the client id, so that no session is left behind when one worker becomes
+    two. Raises ConfigError if a port would be 0 or above 65,535.
     """
     first = settings.http_port
     if not 0 < first <= 65_535 - workers:
@@ -57,12 +57,12 @@ def environments(settings: Settings, workers: int) -> list[dict[str, str]]:
 
 
 class Supervisor:
-    """Keeps a number of worker processes running."""
+    """A number of worker processes that are kept running."""
 
     def __init__(
         self, settings: Settings, command: Sequence[str], workers: int, leave: Sequence[str]
     ) -> None:
-        """`command` runs one worker by its environment, `leave` takes a session over."""
+        """Set it up; `command` runs one worker by its environment, `leave` takes over a session."""
         self._settings = settings
         self._leave = leave
         self._surplus = re.compile(re.escape(settings.mqtt_client_id) + r"-([1-9][0-9]*)")
@@ -75,9 +75,10 @@ class Supervisor:
         self._random = Random()  # noqa: S311  spreads restarts, protects nothing
 
     async def run(self) -> bool:
-        """Work until `stop`, or until every worker has left for good; whether all ended in order.
+        """Work until `stop` or until all workers have left; return whether all ended in order.
 
-        On the port after the workers' it tells where their metrics are and whether all are ready.
+        The port after the last worker's serves a list of where their metrics are, and whether all
+        are ready.
         """
         workers = len(self._environments)
         ports = range(self._port, self._port + workers)
@@ -107,12 +108,12 @@ class Supervisor:
     def tell(self, number: signal.Signals) -> None:
         """Pass a signal on."""
         for process in self._processes.values():
-            # One that has just ended must not keep the signal from the others.
+            # A process that has just ended must not keep the signal from the others.
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(number)
 
     async def _keep(self, number: int, environment: Mapping[str, str]) -> int:
-        """Start one worker again and again; its last status."""
+        """Start one worker again each time it dies; return its last exit status."""
         backoff = Backoff(_FIRST_DELAY_S, _MOST_DELAY_S, self._random)
         while True:
             started_s = time.monotonic()
@@ -144,9 +145,9 @@ class Supervisor:
                 process.terminate()
 
     async def _take_over_surplus(self) -> None:
-        """Take over what a supervisor of more workers has left behind, until cancelled.
+        """Take over sessions left behind by a supervisor of more workers, until cancelled.
 
-        A worker of our name and a number that we do not start, and that is silent, is one of those.
+        Their workers are silent, and have our client id with a number that we do not start.
         """
         settings = self._settings
         while True:
@@ -173,7 +174,7 @@ class Supervisor:
             log.warning("not taken over", client_id=client_id, status=status, hint="tried again")
 
     async def _problems(self, client: aiohttp.ClientSession) -> list[str]:
-        """What keeps each worker from being ready."""
+        """Return the reasons why workers are not ready."""
         host = _LOOPBACK if self._host in _ANY else self._host
         asked = [_ask(client, host, environment) for environment in self._environments]
         found = await asyncio.gather(*asked)

@@ -1,9 +1,13 @@
-"""Takes over the session of a worker that does not return: its messages are stored, and it ends.
+"""Takes over the session of a worker that does not return: stores its messages and ends it.
 
-A broker goes on giving a kept session its share of a shared subscription, and what is in it waits
-for a worker that never comes. An operator has a session taken over by `leave --client-id`; a worker
-adopts one by itself. One worker at a time may adopt; an owner that comes back takes its session
-from the adopter by connecting, and the adopter does not try again soon.
+A broker goes on giving such a session its share of a shared subscription, and these messages wait
+for a worker that never comes. There are two kinds of takeover:
+
+- An operator starts it with `leave --client-id`.
+- A running worker starts it by itself, which is called adoption. One worker at a time may adopt.
+
+An owner that comes back takes its session from the adopter by connecting. The adopter then leaves
+the session alone for `RETRY_S`.
 """
 
 from __future__ import annotations
@@ -35,7 +39,7 @@ async def take_over(
     """Commit and acknowledge what the broker keeps for a worker that is gone; end its session.
 
     Return the number of messages, or None if the broker keeps no session. Raises Unavailable if
-    the connection ended before it was done: its owner may be back.
+    the connection ended before all was taken out: the owner may be back.
     """
     session = replace(settings.broker, client_id=gone.client_id)
     await opened.end_backends(session.application_name)
@@ -58,7 +62,7 @@ async def _emptied(service: Service, subscription: str) -> int:
             session = tasks.create_task(_session(service, subscription), name="session")
             empty = tasks.create_task(quiet(source), name="quiet")
             await asyncio.wait([session, empty], return_when=asyncio.FIRST_COMPLETED)
-            # If there is no session, its stage is past leaving before the connection has ended.
+            # If the broker keeps no session, the stage is past LEAVING before the connection ends.
             done = source.stage is Stage.LEAVING and not session.done()
             if done:
                 source.end_session()
@@ -86,7 +90,7 @@ async def _session(service: Service, subscription: str) -> Unavailable:
 
 
 class Adoption:
-    """Takes over the sessions of workers that have fallen silent, one after the other."""
+    """Takeover of the sessions of workers that have fallen silent, one after the other."""
 
     def __init__(self, settings: Settings, catalogue: Catalogue, watch: Watch) -> None:
         self._settings, self._catalogue, self._watch = settings, catalogue, watch
@@ -98,7 +102,7 @@ class Adoption:
         settings = self._settings
         while True:
             await asyncio.sleep(self._after_s / 4)
-            # While the database was away nobody could be heard of.
+            # While the database was away, no worker could send a heartbeat.
             up_since_s = self._watch.up_since_s
             if up_since_s is not None and time.monotonic() - up_since_s >= self._after_s:
                 try:
@@ -123,7 +127,7 @@ class Adoption:
                 messages = await take_over(self._settings, self._catalogue, opened, gone)
             except Unavailable as exc:
                 log.warning("not adopted", client_id=gone.client_id, why=str(exc))
-            except Exception:  # what ends us here would end whoever adopts it next, one by one
+            except Exception:  # otherwise one session would end all its adopters, one by one
                 log.exception("not adopted", client_id=gone.client_id)
             else:
                 await opened.forget(gone.client_id, silent_s=self._after_s)
