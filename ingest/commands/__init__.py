@@ -1,1 +1,1 @@
-"""What an operator types, one command in one file; `ingest.cli` finds them by name."""
+"""Commands that an operator types, one in each file; `ingest.cli` finds them by name."""

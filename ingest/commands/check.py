@@ -1,8 +1,9 @@
-"""`check`: what is wrong with configuration, schemas, broker and database, and how to mend it.
+"""`check`: finds problems of configuration, schemas, broker and database, says how to mend them.
 
 At the broker it uses a client identifier, a topic and a group of its own: a visitor in the
-workers' group would take its share of their messages and lose it. What a broker lets one client
-have, and keeps for it, no packet tells; so it is measured with a client that acknowledges nothing.
+workers' group would receive a share of their messages and lose them. No MQTT packet says how many
+messages a broker lets one client have unacknowledged, or how many more it keeps for that client.
+So both are measured, with a client that acknowledges nothing.
 """
 
 from __future__ import annotations
@@ -52,10 +53,10 @@ from ingest.store import (
 from ingest.store.heartbeat import mend
 
 PROBES = 3_000
-"""Messages sent to see how many a broker delivers unacknowledged, and how many it keeps."""
+"""Number of messages sent to measure the broker's window and its queue for one client."""
 _FEW = 1_000
-"""With a smaller window the commit's latency decides the rate: 200 in 5 ms are 40,000 a second at
-best, and a slow disk has 50 ms."""
+"""Number of messages in the broker's window below which `check` warns: the commit's latency limits
+the rate then. 200 in 5 ms are 40,000 a second at best, and a slow disk takes 50 ms."""
 _TIMEOUT_S = 10.0
 _QUIET_S = 0.5
 _LOOK_EVERY_S = 0.05
@@ -73,22 +74,23 @@ app = typer.Typer()
 
 @dataclass
 class Findings:
-    """What was found; fine where there are no problems."""
+    """Result of `check`; all is fine if there are no problems."""
 
     problems: list[str] = field(default_factory=list)
-    """What loses data or keeps the service from being ready, one sentence each."""
+    """Things that lose data or keep the service from being ready, one sentence each."""
     warnings: list[str] = field(default_factory=list)
-    """What makes it slow, or less safe than it might be."""
+    """Things that make the service slow, or less safe than it could be."""
     measured: dict[str, Any] = field(default_factory=dict)
 
 
 @app.command(name="check")
 def check_(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Look at configuration, schemas, broker and database: what is wrong and how to mend it.
+    """Check configuration, schemas, broker and database: what is wrong, and how to mend it.
 
-    Measures what the broker lets one client have unacknowledged, and keeps for one that is behind,
-    with a client, a topic (`iov-check/…`) and a group of its own; no worker hears of it. Ends with
-    status 1 where something loses data or keeps the service from being ready.
+    Measures how many messages the broker lets one client have unacknowledged, and how many more it
+    keeps for a client that is behind. For this it uses a client, a topic (`iov-check/…`) and a
+    group of its own; no worker receives these messages. Ends with status 1 if something loses data
+    or keeps the service from being ready.
     """
     try:
         settings = settings_of(config, "IOV_MQTT_URL", "IOV_DATABASE_URL")
@@ -117,7 +119,7 @@ def _say_check(found: Findings, *, as_json: bool) -> None:
 
 
 async def check(settings: Settings) -> Findings:
-    """Look at everything."""
+    """Check schemas, broker and database; return what was found."""
     found = Findings()
     catalogue: Catalogue = {}
     try:
@@ -191,7 +193,7 @@ async def _version_3(settings: Settings, found: Findings, where: str) -> None:
 
 
 async def _round_trip(broker: Broker, version: aiomqtt.ProtocolVersion) -> None:
-    """One message through a subscription like the workers', beside theirs."""
+    """Publish one message and receive it, through a subscription like the workers'."""
     own = _own(broker)
     async with client_for(broker, own.client_id, version) as client:
         await client.subscribe(own.subscription, qos=1)
@@ -202,7 +204,7 @@ async def _round_trip(broker: Broker, version: aiomqtt.ProtocolVersion) -> None:
 
 
 def _own(broker: Broker) -> Broker:
-    """Make a visitor: its own name, topic and group, and a session that is not kept."""
+    """Return a visitor's settings: its own name, topic and group; its session is not kept."""
     name = f"iov-check-{uuid4().hex[:12]}"
     return replace(
         broker,
@@ -215,7 +217,7 @@ def _own(broker: Broker) -> Broker:
 
 
 async def _measure(settings: Settings, found: Findings) -> None:
-    """See what the broker delivers to a client that acknowledges nothing, and then the rest."""
+    """Measure how many messages come without any acknowledgement, then how many in all."""
     broker = settings.broker
     own, where = _own(broker), f"broker {broker.address}"
     inbox = Inbox(PROBES + 1)
@@ -257,9 +259,9 @@ async def _measure(settings: Settings, found: Findings) -> None:
 
 @asynccontextmanager
 async def _subscribed(own: Broker, inbox: Inbox) -> AsyncIterator[asyncio.Task[None]]:
-    """A subscription of our own while the block runs; raises what keeps it from being made.
+    """Hold a subscription of our own while the block runs; raise the error if it cannot be made.
 
-    The session that is yielded is done where the connection has ended.
+    Yields the session's task, which is done once the connection has ended.
     """
     subscribed = asyncio.Event()
     client = Mqtt5Client(own, inbox, Stay(own.subscription), clean_start=True)
@@ -300,7 +302,7 @@ async def _settle(inbox: Inbox) -> None:
 
 
 async def _quiet(inbox: Inbox) -> int:
-    """How many messages came in all, once no more do for a while."""
+    """Wait until no message has come for `_QUIET_S`; return how many came in all."""
     taken, since_s = -1, time.monotonic()
     while taken != inbox.taken or time.monotonic() - since_s < _QUIET_S:
         if taken != inbox.taken:

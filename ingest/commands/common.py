@@ -1,4 +1,4 @@
-"""What every command shares: options, how it ends, how it tells what came of it."""
+"""Parts shared by all commands: options, exit status, and the printed result."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ JsonOption = Annotated[
 
 
 def complain(what: str, text: str) -> None:
-    """One problem on one line of standard error."""
+    """Print one problem on one line of standard error."""
     people.print(f"[bold red]{what}[/] {escape(text)}", highlight=False, soft_wrap=True)
 
 
@@ -56,7 +56,7 @@ def ending() -> Iterator[None]:
 
 
 def _leaves(group: BaseExceptionGroup[Any], kind: type[Any]) -> list[Any]:
-    """The errors of one kind in a group, however deep."""
+    """Return the errors of one kind in a group, at any depth."""
     found: list[Any] = []
     for exc in group.exceptions:
         found += _leaves(exc, kind) if isinstance(exc, BaseExceptionGroup) else [exc]
@@ -64,10 +64,11 @@ def _leaves(group: BaseExceptionGroup[Any], kind: type[Any]) -> list[Any]:
 
 
 def run_async(main_: Coroutine[Any, Any, Any]) -> Any:
-    """Run a command's coroutine on uvloop; its result.
+    """Run a command's coroutine on uvloop; return its result.
 
-    SIGTERM, Ctrl-C and a closed terminal cancel it where it does not see to them itself, so that
-    servers of its own end with it; the exit status is then the shell's for that signal.
+    SIGTERM, Ctrl-C and a closed terminal cancel the coroutine, unless it has set a handler for the
+    signal itself; so servers that it has started end with it. The exit status is then the one that
+    a shell uses for that signal: 128 plus its number.
     """
     received: list[int] = []
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -89,21 +90,21 @@ async def _until_told(main_: Coroutine[Any, Any, Any], received: list[int]) -> A
         task.cancel()
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        # nohup(1) has SIGHUP ignored.
+        # Under nohup(1) SIGHUP is ignored, and stays so.
         if signal.getsignal(number) is not signal.SIG_IGN:
             asyncio.get_running_loop().add_signal_handler(number, stop, number)
     return await main_
 
 
 def settings_of(config: Path | None, *needs: str) -> Settings:
-    """The settings, complete for a command that `needs` these; logging is set up by them."""
+    """Load the settings and set up logging; raise ConfigError if one of `needs` is not set."""
     settings = load(config, needs=needs)
     log.configure(settings.log_format, settings.log_level)
     return settings
 
 
 def say(account: dict[str, Any], *, as_json: bool) -> None:
-    """The account of a command, for programs or for people."""
+    """Print the account of a command: JSON for programs, or a table for people."""
     if as_json:
         typer.echo(orjson.dumps(account).decode())
         return

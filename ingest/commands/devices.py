@@ -1,4 +1,4 @@
-"""`devices import`: what an operator knows about devices, from a CSV file into `iov.device`."""
+"""`devices import`: copies descriptions of devices from a CSV file into `iov.device`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _ADD = """
 INSERT INTO iov.device (device, first_seen_at)
 SELECT device, now() FROM stage_device ORDER BY device ON CONFLICT (device) DO NOTHING
 """
-# Through the same function as the workers: in the same order, so that nobody waits in a circle.
+# The workers use this function too. It takes devices in one order, so that no deadlock occurs.
 _DESCRIBE = """
 SELECT iov.describe_devices_as(1::smallint,
     array_agg(d.device_id), array_agg(now()), array_agg(s.kind), array_agg(s.vin),
@@ -40,7 +40,7 @@ FROM stage_device s JOIN iov.device d USING (device)
 
 
 class Described(NamedTuple):
-    """One line of the file; an empty field says nothing and leaves what is known."""
+    """One line of the file; an empty field is None and leaves the stored value as it is."""
 
     device: str
     kind: str | None = None
@@ -54,7 +54,7 @@ app = typer.Typer(name="devices", no_args_is_help=True, help="The register of de
 
 @app.callback()
 def devices() -> None:
-    """What is known about devices besides what they send."""
+    """Manage what is known about devices besides what they send."""
 
 
 @app.command(name="import")
@@ -65,8 +65,9 @@ def import_(
 ) -> None:
     """Describe devices from a CSV file with a header line; needs a user that owns the tables.
 
-    An empty field leaves what is known. A device's own `session` samples may say something newer
-    later. `vin_check_digit` counts Chinese VINs whose check digit is wrong; they are kept.
+    An empty field leaves the stored value as it is. A device's own `session` samples do not change
+    a value that was imported. `vin_check_digit` is the number of Chinese VINs whose check digit is
+    wrong; they are stored all the same.
     """
     with ending():
         settings = settings_of(config, "IOV_DATABASE_URL")
@@ -83,9 +84,10 @@ async def _import(
 
 
 def read_devices(file: Path, catalogue: Catalogue) -> list[Described]:
-    """The devices of a CSV file with a header; raises ConfigError with every line that is wrong.
+    """Return the devices of a CSV file with a header; raise ConfigError if a line is wrong.
 
-    What a field may hold is said by the `session` schema, whose samples may say the same.
+    The error lists the wrong lines, 20 at most. The `session` schema says what a field may hold,
+    because a device's `session` samples fill the same fields.
     """
     if "session" not in catalogue:
         raise ConfigError(["there is no schema of the stream session, which says what is allowed"])
@@ -134,7 +136,7 @@ def _lines(
 async def import_devices(
     settings: Settings, catalogue: Catalogue, devices: list[Described]
 ) -> dict[str, Any]:
-    """Add what is not there, describe what is; all of it or nothing. The keys of `--json`."""
+    """Add new devices and describe all of them, or do nothing; return the keys of `--json`."""
     connection = await connect(settings.database, "iov-ingest devices", command_timeout_s=None)
     try:
         await expect_migrated(connection, catalogue)

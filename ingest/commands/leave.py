@@ -1,4 +1,4 @@
-"""`leave`: a worker leaves for good, the one that runs or the one that will not return."""
+"""`leave`: has a worker leave for good, whether it is at work or will not return."""
 
 from __future__ import annotations
 
@@ -53,15 +53,18 @@ def leave_(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Have a worker leave for good: nothing stays behind in its session at the broker.
+    """Have a worker leave for good, so that nothing stays behind in its session at the broker.
 
-    A worker that is at work is asked through the database and waited for: it unsubscribes, commits
-    and acknowledges what the broker still has for it, ends its session, and stops. SIGUSR1 does
-    the same to a process. From a worker that will not return the session is taken over and drained
-    here. Before a restart this is not needed: SIGTERM keeps the session for the next start.
+    If the worker is at work, this command asks it through the database and waits for it. The worker
+    unsubscribes, commits and acknowledges what the broker still has for it, ends its session, and
+    stops. SIGUSR1 has a worker process do the same.
 
-    With --if-scaled-in it is a Kubernetes preStop hook: it asks the API whether the StatefulSet
-    has fewer replicas than this pod's ordinal, and does nothing where it has not.
+    If the worker will not return, this command takes its session over and drains it.
+
+    Before a restart none of this is needed: SIGTERM keeps the session for the next start.
+
+    With --if-scaled-in the command is a Kubernetes preStop hook: it asks the API whether the
+    replicas of the StatefulSet still include this pod, and does nothing if they do.
     """
     with ending():
         settings = settings_of(config, "IOV_MQTT_URL", "IOV_DATABASE_URL")
@@ -91,12 +94,13 @@ async def leave(
 ) -> dict[str, Any]:
     """Have a worker leave; return the keys of `--json`.
 
-    A worker that is at work is asked to, and waited for. If it is not at work, its session is
+    A worker that is at work is asked to leave, and waited for. If it is not at work, its session is
     taken over. Raises
 
-    - NotReady if nobody would be left to take what is new, unless it is the `last`
-    - NotReady if the register does not know the worker, unless it is `unregistered`
-    - Unavailable if a server is away, or the worker came back
+    - NotReady if no other worker would be left on the subscription, unless `last` is set
+    - NotReady if the register does not know the worker, unless `unregistered` is set
+    - NotReady if the worker was started again in the meantime
+    - Unavailable if a server is away, or the worker came back while its session was taken over
     """
     async with register.opened(settings.database, settings.broker) as opened:
         worker = await opened.find(client_id)
@@ -130,7 +134,10 @@ async def leave(
 
 
 async def _unknown(opened: Register, broker: Broker, client_id: str) -> None:
-    """Say why a worker is not found: the wrong name for it would be a live one's session."""
+    """Raise NotReady, with the reason why the register does not know the worker.
+
+    Its session is not taken over unasked: it could be that of a worker that is at work.
+    """
     here = broker.id
     if there := await opened.elsewhere(client_id):
         raise NotReady(

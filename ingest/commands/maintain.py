@@ -1,4 +1,4 @@
-"""`maintain`: old days go, days to come are made, statistics and indexes are as they should be."""
+"""`maintain`: drops old days, makes days to come, renews statistics, adds missing indexes."""
 
 from __future__ import annotations
 
@@ -35,12 +35,13 @@ def maintain_(
 ) -> None:
     """Drop what is no longer kept, make the days to come, renew statistics, index by time.
 
-    Workers do this once an hour, one for all. Run as the owner of the tables it also takes
-    `IOV_RETENTION_FILE` over into the database, waits for readers of minutes instead of coming
-    back, indexes days from before there was an index, and sets TimescaleDB's policies. No commit
-    waits for readers because of it. Ends with status 1 if something is left for later.
+    Workers do this once an hour; one worker does it for all. Run as the owner of the tables, this
+    command does more: it copies `IOV_RETENTION_FILE` into the database, waits for long readers
+    instead of trying again later, indexes days that have no index yet, and sets TimescaleDB's
+    policies. No commit waits for readers because of it. Ends with status 1 if something is left
+    for later.
 
-    The file has a table for each stream, days as whole numbers:
+    The file has one table for each stream; days are whole numbers:
 
         [default]
         keep_days = 90

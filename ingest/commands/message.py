@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Message(NamedTuple):
-    """One PUBLISH to come."""
+    """One message that is still to be published."""
 
     topic: str
     payload: bytes

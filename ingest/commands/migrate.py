@@ -31,7 +31,7 @@ def migrate_(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Bring the database to the current schemas; safe to run again and by several at once."""
+    """Bring the database to the current schemas; safe to repeat, and to run in parallel."""
     with ending():
         settings = settings_of(config, "IOV_DATABASE_URL")
         steps = run_async(_migrate(settings, load_catalogue(settings.schema_dir), dry_run=dry_run))

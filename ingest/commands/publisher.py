@@ -1,4 +1,4 @@
-"""Publishes through aiomqtt, many messages at a time, each until the broker has acknowledged it."""
+"""Publisher on aiomqtt: many messages at a time, each sent until the broker acknowledges it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from ingest.errors import Unavailable
 _AT_ONCE = 100
 _RETRY_S = 0.5
 _ATTEMPTS, _FIRST_ATTEMPTS = 60, 10
-"""Half a minute for a broker that was there; five seconds for one that was never seen."""
+"""Numbers of attempts: 30 s for a broker that was reached before, 5 s for one that never was."""
 _TIMEOUT_S = 10.0
 _QUIET = 1_000_000
-"""aiomqtt warns above ten calls at a time, which is what a publisher is for."""
+"""Number of pending calls above which aiomqtt warns; its default of ten is low for a publisher."""
 
 
 class Publisher:
-    """One connection that comes back by itself."""
+    """Publisher over one connection, which it makes again if it breaks."""
 
     def __init__(
         self,
@@ -39,9 +39,9 @@ class Publisher:
         timeout_s: float = _TIMEOUT_S,
         waiting: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`timeout_s`: without an acknowledgement for this long a message is published again.
+        """Prepare to publish a message again if it is unacknowledged for `timeout_s`.
 
-        `waiting` is told what it waits for, once for each reason.
+        `waiting` is called with the reason when the publisher has to wait, once for each reason.
         """
         self._waiting, self._told = waiting, ""
         self._was_there = False
@@ -65,9 +65,9 @@ class Publisher:
     async def publish(
         self, topic: str, payload: bytes, user_properties: Mapping[str, str] | None = None
     ) -> None:
-        """Publish and wait for the acknowledgement of the QoS; again where the connection breaks.
+        """Publish and wait for the acknowledgement of the QoS; again if the connection breaks.
 
-        Raises Unavailable when the broker stays away. MQTT 3.1.1 has no user properties.
+        Raises Unavailable if the broker stays away. MQTT 3.1.1 has no user properties.
         """
         properties = None
         if user_properties:
@@ -88,7 +88,7 @@ class Publisher:
     async def publish_all(
         self, messages: AsyncIterator[Message], done: Callable[[Message], None]
     ) -> None:
-        """Publish as they come, a hundred at a time; `done` after each acknowledgement."""
+        """Publish messages as they come, 100 at a time; call `done` when each is acknowledged."""
         waiting: asyncio.Queue[Message | None] = asyncio.Queue(_AT_ONCE)
 
         async def work() -> None:
@@ -156,7 +156,7 @@ def client_for(
     *,
     timeout_s: float = _TIMEOUT_S,
 ) -> aiomqtt.Client:
-    """A client of its own name at the configured broker, with a clean session."""
+    """Return a client of that name at the configured broker, with a clean session."""
     return aiomqtt.Client(
         broker.host,
         broker.port,

@@ -1,4 +1,4 @@
-"""`run`: the service. What only other commands need is not imported here."""
+"""`run`: the service. This module imports nothing that only other commands need."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def run(
         typer.Option("--once-only", help="For trying it out: its session ends with it."),
     ] = False,
 ) -> None:
-    """The service: reads, stores, acknowledges, until SIGTERM or SIGINT.
+    """Run the service: read, store and acknowledge, until SIGTERM or SIGINT.
 
-    With several workers the first has the settings' client id, the others `-1`, `-2` … after it;
-    their metrics are on the ports from `IOV_HTTP_PORT` on, and on the port after the last one's
-    `/targets` lists them for Prometheus (`http_sd_configs`) and `/readyz` speaks for all. One that
-    dies is started again. Run fewer later, and the sessions of those it no longer starts are
-    drained.
+    With several workers, the first has the client id of the settings; the others add `-1`, `-2` …
+    to it. Their metrics are on consecutive ports from `IOV_HTTP_PORT` on. On the port after the
+    last worker's, `/targets` lists the workers for Prometheus (`http_sd_configs`) and `/readyz`
+    says whether all are ready. A worker that dies is started again. If fewer workers are run later,
+    the sessions of those that are no longer started are drained.
 
-    When a worker stops, the broker keeps its session, which goes on taking its share of what is
-    published until the worker is started again. With --once-only it leaves for good instead: what
-    is left in its session is stored, and the session ends.
+    When a worker stops, the broker keeps its session. The session goes on receiving its share of
+    what is published until the worker is started again. With --once-only the worker leaves for good
+    instead: it stores what is left in its session, and the session ends.
     """
     with ending():
         settings = settings_of(config, "IOV_MQTT_URL", "IOV_DATABASE_URL")

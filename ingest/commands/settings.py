@@ -1,4 +1,4 @@
-"""`settings`: every setting, what it is, what it may be, what it is by default."""
+"""`settings`: lists every setting with its default, its allowed values and its meaning."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _GROUPS = {
     "HTTP and logs": "http_ log_",
 }
 _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "length ≥", "max_length": "≤"}
-"""pydantic's names (annotated-types) and how they are written."""
+"""Signs by which bounds are shown, by pydantic's names for them (annotated-types)."""
 
 
 app = typer.Typer()
@@ -40,10 +40,10 @@ def settings_(
         bool, typer.Option("--markdown", help="As the page docs/settings.md.")
     ] = False,
 ) -> None:
-    """List every setting: its default, what it may be, what it is.
+    """List every setting: its default, its allowed values, its meaning.
 
-    They are environment variables, or the same names in a TOML file given to a command with
-    --config. `check` says what is wrong with the ones that are set.
+    Settings are environment variables, or the same names in a TOML file given to a command with
+    --config. `check` says what is wrong with the settings that are set.
     """
     if markdown:
         typer.echo(page(), nl=False)
@@ -57,7 +57,7 @@ def settings_(
 
 
 def settings() -> Iterator[dict[str, str]]:
-    """Name, default, values and description of every setting, in order."""
+    """Yield name, default, values and description of every setting, in order."""
     for field_name, field in Settings.model_fields.items():
         yield {
             "setting": PREFIX + field_name.upper(),
@@ -68,7 +68,7 @@ def settings() -> Iterator[dict[str, str]]:
 
 
 def page() -> str:
-    """All of them as Markdown, in groups."""
+    """Return all settings as a Markdown page, in groups."""
     rows = {row["setting"]: row for row in settings()}
     parts = [_HEAD]
     for title, prefixes in _GROUPS.items():
@@ -90,7 +90,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def _values(field: FieldInfo) -> str:
-    """Choices, or bounds, or of what kind it is."""
+    """Return a setting's choices, its bounds, or its kind: secret, path or text."""
     kinds = [kind for kind in get_args(field.annotation) or [field.annotation] if kind]
     if get_origin(field.annotation) is Literal:
         return ", ".join(f"`{choice}`" for choice in kinds)

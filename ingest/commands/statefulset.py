@@ -1,4 +1,4 @@
-"""Whether a Kubernetes StatefulSet takes this pod away for good, or only starts it again.
+"""Test whether a Kubernetes StatefulSet removes this pod for good, or only starts it again.
 
 Source: Kubernetes, "StatefulSet" (ordinals, start ordinal), "Accessing the Kubernetes API from a
 Pod".
@@ -25,11 +25,13 @@ _TIMEOUT = aiohttp.ClientTimeout(total=10)
 async def scaled_in(
     pod: str | None = None, environ: Mapping[str, str] = os.environ, account: Path = _ACCOUNT
 ) -> bool:
-    """Whether the StatefulSet of `pod` (this host's name) has fewer replicas than its ordinal.
+    """Return whether the replicas of a StatefulSet no longer include `pod`.
 
-    A set that is deleted, or not there any more, takes nobody away: it may come back with its
-    workers' sessions. Raises ConfigError outside a pod of a StatefulSet, Unavailable where the API
-    does not answer or does not let its service account `get` the set.
+    `pod` is this host's name by default. False if the set is being deleted or is gone: it may come
+    back, and its workers need their sessions then. Raises
+
+    - ConfigError outside a pod of a StatefulSet
+    - Unavailable if the API does not answer, or does not let the service account `get` the set
     """
     name, _, ordinal = (pod or socket.gethostname()).rpartition("-")
     try:
@@ -54,7 +56,7 @@ async def scaled_in(
 
 
 async def _get(url: str, token: str, trusted: ssl.SSLContext) -> dict[str, Any] | None:
-    """An object of the API; None where there is none."""
+    """Return an object of the API; None if it does not exist."""
     try:
         async with (
             aiohttp.ClientSession(timeout=_TIMEOUT) as client,

@@ -1,1 +1,1 @@
-"""The laboratory: servers, fleets, faults and measurements. Nothing of the service knows it."""
+"""The laboratory: servers, fleets, faults and measurements. The service does not depend on it."""

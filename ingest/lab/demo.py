@@ -25,8 +25,8 @@ _READY_TIMEOUT_S = 30.0
 _REST_TIMEOUT_S = 60.0
 _LOOK_EVERY_S = 0.2
 _RATE, _RATE_OF_AMQTT = 1_000.0, 100.0
-"""Messages per second. amqtt took 270 on two cores beside the rest; beyond what it bears it drops
-them."""
+"""Messages per second. amqtt managed 270 on two cores, which it shared with the rest; it drops what
+is too much for it."""
 
 
 @dataclass
@@ -40,16 +40,19 @@ class Demo:
     service: Service
     simulation: Simulation
     over: bool = False
-    """Everything is settled; the service leaves."""
+    """True once everything is settled and the service is to stop."""
 
     def counted(self, metric: str, **labels: str) -> int:
-        """Return a counter of the service, over all labels that are not given."""
+        """Return a counter of the service, summed over the labels that are not given."""
         return int(self.service.metrics.value(f"{metric}_total", **labels))
 
 
 @asynccontextmanager
 async def servers() -> AsyncIterator[tuple[Postgres, str, str]]:
-    """(PostgreSQL, broker's name, broker's URL): mosquitto where it is installed, else amqtt."""
+    """Run the servers while the block runs; yield (PostgreSQL, broker's name, broker's URL).
+
+    The broker is mosquitto if it is installed, otherwise amqtt.
+    """
     async with AsyncExitStack() as stack:
         database = stack.enter_context(postgres())
         if mosquitto_path():
@@ -68,9 +71,9 @@ async def demo(
     started: Callable[[Demo], None],
     stop: asyncio.Event,
 ) -> dict[str, Any]:
-    """Run it all until the time is over or `stop` is set; the account, by the keys of --json.
+    """Run the demo until the time is over or `stop` is set; return the keys of `--json`.
 
-    Without a `rate` it is what the broker bears.
+    Without a `rate`, messages are published at a rate that the broker can take.
     """
     async with servers() as (database, broker, url):
         settings = load(
@@ -118,7 +121,7 @@ async def demo(
 
 async def _ready(service: Service) -> None:
     async with asyncio.timeout(_READY_TIMEOUT_S):
-        while service.problems():  # noqa: ASYNC110  asked by people once a quarter, not worth an event
+        while service.problems():  # noqa: ASYNC110  once in a demo, not worth an event
             await asyncio.sleep(_LOOK_EVERY_S / 4)
 
 
@@ -128,7 +131,7 @@ async def _stop_when(stop: asyncio.Event, simulation: Simulation) -> None:
 
 
 async def _at_rest(show: Demo) -> None:
-    """Wait until the service has settled what the broker has for it, or nothing moves any more."""
+    """Wait until the service has settled all that was published, `_REST_TIMEOUT_S` at most."""
     deadline_s = time.monotonic() + _REST_TIMEOUT_S
     while time.monotonic() < deadline_s:
         settled = sum(
@@ -141,7 +144,7 @@ async def _at_rest(show: Demo) -> None:
 
 
 async def _stored(settings: Settings, catalogue: Catalogue) -> dict[str, int]:
-    """Rows in the database by stream: counted at the far end, not by those who wrote them."""
+    """Return the rows by stream, counted in the database and not by the service that wrote them."""
     connection = await asyncpg.connect(settings.database.url)
     try:
         return {

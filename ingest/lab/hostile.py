@@ -1,7 +1,8 @@
-"""Messages made to hurt: small on the wire, and as dear as the limits allow.
+"""Hostile messages: small on the wire, and as expensive to process as the limits allow.
 
-`shapes` goes through what each stream's schema says and makes a message for each keyword: as much
-of one element as the limits let in. `frames` does so with GB/T 32960. `vary` changes one thing.
+`shapes` goes through each stream's schema. Each shape is a message that repeats one element as
+often as the limits allow. `frames` does the same with GB/T 32960. `vary` changes one thing about a
+shape.
 """
 
 from __future__ import annotations
@@ -29,23 +30,23 @@ _ELEMENTS = (
 )  # fmt: skip
 _DEEP = '{"x":' * 200 + "1" + "}" * 200
 _COUNTED = "#"
-"""In an element: the number of its place, so that no two are the same."""
+"""Placeholder in an element for its index, so that no two elements are the same."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A message: as many of an element as go in, with something around them."""
+    """A message that repeats one element as often as the limits allow, between two texts."""
 
     what: str
     stream: str
     element: str
     around: tuple[str, str] = ("", "")
-    """Of the elements in each sample, without the envelope."""
+    """Text before and after the elements of each sample; the envelope comes before it."""
     samples: int = 1
     seq: bool = True
 
     def text(self, at: datetime, limits: MessageLimits) -> bytes:
-        """The JSON, just within the limits."""
+        """Return the JSON text, just within the limits."""
         heads = [self._head(at, number) for number in range(self.samples)]
         digits = len(str(limits.values)) if _COUNTED in self.element else 0
         element_bytes = len(self.element.encode()) + 1 + digits
@@ -54,7 +55,7 @@ class Shape:
         empty = self._filled(heads, 0)
         room = (
             (limits.inflated_bytes - len(empty)) // element_bytes,
-            # A little less: beyond 100,000 texts what stands in them counts.
+            # 2 % less: after 100,000 texts, marks inside of texts count as values too.
             (limits.values * 49 // 50 - values(empty, 0)) // element_values,
         )
         return self._filled(heads, max(1, min(room) // self.samples))
@@ -75,7 +76,7 @@ class Shape:
 
 
 def shapes(catalogue: Catalogue) -> Iterator[Shape]:
-    """Shapes for every stream: what arrays may hold and may not, members, texts, samples."""
+    """Yield shapes for every stream: allowed and other array elements, members, texts, samples."""
     for name, stream in catalogue.items():
         for element in _ELEMENTS:
             yield Shape(f"unknown array of {element}", name, element, ('"x":[', "]"))
@@ -99,12 +100,12 @@ def shapes(catalogue: Catalogue) -> Iterator[Shape]:
 
 
 def limits_samples() -> int:
-    """Most samples of a message."""
+    """Return the largest number of samples that one message may have."""
     return MessageLimits.of(Settings()).samples
 
 
 def _arrays(schema: dict[str, Any], at: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(text up to its value, field) of every array a schema names, also in objects of arrays."""
+    """Yield (text up to its value, field) of every array of a schema, also inside of arrays."""
     for name, field in schema.get("properties", {}).items():
         here = f'{at}"{name}":'
         if "array" in json_types(field):
@@ -116,7 +117,7 @@ def _arrays(schema: dict[str, Any], at: str) -> Iterator[tuple[str, dict[str, An
 
 
 def _valid(items: dict[str, Any]) -> Iterator[str]:
-    """Elements that an array may hold, by the type of its items."""
+    """Yield elements that an array may hold, by the type of its items."""
     kinds = json_types(items)
     if kinds & {"number", "integer"}:
         yield str(items.get("maximum", 9))
@@ -130,7 +131,7 @@ def _valid(items: dict[str, Any]) -> Iterator[str]:
 
 
 def frames(at: datetime) -> Iterator[tuple[str, bytes]]:
-    """GB/T 32960 frames of one unit over and over, as many as a frame takes."""
+    """Yield (name, GB/T 32960 frame); each frame repeats one unit until it is full."""
     local = bytes([at.year - 2000, at.month, at.day, (at.hour + 8) % 24, at.minute, at.second])
     for edition, start in ((2016, b"##"), (2025, b"$$")):
         numbers = [*UNITS[edition], 0x80]  # type: ignore[index]  # an edition is a literal
@@ -146,7 +147,7 @@ def frames(at: datetime) -> Iterator[tuple[str, bytes]]:
 
 
 def vary(shape: Shape, chance: Random) -> Shape:
-    """A shape with one thing about it changed."""
+    """Return a shape with one thing about it changed."""
     begin, end = shape.around
     match chance.randrange(5):
         case 0:

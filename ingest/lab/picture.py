@@ -33,7 +33,7 @@ _SIGNALS: tuple[tuple[str, Callable[[VehicleState], float]], ...] = (
 
 
 class Hour:
-    """What happened in one hour to one device of each kind."""
+    """One simulated hour of one device of each kind."""
 
     def __init__(self, seed: int) -> None:
         self.tracks: dict[str, list[tuple[float, float]]] = {}
@@ -61,7 +61,7 @@ class Hour:
 
 
 def draw(file: Path, seed: int) -> dict[str, Any]:
-    """Draw the hour of a seed into a PNG or SVG file; the keys of `--json`."""
+    """Draw the hour of a seed into a PNG or SVG file; return the keys of `--json`."""
     hour = Hour(seed)
     with mpl.rc_context({"font.size": 9, "svg.hashsalt": "iov", "axes.spines.top": False,
                          "axes.spines.right": False}):  # fmt: skip
@@ -124,7 +124,7 @@ def _signal(axes: Axes, hour: Hour, title: str, values: Sequence[float]) -> None
 
 
 def _bands(hour: Hour) -> list[tuple[str, str, list[datetime]]]:
-    """(what, colour, its seconds) of everything a signal is to be read against."""
+    """Return (label, colour, seconds) of each background: charging, alarms, tunnel."""
     return [
         ("charging", "#cfe8cf", [state.at for state in hour.states if state.charging]),
         ("alarm, level 3", "#ef9a9a", [at for at, level in hour.alarms if level >= _LEVEL_3]),
@@ -134,7 +134,7 @@ def _bands(hour: Hour) -> list[tuple[str, str, list[datetime]]]:
 
 
 def _spans(moments: Sequence[datetime]) -> list[tuple[float, float]]:
-    """Seconds without a gap as (begin, end) in minutes."""
+    """Join seconds that follow each other without a gap into (begin, end), in minutes."""
     spans: list[tuple[float, float]] = []
     for at in map(_minute, moments):
         if spans and at - spans[-1][1] < _GAP_MIN:

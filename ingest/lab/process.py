@@ -23,7 +23,7 @@ _TIMEOUT = aiohttp.ClientTimeout(total=5)
 
 
 class WorkerProcess:
-    """What it says over HTTP, and how it ends."""
+    """Process of a worker or a supervisor: its start, its HTTP answers, its end."""
 
     def __init__(
         self,
@@ -32,18 +32,18 @@ class WorkerProcess:
         command: Sequence[str] = COMMAND,
         log: Path | None = None,
     ) -> None:
-        """`environ` is all of its environment, `port` where it serves HTTP, on loopback.
+        """Prepare a process; `environ` is its whole environment, `port` its HTTP port on loopback.
 
-        What it says goes to the file `log`, or to where ours goes.
+        Its output goes to the file `log`, or without one to the same place as ours.
         """
         self.process: asyncio.subprocess.Process | None = None
         """None before it is started and after it was ended."""
         self.crashes = 0
-        """How often it ended by itself."""
+        """Number of times that it ended by itself."""
         self._environ, self._port, self._command, self._log = environ, port, command, log
 
     async def start(self, **environ: str) -> None:
-        """Start the process, with some more environment; it is ready when `ready` says so."""
+        """Start the process, with more environment variables; `ready` says when it is ready."""
         with ExitStack() as stack:
             log = stack.enter_context(self._log.open("ab")) if self._log else None
             self.process = await child(
@@ -59,7 +59,7 @@ class WorkerProcess:
         self.process.send_signal(number)
 
     async def end(self, number: signal.Signals | None = signal.SIGTERM) -> int:
-        """Return its exit status, after a signal or by itself; killed if that takes too long."""
+        """Send a signal, if any, and return the exit status; kill the process after `LIMIT_S`."""
         assert self.process is not None
         process, self.process = self.process, None
         try:
@@ -68,7 +68,7 @@ class WorkerProcess:
             async with asyncio.timeout(LIMIT_S):
                 return await process.wait()
         except ProcessLookupError:
-            self.crashes += 1  # a moment before
+            self.crashes += 1  # it had just ended by itself
             return await process.wait()
         except TimeoutError:
             process.kill()
@@ -98,7 +98,7 @@ class WorkerProcess:
 
     async def metric(self, name: str, port: int | None = None) -> float:
         """Return the sum of a sample over its labels; raises ServerError if nobody answers."""
-        # All metrics take a worker 5 ms, this one a tenth.
+        # Serving all metrics takes a worker 5 ms, serving one a tenth of that.
         status, text = await self.get(f"/metrics?name[]={name}", port)
         if status != HTTPStatus.OK:
             raise ServerError("the worker does not answer")
@@ -129,7 +129,7 @@ class WorkerProcess:
 
 @asynccontextmanager
 async def running(process: WorkerProcess) -> AsyncIterator[WorkerProcess]:
-    """Have it run and be ready while the block runs."""
+    """Start the process, wait until it is ready, and end it after the block."""
     await process.start()
     try:
         await process.until_ready()

@@ -1,7 +1,7 @@
-"""TCP between two parties that can be stalled (open and silent), cut, refused and listened to.
+"""TCP proxy whose connections can be stalled (open and silent), cut, refused and listened to.
 
-What stands between the service and its servers in `verify` and in the tests. It listens on
-loopback only.
+It stands between the service and its servers in `verify`, in the bench and in the tests. It listens
+on loopback only.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ Listen = Callable[[bytes], None]
 
 
 class Listener(NamedTuple):
-    """Hears one connection: every piece that was read, before it is passed on."""
+    """Callbacks for one connection; each gets every piece of data before it is passed on."""
 
     request: Listen
-    """From the one who connected."""
+    """Callback for data from the client; `answer` gets the server's."""
     answer: Listen
 
 
 def _deaf(_: bytes) -> None:
-    """Hears nothing."""
+    """Ignore the data."""
 
 
 class Proxy:
-    """Passes on every connection to `host` and `port`, or to a Unix socket."""
+    """Proxy that passes every connection on to `host` and `port`, or to a Unix socket."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class Proxy:
         tls: ssl.SSLContext | None = None,
         listener: Callable[[], Listener] | None = None,
     ) -> None:
-        """`listener` is asked for a new one at each connection; `tls` is spoken to the server."""
+        """Prepare a proxy; it calls `listener` for each connection and uses `tls` to the server."""
         self._host, self._port_to, self._path, self._tls = host, port, path, tls
         self._listener = listener or (lambda: Listener(_deaf, _deaf))
         self._requests, self._answers = asyncio.Event(), asyncio.Event()
@@ -51,11 +51,11 @@ class Proxy:
         self._server: asyncio.Server | None = None
         self._until_stall = 0
         self.port = 0
-        """Where it listens, on 127.0.0.1."""
+        """Port that it listens on, at 127.0.0.1."""
         self.connections = 0
-        """How many were made, refused ones included."""
+        """Number of connections that were made, including refused ones."""
         self.held = 0
-        """Bytes that were read and wait for `flow`."""
+        """Number of bytes that were read and wait for `flow`."""
         self.flow()
 
     async def __aenter__(self) -> Self:
@@ -72,25 +72,25 @@ class Proxy:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def stall(self, after_bytes: int = 0) -> None:
-        """Let nothing through any more; not even what follows so many bytes from now on."""
+        """Let nothing through any more, at once or after `after_bytes` more bytes."""
         self._until_stall = after_bytes
         if not after_bytes:
             self._requests.clear()
             self._answers.clear()
 
     def stall_requests(self) -> None:
-        """Let answers through and nothing that is asked."""
+        """Let the server's answers through, but no data from the client."""
         self._requests.clear()
 
     def abandon(self) -> None:
-        """Let nothing through on the connections there are, for ever; new ones are not touched."""
+        """Stall all present connections for ever; let everything through on new connections."""
         self.stall()
         self._requests, self._answers = asyncio.Event(), asyncio.Event()
         self.flow()
 
     @property
     def stalled(self) -> bool:
-        """Whether nothing of what is asked gets through."""
+        """True while no data from the client gets through."""
         return not self._requests.is_set()
 
     def flow(self) -> None:
@@ -167,10 +167,10 @@ class Proxy:
     async def _held(
         self, data: bytes, source: asyncio.StreamReader, open_: asyncio.Event, listen: Listen
     ) -> bytes:
-        """What may pass once the way is open.
+        """Wait until the way is open; return the data that may pass then.
 
-        Meanwhile it is listened to what else is said, up to a limit: a PUBACK that nobody gets was
-        sent all the same.
+        Until then, go on reading and calling `listen`, up to `_HELD_BYTES`: a PUBACK that is held
+        here was sent all the same.
         """
         if open_.is_set():
             return data

@@ -23,7 +23,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def recorded(file: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a recording, plain or gzip; raises ConfigError with the line that is none."""
+    """Yield the entries of a recording, plain or gzip; raise ConfigError for a bad line."""
     try:
         with file.open("rb") as probe:
             zipped = probe.read(2) == _GZIP
@@ -45,14 +45,14 @@ def recorded(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def instants(payload: Any) -> list[datetime]:
-    """The `ts` of each sample of a payload, as far as it can be read."""
+    """Return the `ts` of each sample of a payload; leave out a `ts` that cannot be read."""
     samples = payload if isinstance(payload, list) else [payload]
     found = (_instant(sample.get("ts")) for sample in samples if isinstance(sample, dict))
     return [instant for instant in found if instant is not None]
 
 
 def shifted(payload: Any, by: timedelta) -> Any:
-    """`payload` with every `ts` that can be read moved, in the form it had."""
+    """Return `payload` with every readable `ts` moved; text stays text, integers stay integers."""
     if isinstance(payload, list):
         return [shifted(sample, by) for sample in payload]
     if not isinstance(payload, dict) or (ts := _instant(payload.get("ts"))) is None:
@@ -83,13 +83,13 @@ class Replay:
         self._shift = shift
         self._by = timedelta()
         self.total = 0
-        """Lines of the recording, once measured."""
+        """Number of lines of the recording; 0 before `measure`."""
         self.messages = 0
         self.acknowledged = 0
         self.seconds = 0.0
 
     async def run(self, publisher: Publisher, tick: Callable[[], None] = lambda: None) -> None:
-        """Publish it all, after `measure`; `tick` after each acknowledgement."""
+        """Publish the recording, after `measure`; call `tick` after each acknowledgement."""
         started_s = time.monotonic()
 
         def done(_: Message) -> None:
@@ -100,7 +100,7 @@ class Replay:
         self.seconds = time.monotonic() - started_s
 
     def measure(self) -> None:
-        """Read it through: how many lines, and how far to move them so that the last is now."""
+        """Read the recording: count its lines, and find the shift that makes the last `ts` now."""
         last: datetime | None = None
         for entry in recorded(self._file):
             self.total += 1
@@ -123,7 +123,7 @@ class Replay:
             yield Message(entry["topic"], text, len(payload) if isinstance(payload, list) else 1)
 
     def account(self) -> dict[str, Any]:
-        """The keys of `replay --json`."""
+        """Return the keys of `replay --json`."""
         return {
             "messages": self.messages,
             "acknowledged": self.acknowledged,

@@ -1,4 +1,4 @@
-"""`simulate`: a fleet that publishes at a set rate for a set time, and what it came to."""
+"""`simulate`: a fleet that publishes at a set rate for a set time, and the account of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ingest.lab.fleet import Fleet
 
 
 class Simulation:
-    """Counts what was published and what the broker acknowledged."""
+    """One simulation, with counts of what was published and what the broker acknowledged."""
 
     def __init__(self, fleet: Fleet, rate: float, duration_s: float | None) -> None:
         self._fleet = fleet
@@ -33,7 +33,7 @@ class Simulation:
         self._stopped = True
 
     async def run(self, publisher: Publisher, tick: Callable[[], None] = lambda: None) -> None:
-        """Publish until the time is over or `stop`; `tick` after each acknowledgement."""
+        """Publish until the time is over or `stop`; call `tick` after each acknowledgement."""
         started_s = time.monotonic()
 
         def done(_: Message) -> None:
@@ -58,7 +58,7 @@ class Simulation:
             yield message
 
     def account(self) -> dict[str, Any]:
-        """The keys of `simulate --json`."""
+        """Return the keys of `simulate --json`."""
         return {
             "messages": self.messages,
             "samples": self.samples,

@@ -1,4 +1,4 @@
-"""Waits for an event that nobody tells us of."""
+"""Polling, to wait for an event that nobody reports to us."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ async def until(
 ) -> Any:
     """Wait for `condition`, plain or async, to be true, and return its value.
 
-    Raises ServerError after `limit_s`, with `what` was waited for.
+    Raises ServerError after `limit_s`; its text names `what` was waited for.
     """
     try:
         async with asyncio.timeout(limit_s):

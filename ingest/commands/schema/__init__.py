@@ -26,7 +26,7 @@ app = typer.Typer(
 
 @app.command(name="list")
 def schema_list(config: ConfigOption = None) -> None:
-    """The streams, their tables and what they are."""
+    """List the streams: name, table, number of columns, title."""
     with ending():
         for stream in _catalogue(config).values():
             fields = len(stream.columns)
@@ -38,7 +38,7 @@ def schema_list(config: ConfigOption = None) -> None:
 
 @app.command(name="show")
 def schema_show(stream: str, config: ConfigOption = None) -> None:
-    """One schema with every reference resolved."""
+    """Print one schema with every reference resolved."""
     with ending():
         typer.echo(orjson.dumps(_one(stream, config).schema, option=orjson.OPT_INDENT_2).decode())
 
@@ -51,10 +51,11 @@ def schema_lint(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Naming, units, ranges, sources, examples, columns: every problem at once; 1 if there is one.
+    """Check the schemas' names, units, ranges, sources, examples and columns.
 
-    An example in `STREAM/invalid/` is named after what is wrong with it, pointer and keyword with
-    dots: `location.lon.minimum.json`.
+    Reports all problems at once, and ends with status 1 if there are any. An example in
+    `STREAM/invalid/` is named after its fault: JSON pointer and keyword, joined by dots, as in
+    `location.lon.minimum.json`.
     """
     with ending():
         directory = _directory(directory, config)
@@ -77,7 +78,7 @@ def schema_docs(
         Path | None, typer.Option(help="Directory to write the pages and an index to.")
     ] = None,
 ) -> None:
-    """The page of a stream in Markdown, or all of them and an index."""
+    """Make the Markdown page of one stream, or the pages of all streams and an index."""
     with ending():
         catalogue, directory = _catalogue(config), _directory(None, config)
         if stream is not None:
@@ -100,10 +101,11 @@ def schema_diff(
     new: Annotated[Path, typer.Argument(help="Another of the same kind.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Whether NEW may take the place of OLD, and why not; 1 if not.
+    """Compare schemas; say whether NEW may replace OLD, and end with status 1 if it may not.
 
-    Compatible: every sample accepted before is accepted still, `migrate` brings the tables along,
-    and a column says what it said. `git worktree add /tmp/old v1.0` makes an OLD to compare with.
+    NEW is compatible if every sample that OLD accepts is still accepted, if `migrate` can change
+    the tables, and if every column keeps its meaning. `git worktree add /tmp/old v1.0` makes an OLD
+    to compare with.
     """
     with ending():
         changes = diff(_either(old), _either(new))
@@ -126,7 +128,7 @@ def schema_sql(
     config: ConfigOption = None,
     hypertable: Annotated[bool, typer.Option("--hypertable", help="For TimescaleDB.")] = False,
 ) -> None:
-    """The statements that make the table of a stream, or of all."""
+    """Print the SQL statements that make the table of one stream, or of all streams."""
     with ending():
         for one in [_one(stream, config)] if stream else _catalogue(config).values():
             for statement in create_table(one, partitioned=not hypertable):
@@ -134,7 +136,7 @@ def schema_sql(
 
 
 def _either(path: Path) -> Catalogue:
-    """The streams of a directory, or the one of a schema file."""
+    """Return the streams of a directory, or the one stream of a schema file."""
     if path.is_dir():
         return load_catalogue(path)
     name = path.name.removesuffix(SUFFIX)

@@ -1,8 +1,8 @@
-"""Whether one schema may take the place of another: for senders, for the table and for readers.
+"""Comparison of two schemas: whether the new one may replace the old one.
 
-Compatible means that every sample that was accepted still is, that `migrate` can bring the table
-along, and that a column still says what it said. What widens is compatible, what narrows or changes
-its meaning is not; what is not known to be either counts as incompatible.
+Compatible means that every sample that was accepted is still accepted, that `migrate` can change
+the table, and that every column keeps its meaning for readers. A change that widens is compatible.
+A change that narrows, that alters a meaning, or of which neither is known, is incompatible.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ingest.schema.columns import Column
 from ingest.schema.stream import Stream
 
 _WORDS = {"title", "description", "x-source", "$id", "$schema", "$comment"}
-"""They explain; nothing follows from them."""
+"""Keywords that only explain; a change of them is compatible."""
 _UPPER = {"maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties"}
 _LOWER = {"minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties"}
 _WALKED = {"properties", "items"}
@@ -32,7 +32,7 @@ class Change(NamedTuple):
 
 
 def diff(old: Mapping[str, Stream], new: Mapping[str, Stream]) -> list[Change]:
-    """Every difference between two catalogues, in the order of the streams."""
+    """Return every difference between two catalogues, sorted by stream."""
     changes: list[Change] = []
     for name in sorted({*old, *new}):
         if name not in new:
@@ -84,7 +84,7 @@ def _keyword(keyword: str, before: Any, after: Any, where: str) -> Iterator[Chan
 
 def _set(keyword: str, before: set[str], after: set[str], where: str) -> Iterator[Change]:
     gone, added = sorted(before - after), sorted(after - before)
-    # More is wider for what is allowed and narrower for what is asked or taken away.
+    # More members widen `enum` and `type`; they narrow `required` and `x-never-stored`.
     more_is_wider = keyword in {"enum", "type"}
     if keyword in {"enum", "type"} and (not before or not after):
         wider = not after
@@ -103,7 +103,7 @@ def _members(value: Any) -> set[str]:
 
 
 def _columns(old: list[Column], new: list[Column], where: str) -> Iterator[Change]:
-    """What the table makes of it: `migrate` adds columns and changes no type."""
+    """Yield changed column types; `migrate` refuses each, unless it is a smaller integer."""
     after = {column.name: column for column in new}
     for column in old:
         now = after.get(column.name)

@@ -14,7 +14,7 @@ from ingest.schema.stream import Stream
 from ingest.schema.variants import variants
 
 _EXAMPLE_CHARACTERS = 1_500
-"""A longer example explains less than it takes to read."""
+"""Number of characters up to which an example is shown; a longer one is tedious to read."""
 _ABOUT = (
     "What vehicles, roads and cockpits publish, one page and one table for each stream. A field "
     "without a value is left out or `null`; unknown fields are kept in `extra`."
@@ -28,14 +28,14 @@ _REGENERATE = "Made by `iov-ingest schema docs --output docs/streams` from `sche
 
 
 def pages(catalogue: Catalogue, directory: Path) -> dict[str, str]:
-    """Every page by file name, the index first."""
+    """Return every page by its file name, the index first."""
     found = {"README.md": index(catalogue)}
     found |= {f"{name}.md": page(stream, directory) for name, stream in catalogue.items()}
     return found
 
 
 def index(catalogue: Catalogue) -> str:
-    """The streams at a glance."""
+    """Return the index page: one table row for each stream."""
     lines = [
         "# Streams",
         "",
@@ -54,7 +54,7 @@ def index(catalogue: Catalogue) -> str:
 
 
 def page(stream: Stream, directory: Path) -> str:
-    """What the stream carries: every field with its type, unit, range, column and source."""
+    """Return a stream's page: every field with its type, unit, range, column and source."""
     schema = stream.schema
     lines = [
         f"# `{stream.name}`: {schema.get('title', '')}",

@@ -1,7 +1,8 @@
-"""What a schema must be beyond JSON Schema, so that tables, documents and consumers can rely on it.
+"""Rules for schemas beyond JSON Schema, so that tables, documents and consumers can rely on them.
 
-Naming, units, ranges, sources, examples; and that its plausibility rules speak of fields it has.
-All problems of a directory are found at once, each as one line that says where and what to do.
+They are about naming, units, ranges, sources and examples, and require that plausibility rules name
+fields that exist. All problems of a directory are reported at once, each as one line that says
+where it is and what to do.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ LEAST_VALID, LEAST_INVALID = 3, 5
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 _MEMORY = "[M]"
-"""Mark of what is only remembered: never a hard limit."""
+"""Mark of a source that is only remembered; a field with it must not have a hard limit."""
 _LIMITS = ("minimum", "maximum", "enum", "pattern", "const")
 _OWN_KEYWORDS = {
     "x-unit", "x-source", "x-hash", "x-column", "x-device", "x-never-stored",
@@ -44,13 +45,13 @@ _SUFFIXES = {
     "n": {"N"}, "nm": {"N·m"}, "ns": {"ns"}, "pct": {"%"}, "ppm": {"ppm"}, "px": {"px"},
     "rpm": {"r/min"}, "s": {"s"}, "v": {"V"}, "w": {"W"}, "wh": {"W·h"},
 }  # fmt: skip
-"""Units by the last word of a name."""
+"""Units that are allowed, by the last word of a field's name."""
 
 Schema = Mapping[str, Any]
 
 
 def lint(directory: Path) -> list[str]:
-    """Every problem of the schemas in a directory; empty where there is none."""
+    """Return every problem of the schemas in a directory; empty if there is no problem."""
     problems: list[str] = []
     found: dict[str, Stream] = {}
     try:
@@ -105,7 +106,7 @@ def _variants(schema: Schema) -> Iterator[str]:
 
 
 def _fields(schema: Schema, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Schema]]:
-    """Every named field, those inside of arrays too."""
+    """Yield (path, field) of every named field, also inside arrays."""
     for name, field in schema.get("properties", {}).items():
         here = (*path, name)
         yield here, field
@@ -192,7 +193,7 @@ def _examples(found: Stream, directory: Path) -> Iterator[str]:
 
 
 def _named_after(found: Stream, sample: Any, file: Path) -> Iterator[str]:
-    """An invalid example is named `pointer.with.dots.keyword` and fails for that alone."""
+    """Yield a problem unless an example fails only for the `pointer.keyword` in its name."""
     *path, keyword = (step.replace("~1", "/") for step in file.stem.split("."))
     if keyword == "required":
         path.pop()
@@ -226,7 +227,7 @@ def _rule(rule: Schema, found: Mapping[str, Stream]) -> Iterator[str]:
 
 
 def _leads(path: str, schema: Schema) -> bool:
-    """Whether a rule's path leads to a field of the schema."""
+    """Return whether a rule's path leads to a field of the schema."""
     fields: list[Schema] = [schema]
     for step in path.split("/")[1:]:
         below: list[Schema] = []

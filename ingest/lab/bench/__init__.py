@@ -1,11 +1,11 @@
-"""`bench`: what the service can do on this machine, beside what the machine can do.
+"""`bench`: measures what the service can do on this machine, and what the machine can do.
 
-Everything runs here: PostgreSQL with `fsync` and `synchronous_commit` on, mosquitto, a publisher
+Everything runs on it: PostgreSQL with `fsync` and `synchronous_commit` on, mosquitto, a publisher
 that only sends packets encoded beforehand, and the service as processes of its own. A figure is the
 median of several runs, with the lowest and the highest; each run starts the service anew.
 
-The bias, said first: one core or two do all of it, samples come in time and are good, and the
-publisher is as cheap as it can be.
+The figures are biased: one or two cores do all of the work, all samples are valid and in time, and
+the publisher is as cheap as it can be.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from ingest.lab.bench.throughput import (
 __all__ = ["PARTS", "BenchPlan", "FastPublisher", "Load", "Peer", "Run", "bench", "measure"]
 
 _LOOPS = 3
-"""Before each part: the same loop, for the speed of a shared machine changes."""
+"""Number of runs of a loop before each part, because a shared machine's speed changes."""
 
 Part = Callable[[Stand, BenchPlan], Awaitable[Figures]]
 
 
 async def scale(stand: Stand, plan: BenchPlan) -> Figures:
-    """How throughput bends: workers, devices, rows that are there, samples a message, streams."""
+    """Measure how throughput changes with workers, devices, stored rows, samples and streams."""
     parts: list[Part] = [workers, devices, rows, samples, streams]
     return {part.__name__: await part(stand, plan) for part in parts}
 
@@ -66,11 +66,11 @@ PARTS: dict[str, Part] = {
         peer,
     )
 }
-"""In the order they are measured."""
+"""Parts by name, in the order in which `all` measures them."""
 
 
 async def bench(load: Load, plan: BenchPlan) -> Figures:
-    """One run: the keys of plain `bench --json`."""
+    """Do one run; return the keys of `bench --json` without parts."""
     async with stand() as here:
         run = await here.run(load, plan.seconds, plan.warm_up_s, plan.say)
     return {
@@ -84,7 +84,7 @@ async def bench(load: Load, plan: BenchPlan) -> Figures:
 
 
 async def measure(names: Sequence[str], plan: BenchPlan, server_url: str | None = None) -> Figures:
-    """The figures of some parts, with the conditions they were measured under."""
+    """Measure some parts; return their figures and the conditions they were measured under."""
     started_s = time.monotonic()
     async with stand(server_url) as here:
         version, settings = await here.server()

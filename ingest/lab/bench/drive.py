@@ -1,7 +1,7 @@
 """Load on a service, and what the service did meanwhile.
 
 The publisher keeps a set number of messages ahead of what is committed, so that the broker's queue
-neither runs dry nor grows. CPU time and memory are the processes' own, as the kernel has them
+neither runs dry nor grows. CPU time and memory are the processes' own, as the kernel reports them
 (proc(5)).
 """
 
@@ -18,13 +18,13 @@ from ingest.errors import ServerError
 from ingest.lab.bench.publisher import FastPublisher, Traffic
 
 AHEAD = 100_000
-"""Samples published beyond what is committed: more than the service does between two looks. With
-30,000 it was the bench that ended at 54,000 samples/s, twenty to a message."""
+"""Number of samples published and not yet committed: more than the service commits between two
+looks. With 30,000 the bench itself was the limit, at 54,000 samples/s with twenty to a message."""
 _UNANSWERED = 30_000
-"""Messages at most that the broker has not acknowledged to the publisher."""
+"""Number of messages not acknowledged by the broker at which the publisher waits."""
 _CHUNK = 500
 _LOOK_EVERY_S = 0.5
-"""Each look is a scrape, which costs the service some milliseconds."""
+"""Seconds between two looks; each is a scrape, which costs the service some milliseconds."""
 _PAUSE_S = 0.005
 _TIMEOUT_S = 60.0
 _SLOWEST_PER_S = 2_000
@@ -34,25 +34,25 @@ Progress = Callable[[str], None]
 
 
 class Counters(NamedTuple):
-    """What the service has done until one moment."""
+    """Totals of the service at one moment."""
 
     at_s: float
     cpu_s: float
     rss_mb: float
     committed: int
-    """Samples."""
+    """Number of samples."""
 
 
 class Run(NamedTuple):
-    """What was measured over some seconds."""
+    """Measurements over some seconds."""
 
     seconds: float
     committed: int
     committed_per_s: float
     cpu_us: float
-    """Of the service, per committed sample."""
+    """CPU time of the service in µs, per committed sample."""
     rss_mb: float
-    """The most that was seen."""
+    """Largest resident memory that was seen, in MB."""
 
 
 async def drive(
@@ -65,9 +65,9 @@ async def drive(
     *,
     warm_up_samples: int = 0,
 ) -> Run:
-    """Publish ahead of the service; what it did between the warm-up and the end.
+    """Publish ahead of the service; return what it did between the warm-up and the end.
 
-    The warm-up takes so many seconds and so many samples.
+    The warm-up takes at least `warm_up_s` seconds and `warm_up_samples` committed samples.
     """
     longest_s = warm_up_s + warm_up_samples / _SLOWEST_PER_S + seconds + _TIMEOUT_S
     begin: Counters | None = None
@@ -106,13 +106,13 @@ def _run(begin: Counters, end: Counters, most_mb: float) -> Run:
 
 
 def cpu_s(pid: int) -> float:
-    """User and system time of a process, to a hundredth of a second."""
-    # The name, second and in brackets, may hold anything.
+    """Return user plus system time of a process in seconds, to a hundredth of a second."""
+    # The second field, the name in brackets, may hold any characters.
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
 
 
 def rss_mb(pid: int) -> float:
-    """Resident memory of a process."""
+    """Return the resident memory of a process in MB."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6

@@ -1,4 +1,4 @@
-"""What the bench prints: medians with their spread, and the conditions they were measured under."""
+"""Figures of the bench: medians with their spread, and the conditions they were measured under."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from typing import Any
 _LIBRARIES = ("aiomqtt", "asyncpg", "jsonschema-rs", "mqtt5", "msgspec", "orjson", "uvloop")
 
 Figures = dict[str, Any]
-"""What one part found, as it goes into the JSON."""
+"""Result of one part, in the form it has in the JSON."""
 
 
 def figure(values: Iterable[float], digits: int = 0) -> dict[str, float | int]:
-    """Median, lowest and highest of some runs."""
+    """Return median, lowest and highest value of some runs."""
     found = sorted(values)
     middle = statistics.median(found)
     return {
@@ -35,7 +35,7 @@ def _round(value: float, digits: int) -> float | int:
 
 
 def loop_s() -> float:
-    """CPU seconds of a million additions: how fast the machine is at this moment."""
+    """Return the CPU seconds of a million additions, to show the machine's present speed."""
     began_s, total = time.process_time(), 0
     for number in range(1_000_000):
         total += number
@@ -43,7 +43,7 @@ def loop_s() -> float:
 
 
 def conditions(service: dict[str, int], settings: dict[str, str], server_version: str) -> Figures:
-    """Versions, machine and settings, without which a figure says nothing."""
+    """Return versions, machine and settings; without them a figure says nothing."""
     return {
         "commit": _commit(),
         "release": version("iov-ingest"),
@@ -59,7 +59,7 @@ def conditions(service: dict[str, int], settings: dict[str, str], server_version
 
 
 def _commit() -> str | None:
-    """The commit of the checkout this runs from, with a mark where it was changed."""
+    """Return the commit of our checkout, marked if files were changed; None without git."""
     here = Path(__file__).parent
     try:
         told = subprocess.run(

@@ -1,8 +1,8 @@
-"""What the dearest message costs: a search for it, with figures of time and memory.
+"""Search for the message that costs most to check, with figures of time and memory.
 
-Every shape and frame of `tools.hostile` is weighed, packed. Then chance takes over: a shape is
-varied again and again, and what takes longer is varied further. Only `Checker.check` is measured,
-for that is where a message becomes more than its bytes.
+Every shape and frame of `ingest.lab.hostile` is compressed and measured. Then the dearest shape is
+varied at random, again and again; a variation that takes longer takes its place. Only
+`Checker.check` is measured, because that is where a message becomes more than its bytes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ingest.model import GBT32960, Arrival, Delivery
 from ingest.schema import Catalogue, load_catalogue
 
 BOUND_MS, BOUND_MB = 250, 64
-"""What the dearest message may take."""
+"""Most CPU time and memory that one message may take."""
 _STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _PEAK = re.compile(r"VmHWM:\s+(\d+)")
 _VARIATIONS_PER_RUN = 200
@@ -42,7 +42,7 @@ _TOLD = 5
 
 @dataclass(slots=True)
 class Cost:
-    """What one message took."""
+    """CPU time and memory that one message took."""
 
     what: str
     packed_bytes: int
@@ -51,7 +51,7 @@ class Cost:
 
 
 class Scales:
-    """Weighs messages one at a time, in this process."""
+    """Measurement of messages, one at a time, in this process."""
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._checker = Checker.of(catalogue, Settings())
@@ -59,7 +59,7 @@ class Scales:
         self._trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)
 
     def weigh(self, what: str, topic: str, text: bytes, *, repeats: int = 1) -> Cost:
-        """The least CPU time of some repeats, and the most memory."""
+        """Return the least CPU time and most memory of some repeats; 0 for what is too large."""
         packed = zstandard.compress(text, 3)
         if len(packed) > MessageLimits.of(Settings()).payload_bytes:
             return Cost(what, len(packed), 0.0, 0.0)
@@ -78,7 +78,7 @@ class Scales:
         return Cost(what, len(packed), best_s, peak_mb)
 
     def _peak_mb(self, *, reset: bool = False) -> float:
-        """Most resident memory since the last reset (proc(5), clear_refs)."""
+        """Return the most resident memory since the last reset (proc(5), clear_refs)."""
         if reset:
             _CLEAR_REFS.write_text("5")
         found = _PEAK.search(_STATUS.read_text())
@@ -86,14 +86,14 @@ class Scales:
 
 
 class _Silent:
-    """A connection that takes acknowledgements and tells nobody."""
+    """A connection that ignores acknowledgements."""
 
     def acknowledge(self, packet_ids: Any) -> None:
-        """Take them."""
+        """Ignore the acknowledgements."""
 
 
 async def hostile(_: Stand, plan: BenchPlan) -> Figures:
-    """The dearest messages within the limits: ms of CPU and MB for one, against their bounds."""
+    """Find the dearest messages within the limits: ms of CPU and MB of each, beside the bounds."""
     return await asyncio.to_thread(search, plan)
 
 

@@ -1,4 +1,4 @@
-"""How long a message takes from being published to being acknowledged by the service.
+"""Latency of messages, from being published to being acknowledged by the service.
 
 The service acknowledges after the commit, so this is an upper bound of publish → commit. A relay
 between broker and service notes when PUBACKs pass; acknowledgements come in the order of messages
@@ -23,7 +23,7 @@ from ingest.lab.proxy import Listener, Proxy
 from ingest.source.packets import PacketReader
 
 RATES = (1_000, 10_000)
-"""Messages a second, beside the shares of the maximum."""
+"""Messages per second, measured in addition to the shares of the maximum."""
 SHARES = (0.01, 0.1, 0.5, 0.9)
 _TICK_S = 0.002
 _PACKET_BYTES = 1024 * 1024
@@ -32,7 +32,7 @@ _SETTLE_S = 30.0
 
 
 async def latency(stand: Stand, plan: BenchPlan) -> Figures:
-    """p50, p99 and p99.9 at shares of what one worker can do, and at set rates."""
+    """Measure p50, p99 and p99.9 at shares of one worker's maximum, and at set rates."""
     maximum = (await stand.run(Load(), plan.seconds, plan.warm_up_s, plan.say)).committed_per_s
     rates = {f"{share:.0%}": max(1, round(maximum * share)) for share in SHARES}
     rates |= {f"{rate}_per_s": rate for rate in RATES}
@@ -71,7 +71,7 @@ async def latency(stand: Stand, plan: BenchPlan) -> Figures:
 
 
 class _Times:
-    """When how many more had happened."""
+    """Times of events, noted in groups: a time, and the number of events at it."""
 
     def __init__(self) -> None:
         self.at_s: list[float] = []
@@ -82,12 +82,12 @@ class _Times:
         self.numbers.append(number)
 
     def each(self) -> list[float]:
-        """The time of every single one."""
+        """Return the time of every single event."""
         return [at_s for at_s, n in zip(self.at_s, self.numbers, strict=True) for _ in range(n)]
 
 
 class _Acknowledgements:
-    """Hears PUBACKs pass."""
+    """Listener that notes when PUBACKs pass."""
 
     def __init__(self) -> None:
         self.times = _Times()
@@ -107,7 +107,7 @@ class _Acknowledgements:
             self._total += number
 
     async def wait(self, total: int) -> None:
-        """Until so many have passed since the beginning."""
+        """Wait until `total` PUBACKs have passed since the beginning."""
         deadline_s = time.monotonic() + _SETTLE_S
         while self._total < total:
             if time.monotonic() > deadline_s:
@@ -116,7 +116,7 @@ class _Acknowledgements:
 
 
 def _between(sent: _Times, acknowledged: _Times, first: int) -> list[float]:
-    """Seconds for each message from number `first` on."""
+    """Return the seconds to the PUBACK for each message from number `first` on."""
     published = sent.each()
     settled = acknowledged.each()[first : first + len(published)]
     return [later - earlier for earlier, later in zip(published, settled, strict=True)]

@@ -1,4 +1,4 @@
-"""What the parts around the service can do without it: no service is faster than these."""
+"""Limits of the parts around the service, measured without it: no service can be faster."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _CHUNK, _AHEAD = 500, 20_000
 
 
 async def limits(stand: Stand, plan: BenchPlan) -> Figures:
-    """COPY of ready rows into the same table; broker to a subscriber that throws away."""
+    """Measure COPY of ready rows into `iov.nev`, and the broker's delivery to a bare subscriber."""
     copied, delivered = [], []
     async with stand.database(devices=_DEVICES) as url:
         for number in range(plan.runs):
@@ -48,14 +48,14 @@ async def limits(stand: Stand, plan: BenchPlan) -> Figures:
 
 
 class _Nobody:
-    """Waits for no acknowledgement."""
+    """A connection that ignores acknowledgements."""
 
     def acknowledge(self, packet_ids: Sequence[int]) -> None:
         pass
 
 
 def ready_records(checker: Checker, stream: Stream, first: int) -> tuple[list[str], list[Record]]:
-    """Columns and records as the service would copy them, of a thousand devices in turn."""
+    """Return columns and records as the service would copy them, of 1,000 devices in turn."""
     arrival = Arrival(datetime.now(UTC), time.monotonic())
     rows = []
     for seq in range(first, first + _COPY_ROWS):
@@ -68,7 +68,7 @@ def ready_records(checker: Checker, stream: Stream, first: int) -> tuple[list[st
 
 
 async def _copy(url: str, seconds: float, number: int) -> float:
-    """Rows a second, in transactions of a batch's size, as the service's writer does it."""
+    """Return rows per second by the writer's own COPY, `_COPY_ROWS` in a transaction."""
     settings = load(environ={"IOV_DATABASE_URL": url})
     catalogue = load_catalogue(settings.schema_dir)
     stream, checker = catalogue["nev"], Checker.of(catalogue, settings)
@@ -86,7 +86,7 @@ async def _copy(url: str, seconds: float, number: int) -> float:
 
 
 class _Subscriber(asyncio.Protocol):
-    """Reads, acknowledges and forgets."""
+    """Subscriber that acknowledges every message and does nothing else with it."""
 
     def __init__(self) -> None:
         self._reader = PacketReader(_PACKET_BYTES)
@@ -120,7 +120,7 @@ class _Subscriber(asyncio.Protocol):
 
 
 async def _deliver(stand: Stand, seconds: float) -> float:
-    """Messages a second from the broker's queue to one subscriber, QoS 1."""
+    """Return messages per second from the broker's queue to one subscriber, QoS 1."""
     subscriber = _Subscriber()
     await asyncio.get_running_loop().create_connection(
         lambda: subscriber, "127.0.0.1", stand.broker.port

@@ -17,7 +17,7 @@ _TICK_S = 0.1
 
 
 async def memory(stand: Stand, plan: BenchPlan) -> Figures:
-    """One worker: before load, under full load, in an outage of the database, after it."""
+    """Measure one worker: before load, under full load, in an outage of the database, after it."""
     if stand.postgres is None:
         return {"left_out": "needs a database server of its own, to stop it"}
     async with stand.database(devices=1_000) as url, stand.service(url, Load()) as service:

@@ -1,7 +1,7 @@
-"""Another program on the same work: reads the same broker, writes a table, is measured in turn.
+"""Comparison with another program that reads the same broker and writes a table, run in turn.
 
-It is given by its command and its table; what it promises nobody can see from outside, so what it
-acknowledges and when is for its documentation to say.
+It is given by its command and its table. Nobody can see from outside what it promises: its own
+documentation must say what it acknowledges, and when.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _LOOK_EVERY_S = 0.2
 
 
 async def peer(stand: Stand, plan: BenchPlan) -> Figures:
-    """Ours and the other in turn, on the same messages."""
+    """Measure our service and the peer in turn, on the same messages."""
     if plan.peer is None:
         return {"left_out": "no peer given: --peer-command and --peer-table"}
     found: dict[str, list[Run]] = {"iov-ingest": [], "peer": []}
@@ -59,7 +59,7 @@ async def _run(stand: Stand, plan: BenchPlan, other: Peer) -> Run:
         traffic = Traffic()
         try:
             deadline_s = time.monotonic() + _START_TIMEOUT_S
-            # What comes before it has subscribed goes nowhere.
+            # A message that comes before the peer has subscribed is lost.
             while not await _rows(connection, other.table):
                 if time.monotonic() > deadline_s or not _group(pid):
                     raise ServerError(f"the peer wrote nothing into {other.table}")
@@ -71,7 +71,7 @@ async def _run(stand: Stand, plan: BenchPlan, other: Peer) -> Run:
 
 
 async def _rows(connection: asyncpg.Connection, table: str) -> int:
-    """Rows of a table that may not be there yet."""
+    """Return the number of rows of a table; 0 if it does not exist yet."""
     try:
         number: int = await connection.fetchval(f"SELECT count(*) FROM {table}")  # noqa: S608  the user's own table
     except asyncpg.UndefinedTableError:
@@ -81,7 +81,7 @@ async def _rows(connection: asyncpg.Connection, table: str) -> int:
 
 @asynccontextmanager
 async def _running(stand: Stand, other: Peer, url: str) -> AsyncIterator[int]:
-    """The peer's process group while the block runs."""
+    """Run the peer while the block runs; yield its process group."""
     command = other.command.format(mqtt_url=stand.broker.url, database_url=url)
     process = await asyncio.create_subprocess_shell(command, start_new_session=True)
     try:
@@ -93,7 +93,7 @@ async def _running(stand: Stand, other: Peer, url: str) -> AsyncIterator[int]:
 
 
 def _group(leader: int) -> list[int]:
-    """The processes of a group that are alive."""
+    """Return the processes of a group that are alive."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:

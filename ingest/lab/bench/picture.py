@@ -16,7 +16,7 @@ _COLOUR, _LIGHT = "#1f4e79", "#9bb8d3"
 _LATENCIES = {"p50_ms": _LIGHT, "p99_ms": _COLOUR, "p999_ms": "#c98a3a"}
 _LEAST_SHARE = 0.002
 _CHARACTERS, _SHORTEST = 270, 3
-"""How much text the whole width takes, and what is not worth writing."""
+"""Number of characters on the whole width; number up to which a text is left out."""
 _COMPARED = ("sources", "stores", "peer")
 
 
@@ -37,7 +37,7 @@ def draw(found: Figures, directory: Path) -> None:
 
 
 def flame(stacks: dict[str, int], file: Path) -> None:
-    """Every function as wide as its share of the samples, above the one that called it."""
+    """Draw every function as wide as its share of the samples, above its caller."""
     root = _Frame("")
     for stack, number in stacks.items():
         frame = root
@@ -95,7 +95,7 @@ def _save(file: Path, panels: dict[str, Figures], draw_one: Any) -> None:
 
 
 def _throughput(axes: Axes, figures: Figures) -> None:
-    """Committed samples a second, with the spread."""
+    """Draw committed samples per second, with the spread."""
     compared = {name: found for name, found in figures.items() if isinstance(found, dict)}
     rates = [found["committed_per_s"] for found in compared.values()]
     _bars(axes, [_short(name) for name in compared], rates)

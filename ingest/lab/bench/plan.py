@@ -1,4 +1,4 @@
-"""How much is measured, and who is told about it."""
+"""Extent of the measurements, and the callback for their progress."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ class Peer(NamedTuple):
     """Another program that reads the same broker and writes a table."""
 
     command: str
-    """Run by a shell; `{mqtt_url}` and `{database_url}` are put in."""
+    """Shell command, in which `{mqtt_url}` and `{database_url}` are replaced."""
     table: str
-    """Counted in that database; the command makes it, or finds it made."""
+    """Table in that database whose rows are counted; the command makes it if it is not there."""
 
 
 @dataclass(frozen=True, slots=True)
 class BenchPlan:
-    """The same for every part."""
+    """Settings that all parts share."""
 
     say: Callable[[str], None]
-    """Told what is going on, in words, again and again."""
+    """Callback that gets a text about the progress, again and again."""
     runs: int = 5
     seconds: float = 3.0
-    """Of one run, after the warm-up."""
+    """Seconds of one run, after the warm-up."""
     warm_up_s: float = 1.0
     outage_s: float = 60.0
     devices: int = 100_000
     rows: int = 2_000_000
-    """How far `scale` goes."""
+    """Numbers of devices and of rows up to which `scale` measures."""
     peer: Peer | None = None
     streams: int | None = None
-    """How many streams' schemas `hostile` goes through; None: all, and frames."""
+    """Number of streams whose schemas `hostile` goes through; None for all streams and frames."""

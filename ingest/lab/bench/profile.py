@@ -1,4 +1,4 @@
-"""Where the service's time goes at full load, by a profiler that looks from outside (py-spy)."""
+"""Profile of the service at full load, by a profiler that looks from outside (py-spy)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FRAME = re.compile(r"(?P<function>.+) \((?P<file>.+?)(?::\d+)?\)")
 
 
 async def profile(stand: Stand, plan: BenchPlan) -> Figures:
-    """Stacks of one worker under full load; native frames included."""
+    """Record the stacks of one worker under full load, native frames included."""
     beside = Path(sys.executable).with_name("py-spy")
     program = str(beside) if beside.exists() else shutil.which("py-spy")
     if program is None:
@@ -60,10 +60,10 @@ async def profile(stand: Stand, plan: BenchPlan) -> Figures:
 
 
 def read(text: str) -> Counter[tuple[str, ...]]:
-    """py-spy's raw form, one stack and its number on a line, outermost frame first.
+    """Read py-spy's raw form: one stack and its number on a line, outermost frame first.
 
-    Of what runs in C only the innermost function is kept, and nothing of what comes before the
-    event loop; lines of the same function are one frame.
+    Frames that come before the event loop are left out. Of the frames in C, only the innermost
+    function is kept. Different lines of the same function are one frame.
     """
     stacks: Counter[tuple[str, ...]] = Counter()
     for line in text.splitlines():
@@ -76,7 +76,7 @@ def read(text: str) -> Counter[tuple[str, ...]]:
 
 
 def _name(frame: str) -> str:
-    """`function file`, the file by its last part."""
+    """Return a frame as `function file`, with only the last part of the file's path."""
     match = _FRAME.fullmatch(frame)
     if match is None:
         return frame

@@ -1,7 +1,7 @@
-"""Publishes packets that were encoded beforehand, so that it costs little beside the service.
+"""Publisher of packets that were encoded beforehand, so that it costs little beside the service.
 
-What differs from packet to packet (device, packet identifier, `ts`, `seq`) is put between
-pieces that are the same: less than a microsecond for a packet of one sample.
+What differs from packet to packet (device, packet identifier, `ts`, `seq`) is put between pieces
+that are the same. This takes less than a microsecond for a packet of one sample.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ _TS_AT = len('{"ts":"')
 _TS_BYTES = len("2026-11-22T12:45:16.004")
 _LATE = timedelta(seconds=1)
 _MILLISECONDS = [b"%03d" % (n * 617 % 1_000) for n in range(1_000)]
-"""In turn, neighbours far apart."""
+"""Milliseconds of successive samples; neighbours are far apart."""
 _IDS = [(n + 1).to_bytes(2, "big") for n in range(65_535)]
 _PUBACK_BYTES = 4
 _DEVICE = b"bench-" + b"0" * _DEVICE_DIGITS
 _SEQ = b'"seq":1' + b"0" * _SEQ_DIGITS
 _EXAMPLES = {"nev": "driving"}
-"""Of a stream's valid examples, the one that is sent; the first where none is named."""
+"""Name of the valid example that is sent for a stream; otherwise the first one is sent."""
 
 
 def nev(ts: datetime) -> dict[str, Any]:
-    """A `nev` sample of about 650 bytes as a driving car sends it, 26 columns filled."""
+    """Return a `nev` sample as a driving car sends it: about 650 bytes, 26 columns filled."""
     return {
         "ts": _text(ts),
         "status": "started", "charge_status": "not_charging", "run_mode": "ev",
@@ -51,7 +51,7 @@ def nev(ts: datetime) -> dict[str, Any]:
 
 
 def example(stream: str, ts: datetime) -> dict[str, Any]:
-    """A sample of any stream: ours for `nev`, else the first of its schema's valid examples."""
+    """Return a sample of a stream: ours for `nev`, otherwise its schema's first valid example."""
     if stream == "nev":
         return nev(ts)
     file = min((default_directory() / stream / "valid").glob("*.json"))
@@ -64,7 +64,7 @@ def _text(ts: datetime) -> str:
 
 
 class Packets:
-    """PUBLISH packets of one stream, numbered through; `samples` in each."""
+    """PUBLISH packets of one stream, numbered consecutively, with `samples` samples in each."""
 
     def __init__(self, *, stream: str = "nev", samples: int = 1) -> None:
         ts = datetime.now(UTC)
@@ -92,7 +92,7 @@ class Packets:
         self.at(ts)
 
     def at(self, ts: datetime) -> None:
-        """Samples are of this second from now on."""
+        """Set the second that samples have from now on."""
         self._second = ts.strftime("%Y-%m-%dT%H:%M:%S.").encode()
 
     def add(self, run: list[bytes], number: int, device: int) -> None:
@@ -124,10 +124,10 @@ class Traffic:
         self.samples = samples
         self.payload_bytes = sum(p.payload_bytes for p in self._packets) // len(self._packets)
         self.sent = 0
-        """Messages so far."""
+        """Number of messages so far."""
 
     def next(self, count: int) -> bytes:
-        """The next `count` packets in one run of bytes."""
+        """Return the next `count` packets in one run of bytes."""
         kinds, devices = self._packets, self._devices
         now = datetime.now(UTC)
         for kind in kinds:
@@ -141,7 +141,7 @@ class Traffic:
 
 
 class FastPublisher(asyncio.Protocol):
-    """Sends what it is given, and counts PUBACKs without reading them."""
+    """Publisher that sends what it is given, and counts PUBACKs without decoding them."""
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
@@ -153,7 +153,7 @@ class FastPublisher(asyncio.Protocol):
 
     @property
     def acknowledged(self) -> int:
-        """PUBACKs so far; without properties each is four bytes (MQTT 5, 3.4)."""
+        """Number of PUBACKs so far; without properties each is four bytes (MQTT 5, 3.4)."""
         return max(0, self._bytes - self._connack) // _PUBACK_BYTES
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -177,7 +177,7 @@ class FastPublisher(asyncio.Protocol):
         self._writable.set()
 
     async def send(self, packets: bytes) -> None:
-        """Write as the socket takes it."""
+        """Write the packets once the socket has room."""
         assert self._transport is not None
         await self._writable.wait()
         self._transport.write(packets)
@@ -189,7 +189,7 @@ class FastPublisher(asyncio.Protocol):
 
 
 async def connected(port: int) -> FastPublisher:
-    """A publisher at the broker on this port of the loopback."""
+    """Return a publisher that is connected to the broker on this port of the loopback."""
     publisher = FastPublisher()
     await asyncio.get_running_loop().create_connection(lambda: publisher, "127.0.0.1", port)
     await publisher.ready.wait()

@@ -1,8 +1,8 @@
-"""What each stage of the service costs for one message, measured apart, in this process.
+"""Cost of each stage of the service for one message, each stage measured alone in this process.
 
-CPU time of the service's own code on the same messages, a batch's worth at a time; the database's
-share is not in it. It adds up to less than the service takes for a message: system calls and the
-event loop come on top.
+The figures are CPU time of the service's own code on the same messages, `_MESSAGES` at a time,
+without the database's share. They add up to less than the service takes for a message: system calls
+and the event loop come on top.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ _DEVICES = 1_000
 
 
 class _Transport:
-    """Takes what is written, and nothing comes of it."""
+    """Transport that discards what is written."""
 
     def write(self, _: bytes) -> None:
         pass
 
 
 async def stages(stand: Stand, plan: BenchPlan) -> Figures:
-    """µs of CPU per `nev` message; `check` has decode and extract in it."""
+    """Measure µs of CPU per `nev` message; `check` includes decode and extract."""
     clock = _Clock()
     rounds = plan.runs * _ROUNDS_PER_RUN
     async with stand.database(devices=_DEVICES) as url:
@@ -115,7 +115,7 @@ class _Clock:
 
 
 def _read(inbox: Inbox, raw: bytes) -> None:
-    """Bytes as a socket brings them become deliveries."""
+    """Make deliveries of bytes, which come in pieces as from a socket."""
     connection = Connection(inbox, _PACKET_BYTES)
     connection.connection_made(cast("asyncio.Transport", _Transport()))
     for start in range(0, len(raw), _PIECE):

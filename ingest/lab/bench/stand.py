@@ -28,7 +28,7 @@ from ingest.store import make_ahead, migrate
 
 _STORED = "iov_samples_stored_total"
 SETTINGS = {"max_wal_size": "4GB", "checkpoint_timeout": "30min"}
-"""Of PostgreSQL, beside its defaults: no checkpoint falls into one run and not into the other."""
+"""Settings of PostgreSQL besides its defaults, so that no run has a checkpoint that others lack."""
 
 _ADD_DEVICES = """
 INSERT INTO iov.device (device, first_seen_at)
@@ -53,11 +53,11 @@ SELECT name, current_setting(name) FROM pg_settings WHERE name IN (
 
 
 _KEPT = ("IOV_BATCH_ROWS", "IOV_BATCH_WAIT_MS", "IOV_MQTT_RECEIVE_MAXIMUM")
-"""Settings that may be tried out with the bench; what else is configured concerns other servers."""
+"""Settings taken from the environment, to try them out; all others concern other servers."""
 
 
 def surroundings() -> dict[str, str]:
-    """Our environment, without settings that are none of the bench's business."""
+    """Return our environment without the `IOV_` settings that the bench must not use."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -66,7 +66,7 @@ def surroundings() -> dict[str, str]:
 
 
 def service_settings() -> dict[str, int]:
-    """What the service is set to, as far as it can be chosen."""
+    """Return the values of the service's settings that may be tried out with the bench."""
     settings = load(environ=surroundings())
     return {name: getattr(settings, name.removeprefix("IOV_").lower()) for name in _KEPT}
 
@@ -81,7 +81,7 @@ class Workers:
 
 @dataclass
 class Load:
-    """What one run is made of."""
+    """Load of one run, and the service that is under it."""
 
     source: str = "mqtt5"
     workers: int = 1
@@ -89,7 +89,7 @@ class Load:
     streams: Sequence[str] = ("nev",)
     samples: int = 1
     database: str | None = None
-    """Where it writes to; None for a database of its own that is dropped afterwards."""
+    """URL that the service writes to; None for a new database that is dropped afterwards."""
     settings: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -97,7 +97,7 @@ class Stand:
     """A database server and a broker, and what runs between them."""
 
     def __init__(self, server_url: str, broker: Mosquitto, postgres: Postgres | None) -> None:
-        """`postgres` is the server where it is ours and may be stopped."""
+        """Keep the servers; `postgres` is None if the database server is not ours to stop."""
         self.broker, self.postgres = broker, postgres
         self._server_url = server_url
         self._numbers = count(1)
@@ -105,7 +105,7 @@ class Stand:
 
     @asynccontextmanager
     async def database(self, store: str = "postgres", devices: int = 0) -> AsyncIterator[str]:
-        """A migrated database that knows so many devices, while the block runs."""
+        """Make a migrated database with `devices` devices, while the block runs; yield its URL."""
         name = f"iov_bench_{os.getpid()}_{next(self._numbers)}"
         async with self.connection() as server:
             await server.execute(f"CREATE DATABASE {name}")
@@ -126,7 +126,7 @@ class Stand:
 
     @asynccontextmanager
     async def connection(self, url: str | None = None) -> AsyncIterator[asyncpg.Connection]:
-        """A connection while the block runs."""
+        """Hold a connection while the block runs."""
         connection = await asyncpg.connect(url or self._server_url)
         try:
             yield connection
@@ -134,7 +134,7 @@ class Stand:
             await connection.close()
 
     async def rows(self, url: str, streams: Sequence[str]) -> int:
-        """How many rows there are, counted."""
+        """Count the rows in the tables of some streams."""
         async with self.connection(url) as database:
             numbers = [
                 await database.fetchval(f"SELECT count(*) FROM iov.{name.replace('-', '_')}")  # noqa: S608  names of our catalogue
@@ -143,7 +143,7 @@ class Stand:
         return sum(numbers)
 
     async def fill(self, url: str, rows: int, say: Progress) -> None:
-        """Put so many rows of a thousand devices into `iov.nev`, all of the last hours."""
+        """Put `rows` rows of a thousand devices into `iov.nev`, all from the last hours."""
         async with self.connection(url) as database:
             for first in range(1, rows + 1, _FILL_ROWS):
                 last = min(first + _FILL_ROWS - 1, rows)
@@ -152,13 +152,13 @@ class Stand:
             await database.execute("VACUUM ANALYZE iov.nev")
 
     async def has_timescaledb(self) -> bool:
-        """Whether the server has the extension and has it loaded."""
+        """Return whether the server has the extension and has it loaded."""
         async with self.connection() as server:
             found: bool = await server.fetchval(_HAS_TIMESCALEDB)
         return found
 
     async def server(self) -> tuple[str, dict[str, str]]:
-        """Version and the settings that matter."""
+        """Return the server's version and the settings that matter."""
         async with self.connection() as server:
             rows = await server.fetch(_SETTINGS)
             return str(await server.fetchval("SHOW server_version")), dict(rows)
@@ -167,7 +167,7 @@ class Stand:
     async def service(
         self, url: str, load_: Load, broker_port: int | None = None
     ) -> AsyncIterator[Workers]:
-        """Workers while the block runs; they leave no session behind."""
+        """Run workers while the block runs; they leave no session behind."""
         first = neighbouring_ports(load_.workers + 1)
         environ = {
             "IOV_MQTT_URL": f"mqtt://127.0.0.1:{broker_port or self.broker.port}",
@@ -199,7 +199,7 @@ class Stand:
             yield Workers(pids, look)
 
     async def run(self, load_: Load, seconds: float, warm_up_s: float, say: Progress) -> Run:
-        """One run: a service started for it, load, and the table counted afterwards."""
+        """Do one run: start a service, put load on it, and count the rows afterwards."""
         async with contextlib.AsyncExitStack() as stack:
             url = load_.database
             if url is None:
@@ -210,7 +210,7 @@ class Stand:
                 traffic = self._traffic(url, load_)
                 measured = await drive(
                     publisher, traffic, service.look, seconds, warm_up_s, say,
-                    # Every device once, so that the service has learned its number.
+                    # Every device once, so that the service has looked up its id.
                     warm_up_samples=load_.devices * load_.samples * len(load_.streams),
                 )  # fmt: skip
                 self._traffics[url] = traffic.sent
@@ -221,7 +221,7 @@ class Stand:
         return measured
 
     def _traffic(self, url: str, load_: Load) -> Traffic:
-        """Goes on where the last run into the same database ended: no key comes twice."""
+        """Return traffic that goes on where the last run ended, so that no key comes twice."""
         traffic = Traffic(
             devices=load_.devices, streams=load_.streams, samples=load_.samples,
         )  # fmt: skip
@@ -239,7 +239,7 @@ class Stand:
 
 @asynccontextmanager
 async def stand(server_url: str | None = None) -> AsyncIterator[Stand]:
-    """A stand while the block runs, with a PostgreSQL of its own where none is given.
+    """Run a test stand while the block runs, with its own PostgreSQL if no URL is given.
 
     `fsync` and `synchronous_commit` are on, as by default.
     """

@@ -1,7 +1,7 @@
-"""Parts that ask how many messages a second: the pipeline, and how the figure bends with the work.
+"""Parts that measure messages per second: of the pipeline, and of different kinds of load.
 
-Where two or more are compared their runs are taken in turn, A B A B, for the machine is faster in
-one minute than in the next.
+If two or more loads are compared, their runs are taken in turn, A B A B, because the machine is
+faster in one minute than in the next.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ingest.schema import load_catalogue
 async def alternate(
     stand: Stand, plan: BenchPlan, loads: Mapping[str, Load]
 ) -> dict[str, list[Run]]:
-    """So many runs of each, in turn."""
+    """Do `plan.runs` runs of each load, in turn."""
     found: dict[str, list[Run]] = {name: [] for name in loads}
     for number in range(plan.runs):
         for name, load in loads.items():
@@ -32,7 +32,7 @@ async def alternate(
 
 
 def told(runs: list[Run]) -> Figures:
-    """The figures of some runs."""
+    """Return the figures of some runs."""
     return {
         "committed_per_s": figure(run.committed_per_s for run in runs),
         "cpu_us": figure((run.cpu_us for run in runs), 2),
@@ -41,25 +41,25 @@ def told(runs: list[Run]) -> Figures:
 
 
 async def pipeline(stand: Stand, plan: BenchPlan) -> Figures:
-    """One worker, one `nev` sample per message, QoS 1."""
+    """Measure one worker with one `nev` sample per message, QoS 1."""
     found = await alternate(stand, plan, {"pipeline": Load()})
     return told(found["pipeline"])
 
 
 async def sources(stand: Stand, plan: BenchPlan) -> Figures:
-    """The two ways to read MQTT."""
+    """Compare the two ways to read MQTT."""
     loads = {name: Load(source=name) for name in ("mqtt5", "aiomqtt")}
     return {name: told(runs) for name, runs in (await alternate(stand, plan, loads)).items()}
 
 
 async def workers(stand: Stand, plan: BenchPlan) -> Figures:
-    """One process and two."""
+    """Compare one worker process and two."""
     loads = {str(number): Load(workers=number) for number in (1, 2)}
     return {name: told(runs) for name, runs in (await alternate(stand, plan, loads)).items()}
 
 
 async def devices(stand: Stand, plan: BenchPlan) -> Figures:
-    """A thousand devices, and many."""
+    """Compare a load from a thousand devices and one from `plan.devices`."""
     numbers = (1_000, plan.devices)
     async with AsyncExitStack() as stack:
         loads = {}
@@ -71,7 +71,7 @@ async def devices(stand: Stand, plan: BenchPlan) -> Figures:
 
 
 async def rows(stand: Stand, plan: BenchPlan) -> Figures:
-    """Into an empty table, and one that holds many."""
+    """Compare an empty table and one that holds `plan.rows` rows."""
     async with stand.database() as empty, stand.database() as filled:
         await stand.fill(filled, plan.rows, plan.say)
         loads = {"0": Load(database=empty), str(plan.rows): Load(database=filled)}
@@ -80,13 +80,13 @@ async def rows(stand: Stand, plan: BenchPlan) -> Figures:
 
 
 async def samples(stand: Stand, plan: BenchPlan) -> Figures:
-    """One, twenty and a hundred samples in a message; the figures are per sample."""
+    """Compare 1, 20 and 100 samples in a message; the figures are per sample."""
     loads = {str(number): Load(samples=number) for number in (1, 20, 100)}
     return {name: told(runs) for name, runs in (await alternate(stand, plan, loads)).items()}
 
 
 async def stores(stand: Stand, plan: BenchPlan) -> Figures:
-    """Native partitions and hypertables, where the server has the extension."""
+    """Compare native partitions and hypertables, if the server has the extension."""
     if not await stand.has_timescaledb():
         return {"left_out": "this PostgreSQL has no timescaledb; --server names one that has"}
     loads = {name: Load(settings={"IOV_STORE": name}) for name in ("postgres", "timescaledb")}
@@ -94,7 +94,7 @@ async def stores(stand: Stand, plan: BenchPlan) -> Figures:
 
 
 async def streams(stand: Stand, plan: BenchPlan) -> Figures:
-    """One stream and all of them in turn."""
+    """Compare one stream and all streams in turn."""
     all_ = tuple(load_catalogue())
     loads = {"1": Load(), str(len(all_)): Load(streams=all_)}
     return {name: told(runs) for name, runs in (await alternate(stand, plan, loads)).items()}

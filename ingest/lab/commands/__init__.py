@@ -1,1 +1,1 @@
-"""The laboratory's commands, one in one file; `ingest.cli` finds them by name."""
+"""The laboratory's commands, one in each file; `ingest.cli` finds them by name."""

@@ -1,4 +1,4 @@
-"""`bench`: what the service can do on this machine."""
+"""`bench`: measures what the service can do on this machine."""
 
 from __future__ import annotations
 
@@ -51,11 +51,12 @@ def bench(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Committed messages per second and what one costs, all on this machine.
+    """Measure committed messages per second and the cost of one, all on this machine.
 
-    Without a part: one run of one worker. With parts, or `all` of them (a quarter of an hour): the
-    median of several runs of each with its spread, the conditions, and with --report a plot of
-    each curve (extra `plot`). Figures taken beside other work are not worth much.
+    Without a part, it does one run of one worker. With parts, or with `all` (a quarter of an hour),
+    it reports the median of several runs of each part with its spread, and the conditions. --report
+    adds a plot of each curve (needs the extra `plot`). Figures are not worth much if the machine
+    does other work at the same time.
     """
     with ending():
         log.configure("logfmt", "warning")

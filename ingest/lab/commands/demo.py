@@ -30,9 +30,10 @@ def demo(
     seed: Annotated[int, typer.Option(help="The same seed, the same fleet.", min=0)] = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Everything embedded: a database, a broker, a fleet and the service, in one command.
+    """Run everything in one command: a database, a broker, a fleet and the service.
 
-    Says first where its live page is; Ctrl-C ends it with its account. It keeps nothing.
+    Prints the address of its live page first. Ctrl-C ends the demo, which then prints its account.
+    It keeps no data.
     """
     with ending():
         log.configure("logfmt", "warning")
@@ -78,7 +79,7 @@ async def _demo(
 
 
 async def _show(show: demo_tool.Demo, live: Live) -> None:
-    """Throughput while it runs, once a second."""
+    """Show the throughput once a second while the demo runs."""
     before = 0
     while not show.over:
         stored = show.counted("iov_samples_stored")

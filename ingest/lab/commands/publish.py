@@ -22,7 +22,7 @@ async def publish(
     total: int,
     stop: Callable[[], None],
 ) -> None:
-    """Run a simulation or a replay with a bar; SIGINT and SIGTERM end it after what is begun."""
+    """Run a simulation or a replay with a progress bar; SIGINT and SIGTERM call `stop`."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

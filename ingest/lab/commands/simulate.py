@@ -30,7 +30,7 @@ def simulate(
     qos: Annotated[int, typer.Option(help="QoS to publish with.", min=0, max=2)] = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Publish as a seeded fleet of vehicles; bad, duplicates and late are counted in samples."""
+    """Publish as a seeded fleet of vehicles; count samples that are bad, duplicate or late."""
     with ending():
         settings = settings_of(config, "IOV_MQTT_URL")
         names = [name.strip() for name in streams.split(",") if name.strip()]

@@ -1,4 +1,4 @@
-"""`verify`: the promise, tried."""
+"""`verify`: tests under faults whether the service keeps its promise."""
 
 from __future__ import annotations
 
@@ -66,13 +66,14 @@ def verify(
     """Break broker, database and workers under load, and account for every message.
 
     Starts a PostgreSQL, a mosquitto and workers of its own, publishes samples with known keys,
-    breaks things one after the other, waits for rest, and looks into the tables: what the broker
-    acknowledged to the publisher must be there, once, unaltered, and nothing may have been
-    acknowledged by a worker before its commit. Ends with status 1 where that is not so.
+    breaks things one after the other, and waits until nothing moves any more. Then it looks into
+    the tables: every sample that the broker acknowledged to the publisher must be there, once and
+    unaltered, and no worker may have acknowledged a message before its commit. Ends with status 1
+    if that is not so, or if a worker ended by itself or anything else went wrong.
 
-    Every fault has its turn, even where that takes longer than `--duration`. The seed decides what
-    is sent, the order of the faults, whom they hit and how long; how the operating system times
-    things it cannot decide.
+    Every fault has its turn, even if that takes longer than `--duration`. The seed decides what is
+    sent, the order of the faults, whom they hit and for how long. It does not decide the timing of
+    the operating system.
 
     `--target configured` uses the servers of IOV_MQTT_URL and IOV_DATABASE_URL (whose user must be
     allowed to create a database). It breaks nothing but its own proxies, its own workers and a
@@ -89,7 +90,7 @@ def verify(
             logs = (output or Path(temporary)) / "logs"
             logs.mkdir(parents=True, exist_ok=True)
             _log_to(logs / "publisher.log")
-            # Interrupted it stops its servers and unmounts its disk like at the end.
+            # If interrupted, it stops its servers and unmounts its disk, as it does at the end.
             result, left_out = run_async(_verify(_servers(target, config), plan, logs))
         if output is not None:
             for file in report.write(result, left_out, output):
@@ -121,7 +122,7 @@ def _servers(target: str, config: Path | None) -> AbstractAsyncContextManager[Se
 
 
 def _log_to(file: Path) -> None:
-    """What the publisher's library says of each broken connection is not for the screen."""
+    """Log to a file: the publisher's library would fill the screen with broken connections."""
     logging.basicConfig(filename=file, level=logging.WARNING, force=True)
 
 
