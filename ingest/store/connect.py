@@ -25,14 +25,14 @@ from ingest.store.failures import away, naming, translated
 
 CONNECT_TIMEOUT_S = 10.0
 STATEMENT_TIMEOUT_S = 30.0
-"""Longest a statement may take, on the server and on our side."""
+"""Seconds that a statement may take at most, on the server and on our side."""
 _ZERO = datetime(2000, 1, 1, tzinfo=UTC)
-"""From here PostgreSQL counts microseconds (Date/Time Types, 8.5)."""
+"""Epoch from which PostgreSQL counts microseconds (Date/Time Types, 8.5)."""
 _JSONB_VERSION = b"\x01"
 
 _SSL_REQUEST = struct.pack("!ii", 8, 80877103)
 _ANSWERS = {b"S", b"N", b"E", b""}
-"""Nothing, if it hung up."""
+"""Answers of a PostgreSQL server to `_SSL_REQUEST`; empty if it hung up."""
 
 _MIGRATE = "run iov-ingest migrate"
 _HINTS = {
@@ -42,7 +42,7 @@ _HINTS = {
     "42704": "leave it out of IOV_DATABASE_URL",
     "22023": "mend it in IOV_DATABASE_URL",
 }
-"""Ways out of an SQLSTATE that the server answers a connection with."""
+"""Advice for the operator, by the SQLSTATE with which the server refuses a connection."""
 _COLUMNS = """
 SELECT c.relname AS table, array_agg(a.attname::text) AS columns
 FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
@@ -59,7 +59,7 @@ SELECT set_config('synchronous_commit', 'on', false)
 WHERE current_setting('synchronous_commit') <> 'remote_apply'
 """
 _READ_ONLY = {"device_epoch": "epoch", "retention": "keep_days"}
-"""Tables a worker reads and does not write, and a column that tells that they are there."""
+"""Tables that a worker reads but does not write, each with a column that has to be there."""
 _MAY_STAGE = "SELECT has_database_privilege(current_database(), 'TEMPORARY')"
 _NO_RIGHT = """
 SELECT t FROM unnest($1::text[]) AS t
@@ -74,10 +74,13 @@ async def connect(
     command_timeout_s: float | None = STATEMENT_TIMEOUT_S,
     **server_settings: str,
 ) -> asyncpg.Connection:
-    """Connect under `name`; the caller closes it.
+    """Open a connection under `name`, which the caller has to close.
 
-    Raises Unavailable with the reason if the database is not reached, NotReady if a person has to
-    mend something, and for the rest what asyncpg raises, see `failures.meaning`.
+    The errors are:
+
+    - Unavailable, with the reason, if the database cannot be reached: try again later
+    - NotReady if a person has to correct something first
+    - any other error of asyncpg's: see `failures.meaning`
     """
     limit_ms = str(int(STATEMENT_TIMEOUT_S * 1000))
     session = {
@@ -116,9 +119,9 @@ async def connect(
 
 @contextlib.asynccontextmanager
 async def connected(database: Database, name: str, **how: Any) -> AsyncIterator[asyncpg.Connection]:
-    """Hold a connection under `name`; `how` is what `connect` takes.
+    """Hold a connection under `name` for the block; `how` is passed to `connect`.
 
-    Whatever the database fails in, also in the block, raises Unavailable with its name.
+    Every database error, also in the block, is raised as Unavailable with the database's name.
     """
     with translated(away, database):
         with naming(database):
@@ -130,10 +133,11 @@ async def connected(database: Database, name: str, **how: Any) -> AsyncIterator[
 
 
 async def _expect_postgres(host: str, port: int) -> None:
-    """Raise NotReady if what listens there answers in no language of PostgreSQL's.
+    """Raise NotReady if the server that listens there does not answer as PostgreSQL does.
 
-    Asked for TLS a server says S, N or E (54.2.12). asyncpg, which does not ask if the URL says no
-    TLS, reads an answer that begins with a zero byte for ever, and nothing else runs meanwhile.
+    PostgreSQL answers a request for TLS with S, N or E (54.2.12). asyncpg does not send that
+    request if the URL says no TLS. It then reads an answer that begins with a zero byte for ever,
+    and nothing else runs meanwhile.
     """
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
@@ -142,7 +146,7 @@ async def _expect_postgres(host: str, port: int) -> None:
                 writer.write(_SSL_REQUEST)
                 answer = await reader.read(1)
     except (OSError, TimeoutError):
-        return  # the driver meets it as well, and knows more hosts
+        return  # the driver will meet the same error, and may know other hosts
     if answer not in _ANSWERS:
         raise NotReady("what listens there is no PostgreSQL: mend host and port")
 
@@ -156,13 +160,13 @@ async def _opened(database: Database, **how: Any) -> asyncpg.Connection:
         if hint := pooler.hint(exc) or _HINTS.get(exc.sqlstate or ""):
             raise NotReady(f"{exc.sqlstate} {exc}: {hint}") from exc
         raise
-    except ssl.SSLError as exc:  # of certificates it is a ValueError too
+    except ssl.SSLError as exc:  # SSLCertVerificationError is a ValueError too
         raise NotReady(why(exc, "sslrootcert in IOV_DATABASE_URL")) from exc
     except (ValueError, OverflowError):
         # The text would quote parts of the URL, the password perhaps.
         raise NotReady("IOV_DATABASE_URL cannot be read: what it says is unknown here") from None
     except OSError as exc:
-        if type(exc) is ConnectionError:  # what asyncpg raises where SSLRequest is answered by N
+        if type(exc) is ConnectionError:  # asyncpg's, if the server answers N to SSLRequest
             raise NotReady(
                 "it speaks no TLS, or is no PostgreSQL: sslmode=disable if the way there is safe"
             ) from exc
@@ -178,10 +182,11 @@ async def _opened(database: Database, **how: Any) -> asyncpg.Connection:
 
 @lru_cache(4_096)
 def _microseconds(at: datetime) -> tuple[int]:
-    """As a tuple, which is how asyncpg exchanges it with a codec: half the time of its own way.
+    """Return microseconds since `_ZERO`, in the tuple that asyncpg expects from a codec.
 
-    0.40 µs instead of 0.87 (measured), and every row has two; less where it is the same one again,
-    as `received_at` is for everything in one read.
+    This takes 0.40 µs instead of 0.87 with asyncpg's own codec (measured), and every row has two
+    times. A time that repeats takes less, because it is cached: all messages of one read have the
+    same `received_at`.
     """
     since = at - _ZERO
     return ((since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds,)
@@ -225,11 +230,11 @@ READ_ONLY = "the database is read-only"
 
 
 async def durability_problem(connection: asyncpg.Connection) -> str | None:
-    """Why a commit at this database would not be worth an acknowledgement; None if it is.
+    """Return why a commit in this database must not be acknowledged; None if it may be.
 
-    `synchronous_commit` counts as it is set there: a worker sets its own session to `on`, but a
-    database whose owner wants less is no place for a promise. Below `on` matters with a standby
-    only (PostgreSQL, Write Ahead Log settings).
+    `synchronous_commit` is judged as the database sets it. A worker sets its own session to `on`,
+    but a database whose owner wants less must not be relied on. `local` and `remote_write` matter
+    only if a standby is named (PostgreSQL, Write Ahead Log settings).
     """
     read_only, fsync, synchronous, standbys = await connection.fetchrow(_DURABILITY)
     if read_only == "on":
@@ -247,7 +252,7 @@ async def durability_problem(connection: asyncpg.Connection) -> str | None:
 
 
 def may_be_accepted(problem: str, settings: Settings) -> bool:
-    """Whether the operator wants to store although commits may be lost."""
+    """Return true if the operator accepts the problem; a read-only database is never accepted."""
     return settings.unsafe_database == "accept" and problem != READ_ONLY
 
 

@@ -1,8 +1,8 @@
-"""The one connection that a worker writes over: its life from being made to being cut.
+"""The one connection that a worker writes over, from its opening to its end.
 
-It is made when it is needed, and a new one after every failure. A server that is silent is not
-waited for: the connection is dropped, without a word, and whoever waits for it is interrupted.
-`trouble` says why nothing can be committed.
+It is opened when it is needed, and a new one after every failure. Nobody waits for a silent server:
+the connection is dropped without telling the server, and the task that uses it is interrupted.
+`trouble` holds the reason why nothing can be committed.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from ingest.trouble import Trouble
 
 _FIRST_DELAY_S, _MOST_DELAY_S = 0.1, 10.0
 _IDLE_S, _ANSWER_S = 1.0, 2.0
-"""Seconds without use after which a connection is tried first, and seconds it has to answer."""
+"""Seconds without use after which a connection is tested before its use; seconds to answer."""
 _LOG_EVERY = 30
-"""Of the same failure over and over, one attempt in this many is logged."""
+"""Number of attempts per log entry while the failure stays the same: 1st, 31st, 61st …"""
 _END_GHOSTS = """
 SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
 WHERE application_name = $1 AND usename = current_user AND datname = current_database()
@@ -44,7 +44,7 @@ log = structlog.get_logger(__name__)
 
 
 class StoreConnection:
-    """Holds one connection at a time, for one user at a time."""
+    """One connection at a time, for one user at a time."""
 
     def __init__(
         self,
@@ -55,12 +55,12 @@ class StoreConnection:
         random: Random,
         timeout_s: float,
     ) -> None:
-        """`name` is what it is called at the database; a use may take `timeout_s`."""
+        """Prepare without connecting; `name` is the application_name, `timeout_s` limits a use."""
         self.trouble = Trouble(f"database {database.address}", "not connected yet")
         self.batch_waits = False
-        """A batch could not be committed. Until it is, that connecting works proves nothing."""
+        """True while a failed batch is not committed: being able to connect proves nothing then."""
         self.was_cut = False
-        """The last use took too long."""
+        """True if the last use was cut."""
         self._database = database
         self._name = name
         self._catalogue = catalogue
@@ -70,14 +70,14 @@ class StoreConnection:
         self._connection: asyncpg.Connection | None = None
         self._ids: DeviceIds | None = None
         self._lock = asyncio.Lock()
-        """Covers every statement, from whichever side: a connection does one at a time."""
+        """Lock around each use, because a connection runs only one statement at a time."""
         self._limit: asyncio.Timeout | None = None
-        """Interrupts the use there is."""
+        """Timeout of the current use, to interrupt it."""
         self._used_s = 0.0
         self._connections = 0
         self._failures = 0
         self._stale = False
-        """It works, and is to be replaced by one that sees changed server settings."""
+        """True if a working connection is to be replaced, in order to see changed settings."""
         self._warning: str | None = None
 
     @property
@@ -87,9 +87,9 @@ class StoreConnection:
 
     @contextlib.asynccontextmanager
     async def use(self) -> AsyncIterator[tuple[asyncpg.Connection, DeviceIds]]:
-        """Have the connection, and the ids that are known over it, for the block alone.
+        """Reserve the connection, and the device ids known over it, for the block.
 
-        Raises what an error of the database means (`failures.meaning`).
+        A database error is raised as the IngestError that it means (`failures.meaning`).
         """
         with translated():
             async with self._lock, self._deadline():
@@ -101,17 +101,17 @@ class StoreConnection:
         self._warning = None
         await transaction.commit()
         if self._warning is not None:
-            # Cancelled while it waited for a standby, a commit is there on this server only.
+            # If the wait for a standby was cancelled, the commit is on this server only.
             raise Unavailable(f"the commit may not be durable: {self._warning}")
 
     async def connect(self, *, anew: bool = False) -> None:
         """Connect now rather than with the next batch; a failure shows in `trouble`.
 
-        `anew` gives up a connection that works, for one that sees changed server settings.
+        `anew` also replaces a working connection, so that changed server settings are seen.
         """
         self._stale = self._stale or anew
         if self.batch_waits:
-            # Connecting may well work; whether committing does, the next attempt will tell.
+            # Connecting may work, but only the next attempt shows if a commit does too.
             return
         try:
             with translated(away):
@@ -126,13 +126,13 @@ class StoreConnection:
     async def try_idle(self) -> None:
         """Try the connection if nothing uses it, and make a new one if it is dead.
 
-        So the next sample does not wait until it is noticed.
+        Otherwise the next sample would wait until the dead connection is noticed.
         """
         if not self._lock.locked() and time.monotonic() - self._used_s > _IDLE_S:
             await self.connect()
 
     def works(self) -> None:
-        """Take note that it does what it is for."""
+        """Record that the connection works, which ends the trouble."""
         if self.trouble.text is not None:
             log.info("database ready", database=self._database.address)
         self.trouble.text = None
@@ -140,7 +140,7 @@ class StoreConnection:
         self._backoff.reset()
 
     async def lose(self, why: str) -> None:
-        """Drop it and wait, longer after each failure."""
+        """Drop the connection and wait, longer after each failure."""
         self.drop()
         await self.wait(why)
 
@@ -150,7 +150,7 @@ class StoreConnection:
         await asyncio.sleep(self._backoff.delay_s())
 
     def cut(self) -> None:
-        """Give up the connection and whatever waits for it."""
+        """Drop the connection and interrupt its current use."""
         if self._connection is not None:
             self.trouble.text = "the database does not answer"
             self.was_cut = True
@@ -158,13 +158,13 @@ class StoreConnection:
         self._interrupt()
 
     def drop(self) -> None:
-        """Let go of the connection without a word to a server that may not answer."""
+        """Drop the connection without telling the server, which may not answer."""
         connection, self._connection, self._ids = self._connection, None, None
         if connection is not None:
             connection.terminate()
 
     async def close(self) -> None:
-        """Leave the database in order, within a second."""
+        """Close the connection in order, within 1 s."""
         connection, self._connection = self._connection, None
         if connection is not None:
             with contextlib.suppress(OSError, TimeoutError, asyncpg.PostgresError):
@@ -184,10 +184,10 @@ class StoreConnection:
             return self._connection, self._ids
         # Phase 2: make one. From here on a cut finds it.
         self._connection = connection = await connect(self._database, self._name)
-        # Phase 3: what is left of this worker's earlier connection may still hold keys locked; a
-        # client that fell silent in mid-COPY does so past every timeout.
+        # Phase 3: end what is left of this worker's earlier connection. It may still hold keys
+        # locked, and past every timeout if its client fell silent in mid-COPY.
         await connection.execute(_END_GHOSTS, self._name)
-        # Phase 4: does it promise what an acknowledgement needs?
+        # Phase 4: are its commits durable and the tables in place?
         await commit_durably(connection)
         await pooler.expect_own_session(connection, partial(connect, self._database, pooler.NAME))
         await expect_migrated(connection, self._catalogue)
@@ -202,7 +202,7 @@ class StoreConnection:
         return connection, ids
 
     async def _answers(self) -> bool:
-        """Try whether the connection still works; a network may forget one that is idle."""
+        """Return true if the connection still works; a network may have forgotten an idle one."""
         connection = self._connection
         assert connection is not None
         # Dropped, not cancelled: asyncpg would ask a server that is silent to cancel.
@@ -235,16 +235,16 @@ class StoreConnection:
             self._limit = None
 
     def _interrupt(self) -> None:
-        """Have the use there is end with TimeoutError.
+        """End the current use with TimeoutError.
 
-        Dropping the connection is not enough: asyncpg's COPY waits for the socket to take more and
-        is not told that it is gone.
+        Dropping the connection is not enough: asyncpg's COPY waits until the socket takes more
+        data, and does not learn that the socket is gone.
         """
         if self._limit is not None and not self._limit.expired():
             self._limit.reschedule(0)
 
     def _heard(self, _: asyncpg.Connection, message: asyncpg.PostgresLogMessage) -> None:
-        # One that has a context is of a trigger's, not of the commit's.
+        # A warning with a context comes from a trigger, not from the commit.
         if message.severity_en == "WARNING" and not message.context:
             self._warning = f"{message.sqlstate}: {message.message}"
 

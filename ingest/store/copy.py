@@ -17,9 +17,9 @@ async def copy(
     columns: Collection[str],
     records: Sequence[Sequence[Any]],
 ) -> None:
-    """Copy `records`; raises Refused where the driver cannot encode a value, else what it raises.
+    """Copy `records` into a table; raise Refused if the driver cannot encode a value.
 
-    The driver's own words are left out: they quote the value.
+    The driver's own words are left out, because they quote the value. Other errors pass unchanged.
     """
     try:
         await connection.copy_records_to_table(

@@ -1,7 +1,7 @@
-"""Days that a batch lacks: made on demand, or closed for a while if they cannot be had.
+"""Days that a batch needs and the database lacks: made on demand, or closed for a while.
 
-A day is a partition of a stream's table. What is sent for a closed day becomes dead letters at
-once, so that one day that cannot be written does not hold up all others.
+A day is a partition of a stream's table. A day that cannot be written is closed: its samples become
+dead letters at once, so that they do not hold up the samples of all other days.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from ingest.store.staging import Refusal
 CLOSED_S = 60.0
 """Seconds that a day that cannot be written is left alone: each attempt may hold up the rest."""
 PARTITIONS_PER_MINUTE = 120
-"""Made on demand for one device: as many days of four streams as are accepted by default."""
+"""Number made on demand for one device: all days accepted by default, of four streams."""
 _WAITS = 3
-"""Times a day's partition is waited for, 2 s each, before the day is closed."""
+"""Number of waits for the lock that a partition needs, 2 s each, before the day is closed."""
 _DETACHING = "55006"
 """SQLSTATE that our function raises if a detach is pending."""
 
@@ -44,23 +44,23 @@ class Closed(NamedTuple):
 
 
 class Days:
-    """Knows the days that one worker could not have, and makes those that it can."""
+    """Maker of one worker's missing days, and list of the days that are closed."""
 
     def __init__(self) -> None:
         self._closed: dict[tuple[str, date, str | None], Closed] = {}
-        """By table, day, and the one device that it is closed to, or None."""
+        """Closed days, by table, day and device; the device None stands for every device."""
         self._waited: Counter[tuple[str, date]] = Counter()
         self._made = Budget(PARTITIONS_PER_MINUTE, 0)
         self._seldom = Seldom()
 
     @property
     def any_closed(self) -> bool:
-        """Whether rows have to be looked at one by one."""
+        """True if a day is closed, so that rows have to be checked one by one."""
         return bool(self._closed)
 
     @property
     def closed(self) -> str | None:
-        """Which day nobody can write for now, and why; None if all can be written."""
+        """Sentence about a day that is closed to every device, with the reason; otherwise None."""
         now_s = time.monotonic()
         self._closed = {d: closed for d, closed in self._closed.items() if closed.until_s > now_s}
         return next((closed.why for of, closed in self._closed.items() if of[2] is None), None)
@@ -71,7 +71,7 @@ class Days:
         for whose in (None, row.device):
             closed = self._closed.get((table, day, whose))
             if closed is not None and closed.until_s > now_s:
-                # That a day cannot be had is not the device's fault, and is kept for certain.
+                # A day closed to all is not the device's fault: the dead letter is always kept.
                 why = closed.why if whose is None else None
                 return Refusal("its day cannot be written", why, closed=True)
         return None
@@ -87,9 +87,10 @@ class Days:
     async def make(
         self, connection: asyncpg.Connection, table: str, day: date, devices: Mapping[str, None]
     ) -> bool:
-        """Make a day's partition; return false if it cannot be had, and is closed.
+        """Make a day's partition; if that cannot be done, close the day and return false.
 
-        It is charged to the first of the `devices` that has not used up what one may have made.
+        The partition is charged to the first of the `devices` that has budget left. Database
+        errors for which the day is not to blame are raised.
         """
         now_s = time.monotonic()
         payer = next((d for d in devices if not self._made.exhausted(d, now_s)), None)
@@ -112,9 +113,9 @@ class Days:
         return True
 
     def _blames_the_day(self, table: str, day: date, exc: asyncpg.PostgresError) -> bool:
-        """Decide if it is that day that cannot be had, rather than the server that is in trouble.
+        """Return true if the day itself cannot be made, false if the server is in trouble.
 
-        A lock blames it only after several times.
+        A lock that cannot be had blames the day only at every third time (`_WAITS`).
         """
         failure = meaning(exc)
         if isinstance(failure, Locked):

@@ -12,8 +12,8 @@ from ingest.errors import IngestError, Unforeseen
 from ingest.store.halves import write_what_can_be
 
 CACHE_DEVICES = 1_000_000
-"""143 MB of names and numbers when full (measured, 17 characters a name). To look a batch's devices
-up takes the database as long as to store their samples."""
+"""Number of devices in the cache, which takes 143 MB when full (measured, 17 characters a name).
+Without it, looking up a batch's devices costs the database as much as storing their samples."""
 
 _FIND = "SELECT device, device_id FROM iov.device WHERE device = ANY($1::text[])"
 _ADD = """
@@ -26,7 +26,7 @@ ON CONFLICT (device) DO NOTHING
 _EPOCH = "SELECT epoch FROM iov.device_epoch"
 _DESCRIBE = "SELECT iov.describe_devices($1, $2, $3, $4, $5, $6)"
 DESCRIBED = ("kind", "vin", "region", "fleet")
-"""Columns of `iov.device` that a device or an operator fills, in the order of the function."""
+"""Columns of `iov.device` that a device or an operator fills, in the order of `_DESCRIBE`."""
 
 
 async def describe(
@@ -54,13 +54,13 @@ class DeviceIds:
         self._ids: dict[str, int] = {}
         self._epoch: int | None = None
         self.refused: dict[str, IngestError] = {}
-        """Of the devices last resolved, those that cannot be registered, and why."""
+        """Devices of the last `resolve` that cannot be registered, with the reason."""
 
     async def hold(self) -> bool:
-        """Hold on to what was resolved until the end of the transaction under way.
+        """Keep the resolved ids valid until the current transaction ends; return true if they are.
 
-        False if a device was deleted since: then everything is forgotten and has to be resolved
-        again, in a new transaction.
+        Returns false if a device was deleted since they were resolved. Then all ids are forgotten:
+        roll back, and resolve them again before a new transaction.
         """
         epoch: int = await self._connection.fetchval(_EPOCH)
         if self._epoch == epoch:
@@ -70,9 +70,9 @@ class DeviceIds:
         return False
 
     async def resolve(self, devices: set[str]) -> Mapping[str, int]:
-        """Id of each device, and perhaps of others; unknown ones are added and committed first.
+        """Return the id of each device, and perhaps of others; add and commit unknown ones first.
 
-        Without an id are those that are `refused`.
+        Devices that are in `refused` afterwards have no id.
         """
         self.refused = {}
         if self._epoch is None:
@@ -91,8 +91,8 @@ class DeviceIds:
         found: dict[str, int] = dict(await self._connection.fetch(_FIND, list(devices)))
         new = [device for device in devices if device not in found]
         if new:
-            # Looked for first, so that a conflict, which uses up a number, is the rare case; and
-            # in order, so that two workers adding the same devices do not deadlock.
+            # They were looked up first, because each conflict of an INSERT uses up an id. They
+            # are sorted, so that two workers that add the same devices do not deadlock.
             new.sort()
             refused = await write_what_can_be(self._connection, new, self._add)
             found |= dict(await self._connection.fetch(_FIND, new))

@@ -1,4 +1,4 @@
-"""What a database error means to the one who holds a batch, by SQLSTATE and never by text.
+"""Meaning of a database error for the holder of a batch, by SQLSTATE and never by text.
 
 Source: PostgreSQL documentation, appendix A, and what asyncpg raises without an SQLSTATE.
 """
@@ -18,25 +18,25 @@ from ingest.errors import IngestError, NotReady, Refused, TooMuch, Unavailable, 
 
 
 class DuplicateKey(IngestError):
-    """A key is there already (23505): merge through staging."""
+    """Error because a key exists already (23505): merge through staging."""
 
 
 class NoPartition(IngestError):
-    """No partition takes the row (23514 without a constraint's name): make it."""
+    """Error because no partition takes a row (23514 without a constraint's name): make one."""
 
 
 class Locked(Unavailable):
-    """A lock was not to be had in time (55P03): the rows of a day that is past may be apart."""
+    """Error because a lock was not had in time (55P03): write the rows of past days separately."""
 
 
 _AWAY_CLASSES = {"08", "40", "53", "55", "58"}
 _AWAY = {"25006", "25P03"}
-"""Read-only, idle in transaction for too long."""
+"""Further SQLSTATEs: read-only transaction, idle in transaction for too long."""
 _TOO_MUCH = {"53200", "57014"}
-"""Out of memory, also shared: the table of locks is full. Statement timeout."""
+"""Out of memory, also of shared memory if the table of locks is full; statement timeout."""
 _LOCKED = "55P03"
 POLICY = "42501"
-"""A right that is missing, or one row that a policy (row-level security) does not let in."""
+"""SQLSTATE of a missing right, and of a single row that row-level security keeps out."""
 _MEND = {POLICY: "grant the right that is missing"}
 _REFUSED_CLASSES = {"22", "23", "54"}
 _TROUBLE = {"08", "53", "57", "58"}
@@ -50,7 +50,7 @@ def _listed(items: set[str]) -> str:
 
 
 def of_others(context: str) -> str:
-    """Say in PL/pgSQL if a context has a frame of the operator's code."""
+    """Return a PL/pgSQL condition: true if a context has a frame of the operator's code."""
     return rf"({_without_ours(context)} ~ '(^|\n)PL/')"
 
 
@@ -59,9 +59,9 @@ def _without_ours(context: str) -> str:
 
 
 def single(state: str, context: str) -> str:
-    """Say in PL/pgSQL if an error may be about a single row, rather than about the server.
+    """Return a PL/pgSQL condition: true if an error may be about a single row, not the server.
 
-    `state` and `context` are expressions. What `meaning` says of code of the operator's, in SQL.
+    `state` and `context` are expressions. The operator's code is told apart as in `of_operator`.
     """
     return f"""
 ({state} = '{POLICY}' OR left({state}, 2) NOT IN ({_listed(_AWAY_CLASSES | {"28", "3D", "42"})})
@@ -73,12 +73,13 @@ OR left({state}, 2) <> '40' AND {state} NOT IN ({_listed(_TOO_MUCH)}) AND CASE
 
 
 def of_operator(context: str | None, state: str) -> bool:
-    """Tell if an error comes from code of the operator's: a trigger, a function of a policy.
+    """Return true if an error comes from the operator's code: a trigger, a function of a policy.
 
     Such code may raise any SQLSTATE for a row that it does not like, or use a column that is not
-    there. Trouble of the server's own while it runs such code is told by who raised it, and what a
-    retry mends (class 40) stays that. Source: PostgreSQL, PL/pgSQL, 41.6.8.1: the words of the
-    context are translated, its beginning and the name of a statement are not.
+    there. If the SQLSTATE is one of the server's own trouble or of a lock, the error counts as the
+    operator's only if a RAISE in such code raised it. An error that a retry mends (class 40) never
+    counts. Source: PostgreSQL, PL/pgSQL, 41.6.8.1: the words of the context are translated, its
+    beginning and the name of a statement are not.
     """
     frames = [frame for frame in (context or "").split("\n") if not _OURS.search(frame)]
     if state[:2] in _TROUBLE or state == _LOCKED:
@@ -87,19 +88,20 @@ def of_operator(context: str | None, state: str) -> bool:
 
 
 def meaning(exc: Exception) -> IngestError | None:
-    """What to do about `exc`; None for what is no failure of the database but a bug of ours."""
+    """Return what to do about `exc`; None if it is a bug of ours, not a database failure."""
     if isinstance(exc, IngestError):
         return exc
     if isinstance(exc, asyncpg.PostgresError):
         return _by_sqlstate(exc)
-    # InternalClientError: asyncpg lost its place, as when the server ends it in mid-COPY.
+    # InternalClientError: asyncpg lost track of the protocol, for example because the server ended
+    # the connection in mid-COPY.
     if isinstance(exc, OSError | TimeoutError | asyncpg.InterfaceError | InternalClientError):
         return Unavailable(f"{type(exc).__name__}: {exc}")
     return None
 
 
 def away(exc: Exception) -> Unavailable | None:
-    """Like `meaning` where no row is at stake: whatever the database says, it is away for now."""
+    """Return `meaning`, but always as Unavailable: for calls in which no row is at stake."""
     failure = meaning(exc)
     if failure is None or isinstance(failure, Unavailable):
         return failure
@@ -110,11 +112,11 @@ def away(exc: Exception) -> Unavailable | None:
 def translated(
     means: Callable[[Exception], IngestError | None] = meaning, database: Database | None = None
 ) -> Iterator[None]:
-    """Raise what an error of the database `means` in its place; let bugs of ours pass.
+    """Replace a database error by the IngestError that it `means`; let bugs of ours pass.
 
-    With the name of the `database` if it is given; what has a meaning already has its name.
-    Raises CancelledError if the task was cancelled: asyncpg's roll-back may have put another error
-    in its place.
+    If `database` is given, the new error begins with its name. An error that `means` returns as it
+    is passes unchanged. Raises CancelledError if the task was cancelled, because asyncpg's
+    roll-back may have put another error in its place.
     """
     try:
         yield
@@ -128,7 +130,7 @@ def translated(
 
 @contextmanager
 def naming(database: Database) -> Iterator[None]:
-    """Put the name of the database before everything that it fails in."""
+    """Put the name of the database before the text of every error of the block."""
     try:
         with translated():
             yield
@@ -137,7 +139,7 @@ def naming(database: Database) -> Iterator[None]:
 
 
 def named(failure: IngestError, database: Database) -> IngestError:
-    """Put the name of the database before what is told of it."""
+    """Return a failure of the same kind with the database's name before its text."""
     return type(failure)(f"database {database.address}: {failure}")
 
 

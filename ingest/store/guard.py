@@ -1,15 +1,18 @@
-"""Keeps a message that has ended a worker twice from doing so for ever.
+"""Keeps a message that kills its reader from doing so for ever.
 
-Whatever the checks and bounds are, a message may still kill the process that reads it: a bug in a
-library written in C, a container too small. The broker sends it again, to this worker or to whoever
-drains its session. So where the last reader of a session did not end in order, the first messages
-are read with care: some at a time, and before these are read a note in the database says which. If
-that was the end as well, those are read one by one the next time. Whoever dies over a single one
-leaves its name in the note, and it is set aside unread.
+In spite of all checks and limits, a message may kill its reader: because of a bug in a library
+written in C, or in a container that is too small. The broker sends the message again, to this
+worker or to another one that drains the session. So if the last reader of a session did not end in
+order, the next one reads the first messages with care:
+
+- It reads some messages at a time, after it has noted in the database which ones.
+- If it dies too, the next reader reads the noted messages one by one.
+- If a reader dies over a single message, the note names that message, and it is set aside unread.
 
 The note is in the database and not in a file, because a session outlives the machine of its worker
-and may be drained by another one. DUP (MQTT 5, 3.3.1.1) would not do: brokers differ in whom they
-give what was not acknowledged, and it does not say which of six thousand it was.
+and may be drained by another worker. The flag DUP (MQTT 5, 3.3.1.1) is not enough: brokers differ
+in which client gets an unacknowledged message again, and DUP does not say which of six thousand
+messages killed the reader.
 """
 
 from __future__ import annotations
@@ -33,10 +36,10 @@ from ingest.store.failures import away, translated
 from ingest.store.register import NAME
 
 TOGETHER = 100
-"""Messages that are noted, read and committed together while care is taken."""
+"""Number of messages noted, read and committed together while care is taken."""
 ENDS = 3
-"""At so many ends in a row a message was in flight before it is set aside: unnoted, among others,
-and alone."""
+"""Number of readers in a row that die with a message in flight before it is set aside: first not
+noted, then noted with others, then noted alone."""
 _FIRST_DELAY_S, _MOST_DELAY_S = 0.1, 5.0
 _END_TIMEOUT_S = 2.0
 _BEGIN = """
@@ -51,7 +54,7 @@ log = structlog.get_logger(__name__)
 
 
 class Guard:
-    """What is known of the messages of one session at its broker."""
+    """Notes on the messages of one session that may have killed a reader."""
 
     def __init__(self, database: Database, broker: Broker, random: Random) -> None:
         self._database = database
@@ -59,16 +62,16 @@ class Guard:
         self._key = broker.id, broker.client_id
         self._backoff = Backoff(_FIRST_DELAY_S, _MOST_DELAY_S, random)
         self._connection: asyncpg.Connection | None = None
-        """While care is taken: connecting for each note held up a slow stream by half a minute."""
+        """Open while care is taken: connecting for each note delayed a stream by half a minute."""
         self._begun = False
         self._left = 0
         self._suspects: dict[str, int] = {}
-        """Noted at the last end, and at how many ends in a row."""
+        """Digests noted at the last end, each with the number of ends in a row."""
         self._alone = False
 
     @property
     def takes_care(self) -> bool:
-        """Whether messages are to be read in `groups`, each noted before."""
+        """True while messages are to be read in `groups`, each noted before it is read."""
         return self._left > 0
 
     async def begin(self) -> None:
@@ -93,7 +96,7 @@ class Guard:
                 )
 
     def groups(self, deliveries: Sequence[Delivery]) -> Iterator[list[Delivery]]:
-        """Deliveries in their order, in the pieces they are to be read in."""
+        """Yield groups of deliveries to be read together, in their order; a suspect is alone."""
         group: list[Delivery] = []
         for delivery in deliveries:
             suspected = digest(delivery) in self._suspects
@@ -108,18 +111,18 @@ class Guard:
             yield group
 
     def sets_aside(self, delivery: Delivery) -> bool:
-        """Whether the message was in flight at the last ends, and at the very last alone."""
+        """Return true if the message was noted at the last ends in a row, and alone at the last."""
         return self._alone and self._suspects.get(digest(delivery), 0) >= ENDS - 1
 
     async def note(self, group: Sequence[Delivery]) -> None:
         """Write down what is about to be read; waits for the database."""
         noted = {digest(d): self._suspects.get(digest(d), 0) + 1 for d in group}
         if any(map(self.sets_aside, group)):
-            noted = dict(self._suspects)  # it is not read, and not forgotten before it is stored
+            noted = dict(self._suspects)  # it is not read, but remembered until it is stored
         await self._write(_NOTE, *self._key, orjson.dumps(noted))
 
     async def read(self, group: Sequence[Delivery]) -> None:
-        """Take note that a group is committed; the last one ends the care."""
+        """Record that a group is committed; after the last group, no more care is taken."""
         for delivery in group:
             self._suspects.pop(digest(delivery), None)
         self._left -= len(group)
@@ -148,7 +151,7 @@ class Guard:
             self._connection = None
 
     async def end(self) -> None:
-        """Note that this reader has ended in order; if that cannot be, the next one takes care."""
+        """Note that this reader ends in order; if that fails, the next reader takes care."""
         self._disconnect()
         if not self._begun:
             return
@@ -163,6 +166,6 @@ class Guard:
 
 
 def digest(delivery: Delivery) -> str:
-    """A name for a message that is the same when it comes again."""
+    """Return a name for a message that stays the same if the message comes again."""
     text = delivery.topic.encode(errors="replace") + b"\0" + delivery.payload
     return hashlib.blake2b(text, digest_size=8).hexdigest()

@@ -1,4 +1,4 @@
-"""Finds by halves what the store refuses of many things, inside a transaction that goes on."""
+"""Search by halves for the items that the store refuses; the transaction around it goes on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _T = TypeVar("_T")
 
 
 def halves(items: list[_T]) -> tuple[list[_T], list[_T]]:
-    """The first half, which is the larger one, and the rest."""
+    """Return the first half, which has one item more if the number is odd, and the rest."""
     middle = (len(items) + 1) // 2
     return items[:middle], items[middle:]
 
@@ -24,9 +24,10 @@ async def write_what_can_be(
     items: Sequence[_T],
     write: Callable[[Sequence[_T]], Awaitable[object]],
 ) -> dict[int, IngestError]:
-    """Write items in their order; those that are refused alone, by position, and why.
+    """Write items in their order; return the refused ones by position, with the reason.
 
-    Raises what is not about single items: a server that is away.
+    An item is refused if writing it alone fails. Errors that are not about single items, such as a
+    server that is away, are raised.
     """
     refused: dict[int, IngestError] = {}
     parts = [(0, len(items))]

@@ -1,7 +1,7 @@
 """A worker's heartbeat in the register, what the register asks of it, and who has fallen silent.
 
-It has a connection of its own and keeps it, so that neither a batch that takes long nor a
-database that takes no new connections makes a worker look silent that is at work.
+It keeps a connection of its own. Otherwise a busy worker would look silent while a batch takes long
+or the database accepts no new connections.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from ingest.store import register
 
 EVERY_S = 5.0
 GRACE_S = 20.0
-"""After a time without the register: by then others that work have found it again."""
+"""Seconds from finding the register until silence counts; by then others have found it too."""
 _TIMEOUT_S = 10.0
 
 log = structlog.get_logger(__name__)
 
 
 class Heartbeat:
-    """Says that this worker is at work."""
+    """Sender of the heartbeat of this worker."""
 
     def __init__(
         self,
@@ -36,23 +36,23 @@ class Heartbeat:
         metrics: Metrics,
         asked_to_leave: Callable[[], None],
     ) -> None:
-        """`asked_to_leave` is called at each heartbeat while the register asks it."""
+        """Prepare; each heartbeat calls `asked_to_leave` while this worker is asked to leave."""
         self._asked_to_leave = asked_to_leave
         self.workers: list[register.AtWork] | None = None
-        """At work on the same subscription; None while the register is away."""
+        """Workers at work on the same subscription; None while the register is away."""
         self.page_address: str | None = None
         """`host:port` of our page for others; set before `run`."""
         self.silent: list[str] = []
         """Client ids on the same subscription that were not heard of for a while."""
         self.known: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        """Whether the register knew this worker before it began."""
+        """Future that is true if the register had this worker before its first heartbeat."""
         self._database, self._broker = database, broker
         self._metrics = metrics
         self._found_s: float | None = None
-        """Monotonic time since when the register has been there without a break."""
+        """Monotonic time since which the register has always been there; None while it is away."""
 
     async def run(self) -> None:
-        """Beat until cancelled; while the register is away nobody is heard of."""
+        """Send heartbeats until cancelled; `workers` is None while the register is away."""
         refused = ""
         while True:
             try:
@@ -71,7 +71,7 @@ class Heartbeat:
                         await asyncio.sleep(EVERY_S)
             except Unavailable as exc:
                 self.workers = self._found_s = None
-                # That the database is away others say; that it does not take the heartbeat nobody.
+                # Others report a database that is away; a refused heartbeat is reported only here.
                 if type(exc) is Unavailable or str(exc) == refused:
                     log.debug("heartbeat failed", why=str(exc))
                 else:
@@ -90,7 +90,7 @@ class Heartbeat:
             self._asked_to_leave()
 
     def _note(self, silent: list[str]) -> None:
-        """Say who is silent now and who is not any more; not before others could be heard of."""
+        """Log who has become silent and who no longer is, once `GRACE_S` has passed."""
         now_s = time.monotonic()
         if self._found_s is None:
             self._found_s = now_s

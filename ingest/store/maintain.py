@@ -1,8 +1,9 @@
-"""The hourly work: partitions ahead, old days and dead letters gone, statistics, an index on `ts`.
+"""The hourly work: make days ahead, drop old days and dead letters, renew statistics, index `ts`.
 
-An owner detaches a day concurrently and waits for its readers; nobody waits for that. A worker,
-which owns nothing, has a function do it that gives up after a fifth of a second and is tried again.
-With hypertables TimescaleDB's own policies drop and compress; they are kept as the file says.
+The owner of the tables detaches a day concurrently: that waits for the readers of the table, but
+nobody else has to wait. A worker owns nothing. It calls a function that drops the day but gives up
+after a fifth of a second, and tries again. Hypertables are dropped and compressed by TimescaleDB's
+own policies, which are set to what the retention file says.
 """
 
 from __future__ import annotations
@@ -31,18 +32,18 @@ from ingest.store.retention import changes, retention_of
 EVERY_S = 3_600.0
 _LOOK_EVERY_S = 300.0
 _TRIES, _BETWEEN_TRIES_S = 5, 5.0
-"""Times a worker asks for a day before it leaves it to the next hour."""
+"""Number of times a worker tries to drop a day in one hour, and seconds between them."""
 _SLICE = 10_000
-"""Dead letters that are deleted in one transaction."""
+"""Number of dead letters that are deleted in one transaction."""
 _PAST_ITS_KEEPING = "Past its keeping, so iov-ingest maintain drops it: "
 """Beginning of the comment of a day that is being detached; its table and its end follow.
 
-So whoever comes next after an interruption knows it from one that an operator has detached to keep.
+After an interruption, it shows the next run that no operator detached the day in order to keep it.
 """
 _ONLY_FROM = 18
 """PostgreSQL that can analyse a parent alone (ANALYZE ONLY)."""
 _ANALYSE_S = 5
-"""Longest a parent is analysed: the day of a late sample is waited for 6 s (`writer`)."""
+"""Seconds that a parent may be analysed: no day can be made meanwhile, and `writer` waits 6 s."""
 _TURN_S = EVERY_S * 0.9
 _HALF_DETACHED = (
     "iov.{part} is half detached, is kept, and takes no samples: ALTER TABLE iov.{table} DETACH "
@@ -142,13 +143,13 @@ class TurnAccount:
     """Account of a turn: things done, or with a dry run to be done."""
 
     kept: list[str] = field(default_factory=list)
-    """Changes by the file."""
+    """Changes to what is kept."""
     made: list[str] = field(default_factory=list)
     """Days made ahead."""
     dropped: list[str] = field(default_factory=list)
     freed_bytes: int = 0
     dead_letters: int = 0
-    """Number deleted; of a dry run by a worker, who may not read them, 0."""
+    """Number deleted; 0 in a dry run by a worker, because it may not read them."""
     indexed: list[str] = field(default_factory=list)
     analysed: list[str] = field(default_factory=list)
     policies: list[str] = field(default_factory=list)
@@ -164,9 +165,10 @@ async def maintain(
     dry_run: bool = False,
     told: Callable[[str], None] = lambda _: None,
 ) -> TurnAccount:
-    """Do what is to be done now, as whoever the settings say; `told` hears of each thing before.
+    """Do all maintenance that is due, as the database user of the settings; return the account.
 
-    Raises ConfigError for a bad file, NotReady if the database is not migrated.
+    `told` is called with each task before it is done; with `dry_run` nothing is done. Raises
+    ConfigError for a bad retention file, NotReady if the database is not migrated.
     """
     file = settings.retention_file
     wanted = read(file, catalogue, settings.max_age_days) if file else None
@@ -177,9 +179,9 @@ async def maintain(
 
 
 async def maintain_hourly(settings: Settings, catalogue: Catalogue, random: Random) -> None:
-    """Do it once an hour unless another worker has, until cancelled."""
+    """Do the maintenance once an hour, unless another worker has done it, until cancelled."""
     while True:
-        # So that not all ask at once, and one that is starting has other things to do.
+        # Workers must not all ask at once, and a starting worker has other things to do.
         await asyncio.sleep(_LOOK_EVERY_S * (0.5 + random.random()))
         try:
             async with asyncio.timeout(_TURN_S):
@@ -191,7 +193,7 @@ async def maintain_hourly(settings: Settings, catalogue: Catalogue, random: Rand
 
 
 async def maintain_in_turn(settings: Settings, catalogue: Catalogue) -> TurnAccount | None:
-    """Do it if nobody has within the hour; None if somebody has."""
+    """Do the maintenance and return its account; None if it was begun within the last hour."""
     async with _connected(settings) as connection:
         took = await connection.execute(_TAKE_TURN, settings.broker.application_name, EVERY_S)
         if took != "UPDATE 1":
@@ -199,7 +201,7 @@ async def maintain_in_turn(settings: Settings, catalogue: Catalogue) -> TurnAcco
         turn = await _Turn.of(connection, settings, catalogue)
         account = await turn.done(lambda what: log.info("maintenance", does=what))
     for reason in account.later:
-        # What only the owner may do is left to him on every turn.
+        # Tasks for the owner alone are left over on every turn: no reason for a warning.
         say = log.info if reason.endswith(_AS_OWNER) else log.warning
         say("maintenance left for later", what=reason)
     return account
@@ -214,14 +216,14 @@ def _connected(settings: Settings) -> AbstractAsyncContextManager[asyncpg.Connec
 
 
 class _Task(NamedTuple):
-    """One thing to do, which is no harm if it is not done."""
+    """One thing to do; it does no harm if it is left undone."""
 
     kind: str
-    """List of the account that it goes to."""
+    """Name of the list in the account that it is added to."""
     name: str
     told: str
     do: Callable[[], Awaitable[object]]
-    """False of it: somebody else had done it."""
+    """Function that does it; returns False if somebody else had done it."""
     frees_bytes: int = 0
     needs_owner: bool = False
 
@@ -249,7 +251,7 @@ class _Turn:
         catalogue: Catalogue,
         wanted: Retention | None = None,
     ) -> _Turn:
-        """Look at everything and plan it; `wanted` is what a file says."""
+        """Plan everything that is due; `wanted` is what the retention file says."""
         turn = cls(connection, settings, catalogue)
         turn._is_owner = await connection.fetchval(_OWNS, turn._tables)
         turn._tasks += await turn._to_keep(wanted)
@@ -268,7 +270,7 @@ class _Turn:
         return turn
 
     async def done(self, told: Callable[[str], None]) -> TurnAccount:
-        """Do it; what fails is told in `later`, unless the connection is lost."""
+        """Do all tasks and list failed ones in `later`; raise only if the connection is lost."""
         account = TurnAccount(later=self.planned.later)
         not_ours = [task.told for task in self._tasks if self._is_not_ours(task)]
         if not_ours:
@@ -296,7 +298,7 @@ class _Turn:
         return task.needs_owner and not self._is_owner
 
     async def _to_keep(self, wanted: Retention | None) -> list[_Task]:
-        """Plan what the file changes; leave out what is kept for too short a time for us."""
+        """Plan the file's changes; drop no day of a table kept for less than IOV_MAX_AGE_DAYS."""
         kept = await retention_of(self._connection)
         age_days, tasks = self._settings.max_age_days, []
         if wanted is not None:
@@ -329,7 +331,7 @@ class _Turn:
         kept = list(keep), list(keep.values())
         tasks = []
         if self._is_owner:
-            # Detached by one that was interrupted before it came to drop them.
+            # These were detached by a run that was interrupted before it dropped them.
             for part, size_bytes in await self._connection.fetch(
                 _LEFT_OVER, _PAST_ITS_KEEPING, *kept
             ):
@@ -351,7 +353,7 @@ class _Turn:
         return tasks
 
     def _to_mend(self, name: str, day: asyncpg.Record) -> Iterator[_Task]:
-        """Plan for a day that is kept what it lacks, or has and should not."""
+        """Plan repairs of a day that is kept: take off a wrong mark, add a missing index."""
         if day["is_marked"]:
             unmark = partial(self._comment, day["part"], day["comment"])
             yield _Task("kept", f"keep {name}", f"keep {name}", unmark, needs_owner=True)
@@ -383,10 +385,10 @@ class _Turn:
         return partial(self._connection.execute, statement)
 
     async def _drop_day(self, day: asyncpg.Record) -> bool:
-        """As the owner: waits for whoever reads the table now, and holds up nobody."""
+        """Drop a day as the owner; wait for current readers of the table, but hold up nobody."""
         table, part = day["table"], day["part"]
         if not await self._connection.fetchval(_IS_ATTACHED, table, part):
-            return False  # by somebody else, and no longer ours
+            return False  # somebody else detached it, so it is not ours
         how = "FINALIZE" if day["pending"] else "CONCURRENTLY"
         await self._comment(part, f"{_PAST_ITS_KEEPING}iov.{table} until {day['until']}")
         try:
@@ -410,7 +412,7 @@ class _Turn:
         return True
 
     async def _ask_for(self, day: asyncpg.Record) -> bool:
-        """As a worker: the function gives up behind a reader, and is asked a few times."""
+        """Drop a day as a worker; try a few times, because a reader makes the function give up."""
         for left in reversed(range(_TRIES)):
             try:
                 await self._connection.execute(_DROP_DAY, day["table"], day["part"])
@@ -423,7 +425,7 @@ class _Turn:
         return True
 
     async def _drop_dead_letters(self) -> int:
-        """Delete what is old in transactions of 10,000; how many."""
+        """Delete old dead letters, 10,000 in a transaction; return the number deleted."""
         if DEAD_LETTER not in self._retention:
             return 0
         total, gone = 0, _SLICE
@@ -447,7 +449,7 @@ class _Turn:
 
 
 def _policies(there: asyncpg.Record, kept: Kept) -> Iterator[str]:
-    """Statements that make TimescaleDB's policies of a table what is kept."""
+    """Yield statements that set a table's TimescaleDB policies to what `kept` says."""
     name = f"iov.{quoted(there['table'])}"
     table, (keep_days, compress_days) = literal(name), kept
     if there["drop_after"] != _days(keep_days):
@@ -466,5 +468,5 @@ def _policies(there: asyncpg.Record, kept: Kept) -> Iterator[str]:
 
 
 def _days(number: int | None) -> str | None:
-    """An interval as a policy's configuration has it."""
+    """Return a number of days in the words of a policy's configuration."""
     return None if number is None else f"{number} day{'s' if number > 1 else ''}"

@@ -49,7 +49,7 @@ _NARROWER = {
 
 _SHORT_NAMES = {"timestamp with time zone": "timestamptz"}
 _ROLES = {1: WORKER_ROLE, 4: READER_ROLE}
-"""Which base migration makes which role."""
+"""Roles, by the number of the base migration that makes them."""
 
 
 class Step(NamedTuple):
@@ -68,8 +68,11 @@ async def migrate(
 ) -> list[Step]:
     """Apply what is missing and return it; with `dry_run` only return it.
 
-    `waiting` is told for whom it waits. Raises NotReady where a schema and a table contradict each
-    other, Unavailable where somebody holds a lock for too long; nothing is changed then.
+    `waiting` is called with a description of each session that it has to wait for. Nothing is
+    changed if it raises:
+
+    - NotReady, because a schema and a table contradict each other or a right is missing
+    - Unavailable, because somebody holds a lock for too long: run it again later
     """
     connection = await connect(
         settings.database, "iov-ingest migrate", command_timeout_s=None,
@@ -83,7 +86,7 @@ async def migrate(
     try:
         async with connection.transaction():
             await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
-            # Whoever waits for a table's lock has everybody else wait behind; not for long.
+            # While this waits for a table's lock, all others wait behind it: so not for long.
             await connection.execute(f"SET LOCAL lock_timeout = '{_TABLE_LOCK_WAIT_S}s'")
             steps = await _plan(connection, settings, catalogue)
             if not dry_run:
@@ -166,7 +169,7 @@ async def _base(connection: asyncpg.Connection) -> AsyncIterator[Step]:
 
 
 async def _hypertables(connection: asyncpg.Connection, settings: Settings) -> bool:
-    """Whether new tables become hypertables."""
+    """Return true if new tables are to become hypertables."""
     if settings.store == "postgres":
         return False
     installed: bool = await connection.fetchval(
@@ -183,7 +186,7 @@ async def _hypertables(connection: asyncpg.Connection, settings: Settings) -> bo
 def _extend(
     stream: Stream, present: dict[str, tuple[str, str | None]], contradictions: list[str]
 ) -> Iterator[Step]:
-    """Added fields become added columns; a changed type is a contradiction."""
+    """Yield steps for added fields and changed comments; note types that contradict."""
     for name, declared, text in table_columns(stream):
         sql_type = declared.split(" NOT NULL")[0]
         if name not in present:
@@ -192,7 +195,7 @@ def _extend(
             continue
         type_there, text_there = present[name]
         type_there = _SHORT_NAMES.get(type_there, type_there)
-        # A column that holds more than the schema allows holds what it allows.
+        # A wider column also holds every value that the schema allows.
         if type_there != sql_type and (sql_type, type_there) not in _NARROWER:
             contradictions.append(
                 f"iov.{stream.table}.{name} is {type_there} and the schema wants {sql_type}: "
@@ -205,7 +208,7 @@ def _extend(
 
 
 def _role(role: str) -> str:
-    """Make a group role where that is allowed; where not, an administrator makes it first."""
+    """Return SQL that makes a role; if that is not allowed, an administrator makes it first."""
     return f"""
 DO $$ BEGIN
     IF to_regrole('{role}') IS NULL THEN
@@ -220,7 +223,7 @@ END $$"""
 
 
 def _granted(statement: str, preposition: str = "TO", role: str = WORKER_ROLE) -> str:
-    """The grant, where the role is there."""
+    """Return SQL that runs `statement` if the role is there."""
     return f"""
 DO $$ BEGIN
     IF to_regrole('{role}') IS NOT NULL THEN
@@ -230,7 +233,7 @@ END $$"""
 
 
 def _base_grants() -> dict[int, list[str]]:
-    """Grant the two roles what they need of what each base migration makes."""
+    """Return, by base migration, the grants that the two roles need for what it makes."""
     return {
         1: [
             _granted("GRANT USAGE ON SCHEMA iov"),
@@ -246,7 +249,7 @@ def _base_grants() -> dict[int, list[str]]:
                 "GRANT EXECUTE ON FUNCTION iov.describe_devices"
                 "(integer[], timestamptz[], text[], text[], text[], text[])"
             ),
-            # What a device is goes through that function only.
+            # A worker writes kind, vin, region and fleet through that function only.
             _granted("REVOKE INSERT ON iov.device", preposition="FROM"),
             _granted("GRANT INSERT (device, first_seen_at) ON iov.device"),
         ],
@@ -275,7 +278,7 @@ def _base_grants() -> dict[int, list[str]]:
 
 
 def _granted_temporary() -> str:
-    """The careful way needs temporary tables, which a hardened database grants to nobody."""
+    """Return SQL that grants TEMPORARY for `staging`; a hardened database grants it to nobody."""
     return f"""
 DO $$ BEGIN
     IF to_regrole('{WORKER_ROLE}') IS NOT NULL THEN
@@ -288,7 +291,7 @@ END $$"""
 
 
 def _grants(table: str) -> list[str]:
-    # ON CONFLICT DO NOTHING and the staging table read the columns they name.
+    # Writing needs SELECT too: ON CONFLICT DO NOTHING and the staging table read columns.
     return [
         _granted(f"GRANT SELECT, INSERT ON iov.{quoted(table)}"),
         _granted(f"GRANT SELECT ON iov.{quoted(table)}", role=READER_ROLE),

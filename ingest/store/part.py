@@ -1,4 +1,4 @@
-"""What is committed in one transaction: a batch, or a piece of one that is told apart."""
+"""The content of one transaction: a batch, or a piece that is written separately."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from ingest.store.staging import Refusal
 
 @dataclass(slots=True)
 class Part:
-    """Rows, dead letters and descriptions that stand or fall together."""
+    """Rows, dead letters and descriptions that are committed together or not at all."""
 
     rows: dict[str, list[Row]]
     letters: list[DeadLetter]
     described: list[Description]
     past: tuple[str, date] | None = None
-    """The one stream and day of its rows, which somebody has locked."""
+    """Stream and past day of all its rows, if they are written separately because of a lock."""
     hopeless: Refusal | None = None
-    """Refusal of its one row, which took too long or too much several times, alone."""
+    """Refusal of its only row, if that was too much for the server several times, alone."""
     failed_alone: int = 0
-    """Times that its one row was too much for a server that stored others."""
+    """Number of times that its only row was too much for a server that stored others."""
 
     @property
     def size(self) -> int:
-        """Number of what would be written."""
+        """Number of rows, dead letters and descriptions."""
         return sum(map(len, self.rows.values())) + len(self.letters) + len(self.described)
 
     def halves(self) -> list[Part]:
-        """Two parts, the first of what came first."""
+        """Return two parts, the first with what came first; leave out an empty one."""
         parts = [Part({}, [], []), Part({}, [], [])]
         for name, rows in self.rows.items():
             for half, some in zip(parts, halves(rows), strict=True):
@@ -44,7 +44,7 @@ class Part:
         return [half for half in parts if half.size]
 
     def by_past_day(self) -> list[Part]:
-        """A part for each day that is past, and last what cannot be told apart from the present."""
+        """Return a part for each stream and past day (not yesterday), and last one for the rest."""
         present = datetime.now(UTC).date() - timedelta(days=1)
         rest = Part({}, self.letters, self.described)
         days: dict[tuple[str, date], list[Row]] = {}

@@ -10,7 +10,7 @@ import asyncpg
 from ingest.schema import Catalogue
 
 DAYS_AHEAD = 3
-"""Partitions there are always for today, yesterday, and so many days to come."""
+"""Number of coming days that always have partitions, as have today and yesterday."""
 
 _PARTITIONED = """
 SELECT relname FROM pg_class
@@ -32,7 +32,7 @@ WHERE NOT EXISTS (
 async def missing(
     connection: asyncpg.Connection, tables_and_days: Iterable[tuple[str, date]]
 ) -> list[tuple[str, date]]:
-    """Those that have no partition of the name we give, in order."""
+    """Return the tables and days that have no partition of the name that we give, sorted."""
     tables, days = zip(*sorted(tables_and_days), strict=True)
     return [tuple(row) for row in await connection.fetch(_MISSING, tables, days)]
 
@@ -40,7 +40,7 @@ async def missing(
 async def make_partitions(
     connection: asyncpg.Connection, tables_and_days: Iterable[tuple[str, date]]
 ) -> int:
-    """Make those that are missing, each in a transaction of its own; how many were made."""
+    """Make missing partitions, each in a transaction of its own; return the number made."""
     made = 0
     for table, day in sorted(tables_and_days):
         made += await connection.fetchval("SELECT iov.make_partition($1, $2)", table, day)
@@ -50,7 +50,7 @@ async def make_partitions(
 async def missing_ahead(
     connection: asyncpg.Connection, catalogue: Catalogue, today: date
 ) -> list[tuple[str, date]]:
-    """List what the coming days need and have not; hypertables make their own chunks."""
+    """Return tables and days ahead without a partition; hypertables make their own chunks."""
     tables = [stream.table for stream in catalogue.values()]
     partitioned = [row[0] for row in await connection.fetch(_PARTITIONED, tables)]
     days = [today + timedelta(days=n) for n in range(-1, DAYS_AHEAD + 1)]
@@ -59,5 +59,5 @@ async def missing_ahead(
 
 
 async def make_ahead(connection: asyncpg.Connection, catalogue: Catalogue, today: date) -> int:
-    """Make what the coming days need; how many partitions that were."""
+    """Make the partitions that `missing_ahead` finds; return the number made."""
     return await make_partitions(connection, await missing_ahead(connection, catalogue, today))

@@ -1,10 +1,10 @@
 """A pooler before the database: it may keep a session for us, or give us another each time.
 
-PgBouncer gives each connection a process id that is not the server's, which is how it is known.
-With `pool_mode` `session` all is as without it, but that it lets no time limits through, which are
-set anew here. With `transaction` what is set for a session is another's a moment later,
-`synchronous_commit` too, so a commit might be acknowledged that is not durable: that is refused.
-Source: PgBouncer, Features and config.
+PgBouncer is recognised by the process id that it gives a connection, which is not the server's.
+With `pool_mode` `session` all is as without it, except that it passes no time limits on: they are
+set again here. With `transaction`, our session and its settings may be another client's a moment
+later. This includes `synchronous_commit`, so that a commit might be acknowledged that is not
+durable: this mode is refused. Source: PgBouncer, Features and config.
 """
 
 from __future__ import annotations
@@ -27,18 +27,19 @@ _SHARED = (
     "synchronous_commit neither: pool_mode = session, or go past it"
 )
 _LOOKS, _APART_S = 10, 0.01
-"""Three, at once, overlooked it once in twenty times when other connections were busy."""
+"""Number of looks, and most seconds between them. Three looks without a pause missed a shared
+session once in twenty times when other connections were busy."""
 
 
 def hint(exc: asyncpg.PostgresError) -> str | None:
-    """Tell what to do about a pooler that does not take our settings; None if it is not that."""
+    """Return advice about a pooler that refuses our settings; None if `exc` is not about that."""
     if "unsupported startup parameter" not in str(exc):
         return None
     return f"a pooler says so: tell it ignore_startup_parameters = {', '.join(LIMITS)}"
 
 
 async def set_limits(connection: asyncpg.Connection, settings: Mapping[str, str]) -> None:
-    """Set what a pooler has not passed on; nothing without one."""
+    """Set the time limits that a pooler has not passed on; without a pooler do nothing."""
     if await connection.fetchval(_PROCESS) != connection.get_server_pid():
         limits = {name: settings[name] for name in LIMITS}
         await connection.execute(_SET, list(limits), list(limits.values()))
@@ -47,15 +48,15 @@ async def set_limits(connection: asyncpg.Connection, settings: Mapping[str, str]
 async def expect_own_session(
     connection: asyncpg.Connection, another: Callable[[], Awaitable[asyncpg.Connection]]
 ) -> None:
-    """Raise NotReady if an idle connection's session of the database's is not its own."""
+    """Raise NotReady if a pooler gives the session of an idle connection to another one."""
     own = await connection.fetchval(_PROCESS)
     if own == connection.get_server_pid():
         return
     other = await another()
     try:
         for _ in range(_LOOKS):
-            # What lies idle at the pooler goes to whoever asks first; two pairs in step with each
-            # other would each get their own again and again.
+            # The pooler gives an idle session to whoever asks first. The pause is random: two
+            # workers that look in step might each get their own sessions again and again.
             await asyncio.sleep(uniform(0, _APART_S))  # noqa: S311  no secret
             others = await other.fetchval(_PROCESS)
             now = await connection.fetchval(_PROCESS)

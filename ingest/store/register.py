@@ -18,7 +18,7 @@ from ingest.store.connect import connected
 NAME = "iov-ingest register"
 """Name of a connection to it in `pg_stat_activity`."""
 ALIVE_S = 30.0
-"""Seconds after its last heartbeat that a worker still counts as being at work: six of them."""
+"""Seconds after its last heartbeat that a worker counts as being at work: six heartbeats."""
 SILENT_S = 45.0
 """Seconds after its last heartbeat that a worker is reported as silent; a restart takes less."""
 
@@ -70,7 +70,7 @@ UPDATE iov.mutex SET holder = $1, held_until = clock_timestamp() + make_interval
 WHERE name = 'adopt' AND (holder = $1 OR held_until IS NULL OR held_until < clock_timestamp())
 """
 ADOPTION_HELD_S = 600.0
-"""Seconds after the adopter's last word before another worker may adopt."""
+"""Seconds after the adopter's last `become_adopter` before another worker may adopt."""
 
 
 class Registered(NamedTuple):
@@ -80,15 +80,15 @@ class Registered(NamedTuple):
     subscription: str
     alive: bool
     leaving: bool = False
-    """It is asked to leave."""
+    """True if it is asked to leave."""
 
 
 class Heard(NamedTuple):
-    """What a heartbeat hears in return."""
+    """Answer of the register to a heartbeat."""
 
     leave_requested: bool
     known: bool
-    """There was a row of this worker already."""
+    """True if there was a row of this worker already."""
 
 
 class AtWork(NamedTuple):
@@ -102,7 +102,7 @@ class AtWork(NamedTuple):
 class Register:
     """The register over one connection, as the worker of `broker` sees it.
 
-    A session belongs to its broker, so no other broker's workers are in it.
+    A session belongs to its broker, so workers of other brokers are left out.
     """
 
     def __init__(self, connection: asyncpg.Connection, broker: Broker) -> None:
@@ -112,8 +112,8 @@ class Register:
     async def heartbeat(self, *, first: bool, page_address: str | None = None) -> Heard:
         """Say that this worker is at work, and where its page is.
 
-        The `first` heartbeat of a process withdraws what its predecessor was asked, and takes over
-        the row it may have under the name that brokers had before they had a port.
+        The `first` heartbeat of a process withdraws a request to leave that its predecessor got. It
+        also takes over a row under the broker's host name without the port.
         """
         us = self._broker
         if first:
@@ -146,11 +146,11 @@ class Register:
         return [Registered(*row) for row in rows]
 
     async def ask_to_leave(self, worker: Registered, *, last: bool = False) -> bool:
-        """Ask a worker to leave, which it hears with its next heartbeat; return whether it may.
+        """Ask a worker to leave at its next heartbeat; return false if it has to stay.
 
-        It may not, and is not asked, if no other worker at work on the same subscription means to
-        stay, unless it may be the `last`. Workers are asked one at a time, or the last two would
-        let each other go.
+        It has to stay, and is not asked, if no other worker at work on the same subscription will
+        stay, unless `last` is true. Workers are asked one at a time; otherwise the last two might
+        both leave.
         """
         async with self._connection.transaction():
             await self._connection.execute(_LOCK_LEAVING)
@@ -163,9 +163,9 @@ class Register:
         return True
 
     async def become_adopter(self) -> bool:
-        """Become the one worker that adopts, or stay it; return false if another one is.
+        """Become or stay the one worker that adopts sessions; return false if it is another one.
 
-        It holds for `ADOPTION_HELD_S`, so ask again before each session.
+        This holds for `ADOPTION_HELD_S`, so call it again before each session.
         """
         status: str = await self._connection.execute(
             _HOLD_ADOPTION, self._broker.application_name, ADOPTION_HELD_S
@@ -177,16 +177,16 @@ class Register:
         await self._connection.execute(_FORGET, self._broker.id, client_id, silent_s)
 
     async def end_backends(self, application_name: str) -> None:
-        """End what a worker that is gone has left at the database: it may hold keys locked.
+        """End the database sessions of a worker that is gone, because they may hold keys locked.
 
-        A client that fell silent in mid-COPY holds them past every timeout. Were the worker alive,
-        it would connect again and repeat its batch.
+        A session whose client fell silent in mid-COPY holds them past every timeout. If the worker
+        is alive after all, it connects again and repeats its batch.
         """
         await self._connection.execute(_END_BACKENDS, application_name)
 
 
 @asynccontextmanager
 async def opened(database: Database, broker: Broker) -> AsyncIterator[Register]:
-    """Open the register; whatever the database fails in raises Unavailable."""
+    """Open the register; every database error is raised as Unavailable."""
     async with connected(database, NAME) as connection:
         yield Register(connection, broker)

@@ -16,16 +16,17 @@ ON CONFLICT (table_name) DO UPDATE SET keep_days = excluded.keep_days,
 
 
 async def retention_of(connection: asyncpg.Connection) -> Retention:
-    """Read what the database keeps how long."""
+    """Read for how many days the database keeps the rows of each table."""
     rows = await connection.fetch(_ALL)
     return {row["table_name"]: Kept(row["keep_days"], row["compress_after_days"]) for row in rows}
 
 
 def changes(before: Retention, after: Retention) -> Iterator[tuple[str, str]]:
-    """(what, statement) of every change from one to the other.
+    """Yield (what, statement) for every change from `before` to `after`.
 
-    Of a table that is not named any more a row stays that says so: what was set for it at
-    TimescaleDB is taken back, where what an operator set without a file is left alone.
+    A table that `after` does not name keeps a row, with NULLs. For a table with such a row,
+    TimescaleDB's policies are removed; for a table without a row, policies that an operator has set
+    are left alone.
     """
     for table in sorted(before.keys() | after.keys()):
         days = after.get(table, Kept())

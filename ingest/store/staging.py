@@ -1,9 +1,9 @@
 """The careful way into a table: duplicates fall out, refused rows are found.
 
 Rows are copied to a temporary table without keys and inserted from there with ON CONFLICT DO
-NOTHING, in the order they are given, so that the first one wins. Where that fails the server goes
-through them, some at a time and then one by one, each in a subtransaction: 2,000 refused rows among
-4,000 take it half a second, and us one question.
+NOTHING, in the order they are given, so that the first of several duplicates wins. If that fails,
+one statement makes the server try the rows, some at a time and then one by one, each time in a
+subtransaction. With 2,000 refused rows among 4,000 this takes half a second.
 """
 
 from __future__ import annotations
@@ -30,30 +30,31 @@ from ingest.store.failures import (
 from ingest.store.halves import write_what_can_be
 
 _TOGETHER = 64
-"""Rows that are tried together. A subtransaction that stays takes a place in the table of locks."""
+"""Number of rows tried together: each subtransaction that stays takes a place in the lock table."""
 _PLACE = "iov place"
-"""No field can be called so, for its name has a blank; nor can what a program below calls so."""
+"""Column for the place of a row. Its name has a blank, as have the variables in `_program`,
+because no field's name can have one."""
 _REFUSED = "iov_refused"
 
 
 class Refusal(NamedTuple):
-    """Why the store refuses a row."""
+    """Reason why the store refuses a row."""
 
     detail: str
     """SQLSTATE and its name, never a value."""
     unforeseen: str | None = None
     """The server's words for an error that nobody foresaw; it may not be the row's fault."""
     closed: bool = False
-    """It is its day that cannot be written."""
+    """True if the reason is that the row's day cannot be written."""
 
 
 @dataclass(slots=True)
 class Merged:
-    """What came of the rows; those in none of the numbers were duplicates."""
+    """Outcome of a merge; a row that was neither stored nor refused was a duplicate."""
 
     stored: int = 0
     refused: dict[int, Refusal] = field(default_factory=dict)
-    """By position."""
+    """Refusals by position of the row."""
 
 
 async def merge(
@@ -66,9 +67,9 @@ async def merge(
 ) -> Merged:
     """Store what can be stored of `records`, which are in the order of their key.
 
-    `misplaced`: a row without a partition is refused, for one of its day's name is there.
-    Runs inside the batch's transaction and leaves it usable. Raises what concerns the whole batch:
-    NoPartition, a server that is away.
+    `misplaced` means that a row that no partition takes is refused, because a partition with the
+    name of its day is there. This runs inside the batch's transaction and leaves it usable. Errors
+    that concern the whole batch are raised: NoPartition, or a server that is away.
     """
     stage = quoted(f"stage_{stream.table}")
     every = ", ".join(map(quoted, stream.column_names))
@@ -96,7 +97,7 @@ async def merge(
                 merged.stored = int(status.rsplit(" ", 1)[1])
     except IngestError as failure:
         of_rows = isinstance(failure, Refused | Unforeseen | DuplicateKey)
-        # A policy of the table's may have refused a row, as a right that is missing refuses all.
+        # This SQLSTATE is of a policy that refuses one row, or of a missing right that refuses all.
         of_rows |= getattr(failure.__cause__, "sqlstate", None) == POLICY
         if not (of_rows or (misplaced and isinstance(failure, NoPartition))):
             raise
@@ -105,7 +106,10 @@ async def merge(
 
 
 def refusal_of(failure: IngestError, what: str = "") -> Refusal:
-    """Make a refusal of `what`, without the server's words, which may quote the row."""
+    """Return a Refusal whose detail begins with `what`.
+
+    The detail leaves out the server's words, because they may quote the row.
+    """
     if isinstance(failure, Unforeseen):
         return Refusal(what + str(failure).split(":")[0], str(failure))
     return Refusal(what + str(failure))
@@ -148,7 +152,7 @@ async def _one_by_one(
 
 
 def _program(stream: Stream, names: Sequence[str]) -> str:
-    """PL/pgSQL that stores what it can, and notes how much and what it could not."""
+    """Return PL/pgSQL that stores the rows it can, and notes their number and the refused rows."""
     table, stage = f"iov.{quoted(stream.table)}", f"pg_temp.{quoted(f'stage_{stream.table}')}"
     columns = ", ".join(map(quoted, names))
     values = ", ".join(f'"the row".{quoted(name)}' for name in names)

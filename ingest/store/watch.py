@@ -1,7 +1,7 @@
-"""Looks at the database from outside the batches: is it there, migrated, durable; partitions ahead.
+"""Looks at the database apart from the batches: is it there, migrated, durable? Makes days ahead.
 
-Each look is a new connection, as a worker would get one, so that it also sees what is wrong with
-connecting and what has changed in the server's settings.
+Each look opens a new connection, as a worker would, so that it also sees trouble with connecting
+and changed settings of the server.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ log = structlog.get_logger(__name__)
 
 
 class Watch:
-    """Knows whether commits are possible and worth their acknowledgement."""
+    """Regular look at the database, to find out if commits are possible and durable enough."""
 
     def __init__(
         self,
@@ -57,11 +57,11 @@ class Watch:
         self._writers = writers
         self._clock = clock
         self.warning: str | None = None
-        """What is stored although a power cut may take it; None if that was not asked for."""
+        """Durability problem that was found and that the operator accepts; otherwise None."""
         self._ahead_for: datetime | None = None
         self._writer_saw_problem = False
         self.up_since_s: float | None = None
-        """Monotonic time since when every look found the database well; None while one did not."""
+        """Monotonic time since which every look found the database ready; None after a failure."""
 
     @property
     def problem(self) -> str | None:
@@ -76,7 +76,7 @@ class Watch:
             await asyncio.sleep(INTERVAL_IN_TROUBLE_S if in_trouble else INTERVAL_S)
 
     async def look(self) -> None:
-        """Look once; have the writer's connection made if it could be and is not."""
+        """Look once; if the database is ready, see that the writer has a working connection."""
         limit_s = min(_TIMEOUT_S, self._settings.commit_timeout_s)
         try:
             with translated(away):

@@ -1,13 +1,13 @@
-"""Writes batches: all of one batch in one transaction, for ever until it is committed.
+"""Writes batches: all of one batch in one transaction, tried again until it is committed.
 
-The fast way is COPY straight into the stream's table. Where a key is there already or a row is
+The fast way is COPY straight into the stream's table. If a key is there already or a row is
 refused, the batch is rolled back and goes the careful way: through a staging table, where
-duplicates fall out and refused rows are found. What is too much for the server is halved, and what
-a half has committed is not tried again. Whatever the failure, the batch is never given up; only an
-error that is none of the database's ends the process, and the broker still has the messages.
+duplicates fall out and refused rows are found. A batch that is too much for the server is halved,
+and a half that is committed is not tried again. No failure of the database makes the writer give a
+batch up. Any other error ends the process, and the broker still has the messages.
 
-Streams are written in the order of their names and rows in the order of their keys, by every
-worker: two that store the same samples would else wait for each other in a circle.
+Every worker writes streams in the order of their names and rows in the order of their keys.
+Otherwise two workers that store the same samples would wait for each other in a circle.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from ingest.store.partitions import missing
 from ingest.store.staging import Refusal, merge, refusal_of
 
 _HOPELESS = 3
-"""Times that the server has to say that one row is too much before it is refused."""
+"""Number of times that the server has to report a row as too much before it is refused."""
 _WAIT_LITTLE = "SET LOCAL lock_timeout = '1s'"
 _HOLDER = """
 SELECT format('process %s (%s) %s iov.%s', a.pid,
@@ -55,7 +55,7 @@ WHERE l.locktype = 'relation' AND a.datname = current_database() AND a.pid <> pg
   AND c.relnamespace = 'iov'::regnamespace
 ORDER BY l.granted DESC, c.relname LIMIT 1
 """
-"""Somebody whose lock keeps rows out (PostgreSQL, 13.3.1); what they do is not ours to see."""
+"""Query for a session whose lock keeps rows out (PostgreSQL, 13.3.1), without its statement."""
 
 log = structlog.get_logger(__name__)
 
@@ -75,7 +75,7 @@ class Writer:
         samples_json: Callable[[Delivery, Sequence[int]], list[bytes]],
         budget: Budget,
     ) -> None:
-        """`samples_json` takes a message apart again; `budget` is the devices' for dead letters."""
+        """Prepare; `samples_json` splits a message again, `budget` limits devices' dead letters."""
         self.connection = connection
         self._catalogue = catalogue
         self._metrics = metrics
@@ -84,20 +84,21 @@ class Writer:
         self._days = Days()
         self._seldom = Seldom()
         self._careful = False
-        """Go through the staging table: a key was there already, or a row was refused."""
+        """True to go through the staging table: a key was there already, or a row was refused."""
         self._misplaced = False
-        """What bears the name of a day does not take its rows."""
+        """True if a partition has the name of a day and does not take the rows of that day."""
 
     @property
     def closed(self) -> str | None:
-        """Which day cannot be written for now, and why; None if all can."""
+        """Sentence about a day that cannot be written for now, with the reason; otherwise None."""
         return self._days.closed
 
     async def write(self, batch: Batch, more: More = _no_more) -> Written:
         """Commit the batch, however often that has to be tried.
 
-        `more` is asked for what has come meanwhile where nothing of the batch can be stored and
-        nobody knows why: whether that is the batch's fault or the server's, others will show.
+        If nothing of the batch can be stored and the cause is not known, `more` is called for the
+        messages that have come meanwhile. If some of them can be stored, the batch is at fault,
+        otherwise the server.
         """
         total = Written()
         parts = [Part(batch.rows, batch.dead_letters, batch.described)]
@@ -136,11 +137,11 @@ class Writer:
         *,
         proven: bool,
     ) -> Written:
-        """Try one transaction.
+        """Try to commit one part in one transaction; return its account.
 
-        `kept` says of rows that were refused, by identity, if their letter is kept. That is decided
-        once, so that a retry does not charge a device's budget again. `proven`: another part could
-        be stored, so what fails here is at fault itself.
+        `kept` has an entry for each refused row, by identity: true if its dead letter is kept. That
+        is decided once, so that a retry does not charge a device's budget again. `proven` is true
+        if another part could be stored: a row that fails here is then at fault itself.
         """
         devices = {row.device for rows in part.rows.values() for row in rows}
         devices |= {said.device for said in part.described}
@@ -152,8 +153,8 @@ class Writer:
             try:
                 written = await self._write_part(connection, ids_of, ids, part, kept, proven=proven)
             except BaseException:
-                # On a connection that was cut this raises InterfaceError in place of whatever
-                # asyncpg stumbled over (an AttributeError in mid-COPY); that says what it means.
+                # On a connection that was cut this raises InterfaceError, which `meaning` knows, in
+                # place of what asyncpg raised before (an AttributeError in mid-COPY).
                 await transaction.rollback()
                 raise
             if written is None:
@@ -171,16 +172,16 @@ class Writer:
         *,
         proven: bool,
     ) -> Written | None:
-        """Do what is inside of the transaction; None if an id is not to be trusted any more."""
+        """Write a part inside the transaction; return None if ids have to be resolved again."""
         if part.past is not None:
             await connection.execute(_WAIT_LITTLE)
         if self._careful:
-            # What an operator has deferred to the commit fails no later than its row.
+            # A check that an operator has deferred to the commit then fails with its row.
             await connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
         described = [said for said in part.described if said.device in ids]
         if described:
-            # First, for whoever deletes a device holds its row and then waits for those who hold
-            # on to ids.
+            # This comes before `hold`: whoever deletes a device locks its row first, and waits
+            # then for all that hold ids. In the other order the two could deadlock.
             await self._describe(connection, ids, described)
         if not await ids_of.hold():
             return None
@@ -204,7 +205,7 @@ class Writer:
         part: Part,
         written: Written,
     ) -> list[tuple[Row, Refusal]]:
-        """Write one stream's rows; those that are refused, with why.
+        """Write one stream's rows; return the refused rows with the reason.
 
         `strangers` are devices that cannot be registered, and so have no id.
         """
@@ -236,7 +237,7 @@ class Writer:
     def _set_apart(
         self, table: str, part: Part, rows: list[Row], strangers: Mapping[str, IngestError]
     ) -> tuple[list[Row], list[tuple[Row, Refusal]]]:
-        """The rows that can be written, and those of which is known that they cannot."""
+        """Return the rows to try, and the rows that are known to be refused, with the reason."""
         now_s, kept, refused = time.monotonic(), [], []
         for row in rows:
             refusal = part.hopeless
@@ -256,9 +257,10 @@ class Writer:
         kept: dict[int, bool],
         written: Written,
     ) -> list[DeadLetter]:
-        """The dead letters of what the store refused.
+        """Return the dead letters of the rows that the store refused.
 
-        What is a sample's own fault is kept as far as its device's budget goes; the rest always.
+        If it is the sample's own fault, its letter counts against the device's budget and is
+        dropped beyond it. All other letters are kept.
         """
         letters, now_s = [], time.monotonic()
         by_delivery: dict[int, list[tuple[Row, Refusal]]] = {}
@@ -286,7 +288,7 @@ class Writer:
     async def _write_letters(
         self, connection: asyncpg.Connection, written: Written, *, proven: bool
     ) -> None:
-        """Write the dead letters; carefully, those that cannot be are found and made plainer."""
+        """Write the dead letters; on the careful way, retry refused ones in ASCII or drop them."""
         if not written.letters:
             return
         if not self._careful:
@@ -329,9 +331,9 @@ class Writer:
             log.error("descriptions refused", why=str(failure), number=len(refused), one_of=device)
 
     async def _recover(self, failure: IngestError, parts: list[Part], *, proven: bool) -> None:
-        """Bring about what the next attempt needs.
+        """Prepare the next attempt: change the way, divide the part, or wait.
 
-        `proven`: another part could be stored, so what fails alone is at fault itself.
+        `proven` is true if another part could be stored: a row that fails alone is then at fault.
         """
         slow = self.connection.was_cut
         past = parts[-1].past
@@ -369,18 +371,18 @@ class Writer:
         return holder
 
     def _refuse_if_hopeless(self, part: Part, failure: IngestError) -> None:
-        """Refuse the one row of a part if the server has said often enough that it is too much.
+        """Refuse a part's only row once the server has reported it `_HOPELESS` times as too much.
 
-        That the server is silent, so that we cut the connection, says nothing about a row.
+        A connection cut because the server was silent does not count: it says nothing about a row.
         """
         part.failed_alone += isinstance(failure, TooMuch)
         if part.failed_alone >= _HOPELESS:
             part.hopeless = refusal_of(Unforeseen(str(failure)))
 
     async def _try_to_lock(self, table: str) -> bool:
-        """Lock a whole table as a row would, for a moment; return whether that was possible.
+        """Lock a whole table for a moment, as writing a row does; return true if that worked.
 
-        If it was not, or nobody knows, the days of the table are not to blame.
+        If it did not, or the database is away, no single day of the table is to blame.
         """
         lock = f"LOCK TABLE ONLY iov.{quoted(table)} IN ROW EXCLUSIVE MODE NOWAIT"
         try:
@@ -391,7 +393,7 @@ class Writer:
         return True
 
     async def _make_partitions(self, part: Part) -> None:
-        """Make what a part needs; a day that cannot be had is closed for a while."""
+        """Make the partitions that a part lacks; close a day for a while if it cannot be made."""
         wanted: dict[tuple[str, date], dict[str, None]] = {}
         for name, rows in part.rows.items():
             for row in rows:
@@ -411,8 +413,8 @@ class Writer:
         if made:
             log.info("partitions made for late data", made=len(made))
         elif not lacking:
-            # Another worker was quicker; or one by one will tell. If it does not, what bears the
-            # name of a day does not take its rows.
+            # Another worker may have made it: the careful way will show. If that fails too, a
+            # partition has the name of a day and does not take its rows.
             self._misplaced = self._careful
             self._careful = True
             await self.connection.wait("a partition is there and does not take the rows of its day")

@@ -27,8 +27,6 @@ _IDS = [(n + 1).to_bytes(2, "big") for n in range(65_535)]
 _PUBACK_BYTES = 4
 _DEVICE = b"bench-" + b"0" * _DEVICE_DIGITS
 _SEQ = b'"seq":1' + b"0" * _SEQ_DIGITS
-_EXAMPLES = {"nev": "driving"}
-"""Name of the valid example that is sent for a stream; otherwise the first one is sent."""
 
 
 def nev(ts: datetime) -> dict[str, Any]:
