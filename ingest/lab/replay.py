@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import time
 import zlib
@@ -82,11 +83,16 @@ class Replay:
         self._speed = speed
         self._shift = shift
         self._by = timedelta()
+        self._stop = asyncio.Event()
         self.total = 0
         """Number of lines of the recording; 0 before `measure`."""
         self.messages = 0
         self.acknowledged = 0
         self.seconds = 0.0
+
+    def stop(self) -> None:
+        """Publish nothing new."""
+        self._stop.set()
 
     async def run(self, publisher: Publisher, tick: Callable[[], None] = lambda: None) -> None:
         """Publish the recording, after `measure`; call `tick` after each acknowledgement."""
@@ -117,7 +123,11 @@ class Replay:
             if self._speed and found:
                 first = first or found[0]
                 due_s = started_s + (found[0] - first).total_seconds() / self._speed
-                await asyncio.sleep(max(0.0, due_s - time.monotonic()))
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(due_s - time.monotonic()):
+                        await self._stop.wait()
+            if self._stop.is_set():
+                return
             text = orjson.dumps(shifted(payload, by) if by else payload)
             self.messages += 1
             yield Message(entry["topic"], text, len(payload) if isinstance(payload, list) else 1)

@@ -7,10 +7,13 @@ import re
 import signal
 import tempfile
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import orjson
 import pytest
 
+from ingest.lab.embedded import Mosquitto
 from tests.terminal import CTRL_C, terminal
 
 
@@ -59,6 +62,23 @@ async def test_ctrl_c_ends_what_has_servers_of_its_own(
         assert await screen.ended() == 128 + signal.SIGINT, screen.shown
     assert "Traceback" not in screen.shown
     assert not servers_in(scratch)
+
+
+async def test_ctrl_c_ends_a_replay_with_its_account(scratch: Path, broker: Mosquitto) -> None:
+    hour = datetime(2026, 11, 1, 8, tzinfo=UTC)
+    lines = [
+        {"topic": "iov/v1/V1/nev", "payload": {"ts": (hour + timedelta(seconds=n)).isoformat()}}
+        for n in range(3_600)
+    ]
+    (scratch / "hour").write_bytes(b"\n".join(map(orjson.dumps, lines)))
+    settings = scratch / "settings.toml"
+    settings.write_text(f'IOV_MQTT_URL = "{broker.url}"')
+    asked = ["replay", str(scratch / "hour"), "--config", str(settings), "--json"]
+    async with terminal(*asked, scratch=scratch) as screen:
+        await screen.shows(r"[1-9]\d*/3600")
+        screen.press(CTRL_C)
+        assert await screen.ended() == 0, screen.shown
+    assert 0 < orjson.loads(screen.shown.split()[-1])["acknowledged"] < 3_600
 
 
 async def test_ctrl_c_while_the_database_is_made(scratch: Path) -> None:

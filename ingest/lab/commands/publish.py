@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -15,21 +13,18 @@ from ingest.lab.simulate import Simulation
 from ingest.worker.service import signals
 
 
-async def publish(
-    settings: Settings,
-    qos: int,
-    work: Simulation | Replay,
-    total: int,
-    stop: Callable[[], None],
-) -> None:
-    """Run a simulation or a replay with a progress bar; SIGINT and SIGTERM call `stop`."""
+async def publish(settings: Settings, qos: int, work: Simulation | Replay, total: int) -> None:
+    """Run a simulation or a replay of `total` messages with a progress bar.
+
+    SIGINT and SIGTERM stop it: nothing new is published, what is under way is waited for.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with signals(stop), Progress(*columns, console=people, transient=True) as bar:
+    with signals(work.stop), Progress(*columns, console=people, transient=True) as bar:
         task = bar.add_task("messages acknowledged", total=total)
 
         def waiting(whom: str) -> None:

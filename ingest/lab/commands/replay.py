@@ -27,5 +27,5 @@ def replay(
         settings = settings_of(config, "IOV_MQTT_URL")
         recording = Replay(file, speed, shift=shift)
         recording.measure()
-        run_async(publish(settings, 1, recording, recording.total, lambda: None))
+        run_async(publish(settings, 1, recording, recording.total))
         say(recording.account(), as_json=as_json)

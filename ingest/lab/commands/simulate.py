@@ -38,5 +38,5 @@ def simulate(
             raise ConfigError([f"--streams: {unknown} not among {', '.join(STREAMS)}"])
         fleet = Fleet(devices, seed, names, samples_per_message, Mischief(bad, duplicate, late))
         simulation = Simulation(fleet, rate, duration)
-        run_async(publish(settings, qos, simulation, round(rate * duration), simulation.stop))
+        run_async(publish(settings, qos, simulation, round(rate * duration)))
         say(simulation.account(), as_json=as_json)
