@@ -59,7 +59,7 @@ def leave_(
     unsubscribes, commits and acknowledges what the broker still has for it, ends its session, and
     stops. SIGUSR1 has a worker process do the same.
 
-    If the worker will not return, this command takes its session over and drains it.
+    If the worker will not return, this command takes its session over.
 
     Before a restart none of this is needed: SIGTERM keeps the session for the next start.
 

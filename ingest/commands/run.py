@@ -34,7 +34,7 @@ def run(
     to it. Their metrics are on consecutive ports from `IOV_HTTP_PORT` on. On the port after the
     last worker's, `/targets` lists the workers for Prometheus (`http_sd_configs`) and `/readyz`
     says whether all are ready. A worker that dies is started again. If fewer workers are run later,
-    the sessions of those that are no longer started are drained.
+    the sessions of those that are no longer started are taken over.
 
     When a worker stops, the broker keeps its session. The session goes on receiving its share of
     what is published until the worker is started again. With --once-only the worker leaves for good

@@ -2,16 +2,16 @@
 
 In spite of all checks and limits, a message may kill its reader: because of a bug in a library
 written in C, or in a container that is too small. The broker sends the message again, to this
-worker or to another one that drains the session. So if the last reader of a session did not end in
-order, the next one reads the first messages with care:
+worker or to another one that takes the session over. So if the last reader of a session did not end
+in order, the next one reads the first messages with care:
 
 - It reads some messages at a time, after it has noted in the database which ones.
 - If it dies too, the next reader reads the noted messages one by one.
 - If a reader dies over a single message, the note names that message, and it is set aside unread.
 
 The note is in the database and not in a file, because a session outlives the machine of its worker
-and may be drained by another worker. The flag DUP (MQTT 5, 3.3.1.1) is not enough: brokers differ
-in which client gets an unacknowledged message again, and DUP does not say which of six thousand
+and another worker may take it over. The flag DUP (MQTT 5, 3.3.1.1) is not enough: brokers differ in
+which client gets an unacknowledged message again, and DUP does not say which of six thousand
 messages killed the reader.
 """
 

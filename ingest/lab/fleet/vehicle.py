@@ -153,22 +153,22 @@ class Vehicle(Device):
             self.braked_hard()
 
     def trip_began(self) -> None:
-        """Hook: it has a new destination."""
+        """Take note (a hook) of a new destination."""
 
     def trip_ended(self) -> None:
-        """Hook: it has arrived, and is switched off."""
+        """Take note (a hook) that it has arrived, and is switched off."""
 
     def alarm_raised(self, before: list[VehicleState]) -> None:
-        """Hook: an alarm was raised; at level 3, `before` has the states of the last seconds."""
+        """Take note (a hook) of an alarm; of level 3, with the states `before` it."""
 
     def alarm_goes_on(self) -> None:
-        """Hook: one more second of the burst after a level 3 alarm."""
+        """Take note (a hook) of one more second of the burst after a level 3 alarm."""
 
     def alarm_cleared(self) -> None:
-        """Hook: the current alarm is over."""
+        """Take note (a hook) that the current alarm is over."""
 
     def braked_hard(self) -> None:
-        """Hook: it is braking hard."""
+        """Take note (a hook) that it is braking hard."""
 
     def _drive(self, seconds: float) -> float:
         """Draw power from the battery, or charge it; return the motor's torque in N·m."""

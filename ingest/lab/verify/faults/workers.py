@@ -1,4 +1,4 @@
-"""Worker faults: killed, restarted, drained, frozen, left behind; a clock jumps."""
+"""Worker faults: killed, restarted, taken over, frozen, left behind; a clock jumps."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def _goes_and_returns(world: World, chance: Random, number: signal.Signals
 
 
 async def _worker_drained(world: World, chance: Random) -> None:
-    """Kill a worker, drain its session through the worker's own proxies, and start it again."""
+    """Kill a worker, take its session over through the worker's own proxies, and start it again."""
     worker = chance.choice(world.victims)
     await world.some_published(LOAD)
     await worker.end(signal.SIGKILL)
