@@ -10,6 +10,8 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
+import time
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,7 +36,7 @@ KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 TOOLS = ["buildah", "debootstrap", "unshare", "chroot", "setpriv"]
 SBIN = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
-DEBIAN = "trixie"
+DEBIAN, MONTH_S = "trixie", 30 * 86_400
 
 
 class Image:
@@ -72,21 +74,30 @@ class Image:
         )  # fmt: skip
 
 
+def debian() -> Path:
+    """Return a tar of a minimal Debian, which is made once a month and kept."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "iov-ingest"
+    tar = cache / f"{DEBIAN}.tar"
+    if tar.exists() and time.time() - tar.stat().st_mtime < MONTH_S:
+        return tar
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as made:
+        subprocess.run(
+            ["debootstrap", "--variant=minbase", "--include=ca-certificates,python3-venv",
+             DEBIAN, f"{made}/root"],
+            env=os.environ | {"PATH": SBIN}, check=True, capture_output=True,
+        )  # fmt: skip
+        subprocess.run(["tar", "-C", f"{made}/root", "-cf", f"{made}/tar", "."], check=True)
+        Path(made, "tar").rename(tar)
+    return tar
+
+
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
     missing = [tool for tool in TOOLS if shutil.which(tool, path=SBIN) is None]
     if os.geteuid() or missing or not KEYRING.exists():
         pytest.skip(f"needs root, Debian's keyring, and {', '.join(TOOLS)}; not here: {missing}")
     directory = tmp_path_factory.mktemp("container")
-    base = directory / "debian"
-    packages = "--include=ca-certificates,python3-venv"
-    subprocess.run(
-        ["debootstrap", "--variant=minbase", packages, DEBIAN, base],
-        env=os.environ | {"PATH": SBIN}, check=True, capture_output=True,
-    )  # fmt: skip
-    # The build trusts whom this machine trusts.
-    shutil.copy(CERTIFICATES, base / CERTIFICATES.relative_to("/"))
-    (base / "etc/pip.conf").write_text(f"[global]\ncert = {CERTIFICATES}\n")
     storage = f"--root {directory}/root --runroot {directory}/run --storage-driver vfs"
     buildah = ["buildah", *storage.split()]
 
@@ -94,10 +105,14 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
         return subprocess.check_output([*buildah, *arguments], text=True).strip()
 
     from_scratch = build("from", "scratch")
-    build("add", "--quiet", from_scratch, str(base), "/")
+    build("add", "--quiet", from_scratch, str(debian()), "/")
+    # The build trusts whom this machine trusts.
+    build("copy", "--quiet", from_scratch, str(CERTIFICATES), str(CERTIFICATES))
+    pip_conf = directory / "pip.conf"
+    pip_conf.write_text(f"[global]\ncert = {CERTIFICATES}\n")
+    build("copy", "--quiet", from_scratch, str(pip_conf), "/etc/pip.conf")
     build("commit", "--quiet", from_scratch, "localhost/base")
     build("rm", from_scratch)
-    shutil.rmtree(base)
     arguments = (
         "--isolation chroot --format docker --layers=false --pull-never "
         "--build-arg BASE_IMAGE=localhost/base"

@@ -21,6 +21,8 @@ from tests.frames import (
     outcomes,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def raw(size: int, low: int, high: int) -> st.SearchStrategy[bytes]:
     """A count in its range, a sentinel, or anything."""

@@ -113,6 +113,7 @@ def spoil(instance: Any, data: st.DataObject) -> Any:
     return spoiled
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CATALOGUE)
 @settings(max_examples=30, suppress_health_check=list(HealthCheck), deadline=None)
 @given(data=st.data())

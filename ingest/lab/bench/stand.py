@@ -208,10 +208,11 @@ class Stand:
             before = await self.rows(url, load_.streams)
             async with self.service(url, load_) as service, self._publisher() as publisher:
                 traffic = self._traffic(url, load_)
+                first = load_.devices * load_.samples * len(load_.streams)
                 measured = await drive(
                     publisher, traffic, service.look, seconds, warm_up_s, say,
                     # Every device once, so that the service has looked up its id.
-                    warm_up_samples=load_.devices * load_.samples * len(load_.streams),
+                    warm_up_samples=first if warm_up_s else 0,
                 )  # fmt: skip
                 self._traffics[url] = traffic.sent
                 last = (await service.look()).committed
