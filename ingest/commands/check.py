@@ -284,7 +284,8 @@ async def _try_to_publish(broker: Broker, topic: str, inbox: Inbox) -> bool:
     try:
         async with client_for(broker, name, aiomqtt.ProtocolVersion.V5) as client:
             await client.publish(topic, b"iov-ingest check", qos=1, timeout=_QUIET_S)
-    except aiomqtt.MqttError:
+    except aiomqtt.MqttError as exc:
+        unless_cancelled(exc)
         return False
     unless_cancelled()
     return await _quiet(inbox) > 0

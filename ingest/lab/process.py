@@ -19,7 +19,6 @@ from ingest.errors import ServerError
 from ingest.lab.until import LIMIT_S, until
 
 COMMAND = (sys.executable, "-m", "ingest", "run")
-_TIMEOUT = aiohttp.ClientTimeout(total=5)
 
 
 class WorkerProcess:
@@ -58,7 +57,7 @@ class WorkerProcess:
         assert self.process is not None
         self.process.send_signal(number)
 
-    async def end(self, number: signal.Signals | None = signal.SIGTERM) -> int:
+    async def end(self, number: signal.Signals | None) -> int:
         """Send a signal, if any, and return the exit status; kill the process after `LIMIT_S`."""
         assert self.process is not None
         process, self.process = self.process, None
@@ -80,12 +79,15 @@ class WorkerProcess:
             self.crashes += 1
             await self.start()
 
-    async def get(self, path: str, port: int | None = None) -> tuple[int, str]:
+    async def get(
+        self, path: str, port: int | None = None, timeout_s: float = 5
+    ) -> tuple[int, str]:
         """Return status and body; (0, "") if nobody answers."""
+        timeout = aiohttp.ClientTimeout(total=timeout_s)
         url = f"http://127.0.0.1:{port or self._port}{path}"
         try:
             async with (
-                aiohttp.ClientSession(timeout=_TIMEOUT) as client,
+                aiohttp.ClientSession(timeout=timeout) as client,
                 client.get(url) as answer,
             ):
                 return answer.status, await answer.text()
@@ -99,7 +101,7 @@ class WorkerProcess:
     async def metric(self, name: str, port: int | None = None) -> float:
         """Return the sum of a sample over its labels; raises ServerError if nobody answers."""
         # Serving all metrics takes a worker 5 ms, serving one a tenth of that.
-        status, text = await self.get(f"/metrics?name[]={name}", port)
+        status, text = await self.get(f"/metrics?name[]={name}", port, timeout_s=30)
         if status != HTTPStatus.OK:
             raise ServerError("the worker does not answer")
         return sum(
@@ -129,11 +131,17 @@ class WorkerProcess:
 
 @asynccontextmanager
 async def running(process: WorkerProcess) -> AsyncIterator[WorkerProcess]:
-    """Start the process, wait until it is ready, and end it after the block."""
+    """Start the process, wait until it is ready, and end it after the block.
+
+    Raises ServerError if it does not end in order, unless the block has ended it.
+    """
     await process.start()
+    status = 0
     try:
         await process.until_ready()
         yield process
     finally:
         if process.process is not None:
-            await process.end(signal.SIGTERM)
+            status = await process.end(signal.SIGTERM)
+    if status:
+        raise ServerError(f"the worker ended with status {status}")

@@ -156,7 +156,7 @@ class AiomqttClient:
                 finally:
                     ends = self._stay.stage >= Stage.EMPTY
                     if ends and self._version_5 and paho.end_session():
-                        self._stay.stage = Stage.LEFT
+                        self._stay.reach(Stage.LEFT)
         except aiomqtt.MqttError as exc:
             # A cancelled task ends as cancelled, even if the goodbye to the broker failed.
             unless_cancelled(exc)
@@ -190,7 +190,7 @@ class AiomqttClient:
         if self._stay.stage is Stage.STAYING:
             await self._subscribe(client)
         elif not paho.session_present:
-            self._stay.stage = Stage.EMPTY
+            self._stay.reach(Stage.EMPTY)
             raise NoSession("the broker keeps no session")
         if not self._broker.is_web:
             paho.read_ahead()
@@ -220,7 +220,7 @@ class AiomqttClient:
         """End the session as in MQTT 3.1.1: connect once with Clean Session (3.1.2.4)."""
         with contextlib.suppress(aiomqtt.MqttError):
             async with self._client(asyncio.Queue, clean=True):
-                self._stay.stage = Stage.LEFT
+                self._stay.reach(Stage.LEFT)
 
     def _client(
         self, queue_type: type[asyncio.Queue[aiomqtt.Message]], *, clean: bool = False

@@ -69,6 +69,10 @@ class Stay:
     """Topic filter of the session's subscription."""
     stage: Stage = Stage.STAYING
 
+    def reach(self, stage: Stage) -> None:
+        """Go on to a stage, unless the stay has reached it or a later one."""
+        self.stage = max(self.stage, stage)
+
 
 class Client(Protocol):
     """One way to hold a connection to the broker."""

@@ -62,7 +62,7 @@ class Mqtt5Client:
             connack = await self._handshake(connection)
             leaving = self._stay.stage > Stage.STAYING
             if leaving and not connack.session_present:
-                self._stay.stage = Stage.EMPTY
+                self._stay.reach(Stage.EMPTY)
                 raise NoSession("the broker keeps no session")
             if not leaving:
                 await self._subscribe(connection)
@@ -79,7 +79,7 @@ class Mqtt5Client:
             self._connection = None
             ends = self._stay.stage >= Stage.EMPTY
             if connection.close(Unavailable("closed by us"), end_session=ends) and ends:
-                self._stay.stage = Stage.LEFT
+                self._stay.reach(Stage.LEFT)
             await self._flush(connection)
 
     async def _open(self) -> Connection:

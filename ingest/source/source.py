@@ -16,6 +16,7 @@ import structlog
 
 from ingest.backoff import Backoff
 from ingest.broker import Broker
+from ingest.cancelled import unless_cancelled
 from ingest.errors import Unavailable
 from ingest.metrics import Metrics
 from ingest.source.aiomqtt import AiomqttClient
@@ -88,6 +89,7 @@ class Source:
                 # would add another copy of them.
                 await self.inbox.room()
                 delay_s = await self._one_session()
+                unless_cancelled()
                 self._metrics.mqtt_connected.set(0)
                 await asyncio.sleep(delay_s)
         finally:
@@ -100,7 +102,7 @@ class Source:
         Return whether the broker has answered; if not, the next connection unsubscribes. Calling
         this again changes nothing; each answer comes after all that the broker sent before it.
         """
-        self._stay.stage = max(self.stage, Stage.LEAVING)
+        self._stay.reach(Stage.LEAVING)
         try:
             await self._client.unsubscribe()
         except Unavailable as exc:
@@ -110,7 +112,7 @@ class Source:
 
     def end_session(self) -> None:
         """Make the session end when this connection ends."""
-        self._stay.stage = max(self.stage, Stage.EMPTY)
+        self._stay.reach(Stage.EMPTY)
 
     async def take_over(self, filter_: str) -> None:
         """Take out what the broker keeps for a worker that is gone, over one connection.

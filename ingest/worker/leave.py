@@ -47,7 +47,8 @@ class Leave:
     async def run(self) -> None:
         """Wait until asked, and leave; return once nothing is left in the session."""
         await self.asked.wait()
-        while not (self._granted or await self._another_stays()):
+        # It may be granted while the register is asked, which may take long.
+        while not (self._granted or await self._another_stays() or self._granted):
             self.asked.clear()
             log.error(
                 "not leaving",

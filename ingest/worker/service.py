@@ -221,7 +221,7 @@ class Service:
 
     async def _farewell(self) -> None:
         """Say what becomes of the session."""
-        if self.source.stage is Stage.LEFT:
+        if self.source.stage is Stage.LEFT and not self.source.inbox.in_flight:
             await self.leave.strike_off()
             log.info("left for good")
             return

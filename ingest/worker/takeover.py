@@ -77,6 +77,8 @@ async def _emptied(service: Service, subscription: str) -> int:
         await service.connection.close()
     if not done:
         raise session.result()
+    if source.stage < Stage.LEFT:
+        log.warning("session not ended", hint="it is empty, and expires by itself")
     return source.inbox.taken
 
 

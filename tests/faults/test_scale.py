@@ -59,7 +59,7 @@ async def test_from_four_workers_to_one_to_three_under_load(tmp_path: Path) -> N
                 assert (await leave(settings, asked.client_id, last=False, progress=told))[
                     "how"
                 ] == "left"
-                assert await asked.end() == 0
+                assert await asked.end(None) == 0
                 assert await signalled.end(signal.SIGUSR1) == 0
                 await killed.end(signal.SIGKILL)
                 await whole.some_published(300)

@@ -17,9 +17,11 @@ import pytest
 from ingest.commands import check
 from ingest.commands.publisher import Publisher
 from ingest.config import load
+from ingest.errors import Unavailable
 from ingest.lab.embedded import Mosquitto
 from ingest.metrics import Metrics
 from ingest.source import Source
+from ingest.source.aiomqtt import AiomqttClient
 from tests.support import environment, publisher, sample
 
 Answered = list[str]
@@ -83,6 +85,20 @@ async def test_a_tests_own_publisher_is_cancelled(
 
 
 async def test_a_source_is_cancelled(broker: Mosquitto, cancelled_at_the_answer: Answered) -> None:
+    settings = load(environ=environment(broker.url, NO_DATABASE, mqtt_client="aiomqtt"))
+    source = Source(settings.broker, Metrics({"nev": []}), Random(1))
+    assert await ends(asyncio.create_task(source.run(), name="source"), cancelled_at_the_answer)
+
+
+async def test_a_source_whose_subscription_is_refused_is_cancelled(
+    broker: Mosquitto, cancelled_at_the_answer: Answered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error of the session comes instead, and another attempt would follow."""
+
+    async def refused(*_: Any) -> None:
+        raise Unavailable("refused")
+
+    monkeypatch.setattr(AiomqttClient, "_subscribe", refused)
     settings = load(environ=environment(broker.url, NO_DATABASE, mqtt_client="aiomqtt"))
     source = Source(settings.broker, Metrics({"nev": []}), Random(1))
     assert await ends(asyncio.create_task(source.run(), name="source"), cancelled_at_the_answer)

@@ -24,7 +24,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 DIRECTORY = os.environ.get("DEBIAN_ROOT")
 SUITE = os.environ.get("DEBIAN_SUITE", "bookworm")
-pytestmark = pytest.mark.skipif(not DIRECTORY, reason="takes minutes and root: make debian")
+pytestmark = [
+    pytest.mark.skipif(not DIRECTORY, reason="takes minutes and root: make debian"),
+    pytest.mark.timeout(3_600),
+]
 OF_README = ("git", "make", "python3-venv")
 """Packages that README's first line has installed; with certificates, which a minbase has not."""
 OF_THE_HOST = ("etc/resolv.conf", "etc/hosts", "etc/pip.conf", "etc/ssl/certs/ca-certificates.crt")

@@ -17,7 +17,7 @@ from ingest.schema import Catalogue
 from ingest.source import Stage
 from ingest.store import register
 from ingest.store.register import Register, Registered
-from ingest.worker.leave import QUIET_S
+from ingest.worker.leave import QUIET_S, Leave
 from ingest.worker.takeover import Adoption, take_over
 from tests.support import (
     OwnDatabase,
@@ -269,6 +269,28 @@ async def test_a_cut_while_leaving_is_only_a_delay(
             await worker.task
     await lock.close()
     assert await database.count() == 500
+    assert not await has_session(broker, "worker-1")
+
+
+async def test_what_is_granted_while_the_register_is_asked_is_not_forgotten(
+    database: OwnDatabase, broker: Mosquitto, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`run --once-only` hears SIGUSR1, and SIGTERM while the register takes its time to refuse."""
+    asked, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def slowly(_: Leave) -> bool:
+        asked.set()
+        await goes_on.wait()
+        return False
+
+    monkeypatch.setattr(Leave, "_another_stays", slowly)
+    async with working(broker.url, database.url, catalogue) as worker:
+        worker.service.leave.ask()
+        await asked.wait()
+        worker.service.leave.ask(granted=True)
+        goes_on.set()
+        async with asyncio.timeout(30):
+            await worker.task
     assert not await has_session(broker, "worker-1")
 
 
