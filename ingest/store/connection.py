@@ -94,7 +94,13 @@ class StoreConnection:
         with translated():
             async with self._lock, self._deadline():
                 self.was_cut = False
-                yield await self._connected()
+                try:
+                    yield await self._connected()
+                except AttributeError as exc:
+                    # Between two steps of a statement asyncpg finds the connection dropped.
+                    if self._connection is not None:
+                        raise
+                    raise Unavailable("the connection was cut") from exc
 
     async def commit(self, transaction: Transaction) -> None:
         """Commit within a use; raises Unavailable if the commit may not be durable."""

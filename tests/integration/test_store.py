@@ -17,7 +17,7 @@ import pytest
 from ingest.batch import Batch
 from ingest.check import Checker
 from ingest.config import Settings, load
-from ingest.errors import NotReady
+from ingest.errors import NotReady, Unavailable
 from ingest.lab.embedded import Postgres
 from ingest.lab.proxy import Proxy
 from ingest.lab.until import until
@@ -448,6 +448,38 @@ async def test_a_worker_facing_an_older_database_says_what_to_run(
         async with writing(where, streams) as writer:
             await writer.connection.connect()
             assert "run iov-ingest migrate" in str(writer.connection.problem)
+
+
+async def test_a_connection_that_is_cut_between_two_steps_of_a_statement_is_away(
+    database: OwnDatabase, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """asyncpg has prepared it, and finds nothing to execute it with."""
+    original = asyncpg.Connection._get_statement
+    async with writing(database, catalogue) as writer:
+        held = writer.connection
+
+        async def and_cut(connection: Any, *args: Any, **how: Any) -> Any:
+            statement = await original(connection, *args, **how)
+            held.cut()
+            return statement
+
+        async with held.use():
+            pass
+        monkeypatch.setattr(asyncpg.Connection, "_get_statement", and_cut)
+        with pytest.raises(Unavailable):
+            async with held.use() as (connection, _):
+                await connection.fetchval("SELECT $1::integer", 1)
+        monkeypatch.undo()
+        assert (await writer.write(batch_of(catalogue, [delivery(sample(1))]))).stored == {"nev": 1}
+
+
+async def test_a_bug_in_a_use_is_not_taken_for_an_outage(
+    database: OwnDatabase, catalogue: Catalogue
+) -> None:
+    async with writing(database, catalogue) as writer:
+        with pytest.raises(AttributeError):
+            async with writer.connection.use() as (connection, _):
+                connection.no_such_thing  # noqa: B018  it raises
 
 
 async def test_the_workers_role_owns_nothing_and_can_do_its_work(
