@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import os
 import re
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -13,7 +16,9 @@ from pathlib import Path
 import orjson
 import pytest
 
+from ingest.child import child
 from ingest.lab.embedded import Mosquitto
+from ingest.lab.until import until
 from tests.terminal import CTRL_C, terminal
 
 
@@ -31,6 +36,15 @@ def servers_in(directory: Path) -> list[int]:
         with contextlib.suppress(OSError):
             if str(directory) in arguments.read_text():
                 found.append(int(arguments.parent.name))
+    return found
+
+
+def names_in(directory: Path) -> set[str]:
+    """Names of these processes, as far as they are still there."""
+    found = set()
+    for pid in servers_in(directory):
+        with contextlib.suppress(OSError):
+            found.add(Path(f"/proc/{pid}/comm").read_text().strip())
     return found
 
 
@@ -98,3 +112,16 @@ async def test_a_temporary_directory_too_deep_for_a_socket_is_said(tmp_path: Pat
         assert await screen.ended() == 1
         await screen.shows("failed: .*TMPDIR")
     assert "Traceback" not in screen.shown
+
+
+async def test_of_a_run_that_is_killed_nothing_stays(scratch: Path) -> None:
+    """Nobody is left who could end PostgreSQL and mosquitto, or remove what they wrote."""
+    process = await child(
+        sys.executable, "-m", "ingest", "demo",
+        env=os.environ | {"TMPDIR": str(scratch)}, stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    await until(lambda: {"mosquitto", "postgres"} <= names_in(scratch), "both servers")
+    process.kill()
+    await process.wait()
+    await until(lambda: not servers_in(scratch), "their end")
+    await until(lambda: not list(scratch.glob("iov-pg-*")), "the removal of its data")
