@@ -12,9 +12,9 @@ import pytest
 
 from ingest.config import load
 from ingest.lab.embedded import Mosquitto, Postgres, mosquitto, postgres
-from ingest.schema import Catalogue, load_catalogue
+from ingest.schema import Catalogue
 from ingest.store import migrate
-from tests.support import OwnDatabase, Worker, working
+from tests.support import CATALOGUE, OwnDatabase, Worker, working
 
 
 def pytest_configure() -> None:
@@ -38,7 +38,7 @@ def pg() -> Iterator[Postgres]:
 
 @pytest.fixture(scope="session")
 def catalogue() -> Catalogue:
-    return load_catalogue()
+    return CATALOGUE
 
 
 _templates: set[str] = set()

@@ -28,11 +28,14 @@ from ingest.lab.embedded import Postgres
 from ingest.lab.until import until
 from ingest.metrics import Metrics
 from ingest.model import Arrival, Delivery, Row
-from ingest.schema import Catalogue, Stream
+from ingest.schema import Catalogue, Stream, load_catalogue
 from ingest.source import source as source_module
 from ingest.source.aiomqtt import AiomqttClient
 from ingest.store import StoreConnection, Writer
 from ingest.worker.service import Service
+
+CATALOGUE = load_catalogue()
+"""Schemas of the product, loaded once for all tests of a process."""
 
 
 @dataclass

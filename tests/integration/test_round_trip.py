@@ -15,12 +15,16 @@ from hypothesis import HealthCheck, given, settings
 from ingest.batch import Batch
 from ingest.check import Checker
 from ingest.config import Settings
-from ingest.schema import Catalogue, Stream, load_catalogue
+from ingest.schema import Catalogue, Stream
 from ingest.schema.rfc3339 import rfc3339
 from tests.instances import instances
-from tests.support import OwnDatabase, delivery, plenty, writer_to
-
-CATALOGUE = load_catalogue()
+from tests.support import (
+    CATALOGUE,
+    OwnDatabase,
+    delivery,
+    plenty,
+    writer_to,
+)
 
 
 @pytest.mark.parametrize("name", CATALOGUE)

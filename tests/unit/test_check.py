@@ -18,12 +18,17 @@ from ingest.check import Checker
 from ingest.config import Settings
 from ingest.envelope import derived_seq, instant
 from ingest.model import Defect, Outcome, Reason, Rejected, Row
-from ingest.schema import Catalogue, load_catalogue
+from ingest.schema import Catalogue
 from ingest.schema.private import NeverStored
 from ingest.schema.stream import stream
-from tests.support import column, delivery, every_column, sample
+from tests.support import (
+    CATALOGUE,
+    column,
+    delivery,
+    every_column,
+    sample,
+)
 
-CATALOGUE = load_catalogue()
 CHECKER = Checker.of(CATALOGUE, Settings())
 NOW = datetime(2026, 11, 22, 8, 0, tzinfo=UTC)
 

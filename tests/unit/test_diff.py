@@ -6,10 +6,9 @@ from typing import Any
 import pytest
 
 from ingest.commands.schema.diff import Change, diff
-from ingest.schema import load_catalogue
 from ingest.schema.stream import stream
+from tests.support import CATALOGUE
 
-CATALOGUE = load_catalogue()
 NEW_FIELD = {"type": ["number", "null"], "title": "X", "minimum": 0}
 
 

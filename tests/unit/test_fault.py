@@ -10,11 +10,11 @@ import jsonschema_rs
 import orjson
 import pytest
 
-from ingest.schema import default_directory, load_catalogue
+from ingest.schema import default_directory
 from ingest.schema.columns import json_types
 from ingest.schema.fault import Whole, first_fault, whole
+from tests.support import CATALOGUE
 
-CATALOGUE = load_catalogue()
 MANY = [0.25] * 5
 NO_WHOLE = Whole(frozenset((list, dict)), "", 0, float("inf"), None, (), {}, None, ())
 """Has nothing against anything, so that the validator is asked."""

@@ -21,11 +21,13 @@ from ingest.lab.fleet.kinds import Bus, DeliveryRobot, Robotaxi, Truck
 from ingest.lab.fleet.roadside import RoadsideUnit
 from ingest.lab.fleet.vehicle import BURST_S, Vehicle
 from ingest.model import Rejected, Row
-from ingest.schema import load_catalogue
-from tests.support import column, delivery
+from tests.support import (
+    CATALOGUE,
+    column,
+    delivery,
+)
 
 NOW = datetime(2026, 11, 22, 8, 0, tzinfo=UTC)
-CATALOGUE = load_catalogue()
 HOUR_S = 3_600
 
 

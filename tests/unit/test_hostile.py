@@ -17,12 +17,14 @@ from ingest.config import Settings
 from ingest.decode import MessageLimits, values
 from ingest.lab.hostile import shapes, vary
 from ingest.model import Reason, Rejected, Row
-from ingest.schema import load_catalogue
-from tests.support import column, delivery
+from tests.support import (
+    CATALOGUE,
+    column,
+    delivery,
+)
 
 pytestmark = pytest.mark.slow
 
-CATALOGUE = load_catalogue()
 CHECKER = Checker.of(CATALOGUE, Settings())
 LIMITS = MessageLimits.of(Settings())
 AT = datetime(2026, 11, 1, 8, tzinfo=UTC)

@@ -13,12 +13,15 @@ from ingest.check import Checker
 from ingest.config import Settings
 from ingest.metrics import Histogram, Metrics
 from ingest.model import Reason
-from ingest.schema import load_catalogue
 from ingest.web import About, Live, WorkerState
 from ingest.web.live import _quantiles
-from tests.support import delivery, plenty, sample
+from tests.support import (
+    CATALOGUE,
+    delivery,
+    plenty,
+    sample,
+)
 
-CATALOGUE = load_catalogue()
 NOW = datetime.now(UTC)
 ABOUT = About("w", "b:1883", "$share/ingest/iov/v1/+/+", "d:5432/telemetry")
 

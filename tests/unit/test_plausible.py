@@ -17,10 +17,13 @@ from ingest.model import Row
 from ingest.schema import load_catalogue
 from ingest.schema.plausible import check_rules
 from ingest.schema.vin import check_digit_agrees
-from tests.support import column, delivery
+from tests.support import (
+    CATALOGUE,
+    column,
+    delivery,
+)
 
 NOW = datetime(2026, 11, 22, 8, 0, tzinfo=UTC)
-CATALOGUE = load_catalogue()
 CHECKER = Checker.of(CATALOGUE, Settings())
 GOOD_VIN, BAD_VIN = "LSVAA4181E2123456", "LSVAA4182E2123456"
 

@@ -24,9 +24,12 @@ from ingest.schema.layout import KEY, RESERVED, in_key_order, sort
 from ingest.schema.stream import stream
 from ingest.schema.table import add_column, create_table, literal, quoted
 from tests.instances import instances
-from tests.support import delivery, every_column
+from tests.support import (
+    CATALOGUE,
+    delivery,
+    every_column,
+)
 
-CATALOGUE = load_catalogue()
 DIRECTORY = default_directory()
 NOW = datetime(2026, 11, 22, 8, 0, tzinfo=UTC)
 EXAMPLES = sorted(DIRECTORY.glob("*/*/*.json"))
