@@ -11,8 +11,8 @@ def unless_cancelled(exc: Exception | None = None) -> None:
     Call it after operations that are known to lose a cancellation:
 
     - asyncpg's rollback may raise an error of its own instead; pass that error as `exc`
-    - `asyncio.wait_for`, which aiomqtt uses, returns a result that arrives at the same moment
-      (python/cpython issue 86296; fixed in 3.12)
+    - `asyncio.wait_for`, which aiomqtt uses, returns the result if it arrives at the same moment as
+      the cancellation (python/cpython issue 86296; fixed in 3.12)
     """
     task = asyncio.current_task()
     if task is not None and task.cancelling():

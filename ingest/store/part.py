@@ -19,11 +19,11 @@ class Part:
     letters: list[DeadLetter]
     described: list[Description]
     past: tuple[str, date] | None = None
-    """Stream and past day of all its rows, if they are written separately because of a lock."""
+    """(stream, past day) of its rows, if a lock made the writer write past days separately."""
     hopeless: Refusal | None = None
-    """Refusal of its only row, if that was too much for the server several times, alone."""
+    """Refusal of its only row, if this row alone was too much for the server several times."""
     failed_alone: int = 0
-    """Number of times that its only row was too much for a server that stored others."""
+    """Number of times its only row was too much for the server, which has stored other rows."""
 
     @property
     def size(self) -> int:
@@ -31,7 +31,7 @@ class Part:
         return sum(map(len, self.rows.values())) + len(self.letters) + len(self.described)
 
     def halves(self) -> list[Part]:
-        """Return two parts, the first with what came first; leave out an empty one."""
+        """Return the first and second half of each list as two parts; leave out an empty part."""
         parts = [Part({}, [], []), Part({}, [], [])]
         for name, rows in self.rows.items():
             for half, some in zip(parts, halves(rows), strict=True):
@@ -44,7 +44,7 @@ class Part:
         return [half for half in parts if half.size]
 
     def by_past_day(self) -> list[Part]:
-        """Return a part for each stream and past day (not yesterday), and last one for the rest."""
+        """Return a part for each stream and day older than yesterday, then a part for the rest."""
         present = datetime.now(UTC).date() - timedelta(days=1)
         rest = Part({}, self.letters, self.described)
         days: dict[tuple[str, date], list[Row]] = {}

@@ -43,13 +43,18 @@ class WorkerState(NamedTuple):
 
     problems: list[str]
     warnings: list[str]
-    """Problems to mend that do not make this worker unready; they may name other workers."""
+    """Problems that somebody has to solve but that leave this worker ready.
+
+    Their texts may name other workers.
+    """
     in_flight: int
     window: int
     broker_window: int | None
     workers: list[dict[str, str | None]] | None
-    """`client_id` and `page_address` of all on the same subscription; None while the register is
-    away."""
+    """`client_id` and `page_address` of every worker at work on the same subscription.
+
+    None while the register in the database is not available.
+    """
 
 
 class About(NamedTuple):
@@ -99,9 +104,10 @@ class Live:
                 self._take_positions(stream, newest)
 
     def _group(self, letter: DeadLetter) -> None:
-        # Numbers are masked: a vehicle may cause any number of places in an array or a text.
+        # Numbers are masked. A vehicle can cause details without end that differ only in a place
+        # in an array or a text; with masked numbers they are one group.
         key = letter.reason, _NUMBERS.sub("#", letter.detail)
-        # Taken out first, so that the one that was quiet for longest is at the front.
+        # Removed before it is added again, so that the group quiet for longest is at the front.
         known = self._groups.pop(key, None)
         self._groups[key] = {
             "reason": letter.reason,
@@ -127,7 +133,7 @@ class Live:
             if known is not None and known[2] > ts:
                 continue  # resent, or late
             place = [lon, lat, ts, stream.name]
-            # Taken out first, so that the oldest are at the front.
+            # Removed before it is added again, so that the positions updated longest ago are first.
             self._positions.pop(row.device, None)
             self._positions[row.device] = self._moved[row.device] = place
         for device in list(islice(self._positions, max(0, len(self._positions) - _DEVICES))):
@@ -182,7 +188,7 @@ class Live:
         return self._positions
 
     def moved(self) -> dict[str, list[Any]]:
-        """Return the positions updated since the last call, a bounded number of them."""
+        """Return the positions updated since the last call, at most `_LOOKS_PER_TICK` of them."""
         self._looks_left = _LOOKS_PER_TICK
         moved, self._moved = self._moved, {}
         return moved

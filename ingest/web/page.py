@@ -1,12 +1,12 @@
 """`/`, `/status` and `/events`: the live page, its data as JSON, and its data once a second.
 
 Only a viewer who has the token sees devices, positions and details. If no token is set, a viewer on
-this machine sees them. The request of such a viewer
+this machine sees them. A viewer counts as being on this machine if the request
 
 - comes from a loopback address
 - has no header of a proxy
-- asks for a loopback name, so that a page from elsewhere whose name was made to point here (DNS
-  rebinding) gets no details
+- asks for a loopback name; otherwise another site could make its own host name point to this
+  machine (DNS rebinding), and its page would get the details
 
 A proxy on this machine that adds no such header looks like a viewer on this machine: if you have
 such a proxy, set a token.
@@ -27,9 +27,9 @@ from ingest.web.live import Live
 
 _EVERY_S = 1.0
 _MOST_VIEWERS = 20
-"""Number of viewers allowed with details, and as many again without.
+"""Number of viewers with details at a time; as many viewers without details are allowed too.
 
-Strangers thus cannot keep out a viewer who has the token.
+The two groups are counted separately, so strangers cannot keep out a viewer who has the token.
 """
 _JSON = "application/json"
 _END = b""

@@ -1,4 +1,4 @@
-"""One worker process: the service, its signals, and what it does for workers that are gone."""
+"""One worker process: the service, its signals, and adoption of other workers' sessions."""
 
 from __future__ import annotations
 
@@ -21,14 +21,17 @@ collector goes through them again and again: 30.6 µs of CPU per message instead
 of three alternating runs of the bench).
 """
 _SAME_SIGNAL_S = 1.0
-"""Seconds in which a second stop signal is ignored; a later signal means "at once"."""
+"""Seconds after the first stop signal during which further stop signals are ignored.
+
+A later signal means "at once"; with `once_only`, the second signal means "drain".
+"""
 
 
 async def run(settings: Settings, catalogue: Catalogue, *, once_only: bool = False) -> None:
     """Run one worker until SIGTERM or SIGINT, or until it has left for good after SIGUSR1.
 
-    With `once_only`, the first signal makes it leave for good, even as the last worker; the second
-    signal makes it drain.
+    With `once_only`, the first signal makes it leave for good, even if no other worker is there to
+    take new messages; the second signal makes it drain.
     """
     service = Service(settings, catalogue)
     loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""`simulate`: a seeded fleet that publishes."""
+"""`simulate`: publishes the messages of a simulated fleet that is made from a seed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def simulate(
     qos: Annotated[int, typer.Option(help="QoS to publish with.", min=0, max=2)] = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Publish as a seeded fleet of vehicles; count samples that are bad, duplicate or late."""
+    """Publish messages of a fleet made from a seed; count bad, duplicate and late samples."""
     with ending():
         settings = settings_of(config, "IOV_MQTT_URL")
         names = [name.strip() for name in streams.split(",") if name.strip()]
