@@ -218,6 +218,7 @@ class Pipeline:
     async def _next(self) -> Batch | None:
         """Return the next batch as soon as it is full or has waited; None after the last batch."""
         while True:
+            # Phase 1: take the open batch if there is a reason to close it.
             trigger = self._trigger()
             if trigger and (batch := self._batcher.take()):
                 self._metrics.flushes.labels(trigger).inc()
@@ -225,6 +226,8 @@ class Pipeline:
                 return batch
             if self._no_more:
                 return None
+            # Phase 2: wait until the reader has added something, or until the batch is due. No
+            # reader can add anything between the look above and this line, because nothing awaits.
             self._filled.clear()
             try:
                 async with asyncio.timeout(self._batcher.due_in(time.monotonic())):

@@ -112,6 +112,10 @@ def source(layout: Layout, found: Sequence[Variant], care: Care) -> str:
     In the text, `fitting` is the type and `parts` are the values of its members, in this order:
     `resend`, the sample's own columns, the objects in it, the other known fields, `quality`.
     """
+    # The text does this, from top to bottom: refuse what only another variant may have; convert the
+    # sample to its type; build the record from the leading columns and the sample's own; add the
+    # columns of each object that the sample has, and a bit for it in `present`; write `quality` as
+    # JSON; end the record with the trailing columns.
     own = len(layout.sample.columns)
     leading, trailing = (", ".join(c.name for c in fixed) for fixed in (LEADING, TRAILING))
     lines = [

@@ -143,17 +143,21 @@ class AiomqttClient:
         connection.attach(paho)
         paho.hand_unreadable_to(connection.take, version_5=self._version_5)
         try:
+            # Phase 1: aiomqtt connects when the block is entered and disconnects when it is left.
             async with client:
                 try:
+                    # Phase 2: subscribe or, while leaving, unsubscribe; from here on paho reads.
                     await self._subscriptions(client, paho)
                     self._connected, self._paho = client, paho
                     if self._stay.stage > Stage.STAYING:
                         await self.unsubscribe()
                     unless_cancelled()
                     subscribed(paho.session_present)
+                    # Phase 3: wait for the end; messages go to the inbox without this iterator.
                     async for _ in client.messages:
                         raise AssertionError("the queue gives nothing to its consumer")
                 finally:
+                    # Phase 4: before aiomqtt's own DISCONNECT, which would keep the session.
                     ends = self._stay.stage >= Stage.EMPTY
                     if ends and self._version_5 and paho.end_session():
                         self._stay.reach(Stage.LEFT)

@@ -36,17 +36,21 @@ class BrokerWindow:
 
     def changed(self, in_flight: int, now_s: float) -> None:
         """Record that `in_flight` messages are in flight from `now_s` on."""
+        # Phase 1: account for the time since the last change, at the level that it had.
         if self._began_s is None or self._changed_s is None:
             self._begin(now_s)
         elif self._level == self._peak:
             self._at_peak_s += now_s - self._changed_s
+        # Phase 2: a settling counts for the peak if the number was at its peak until now.
         if in_flight < self._level:
             self._settles += 1
             self._settles_at_peak += self._level == self._peak
+        # Phase 3: a new peak begins with no time and no settlings.
         if in_flight > self._peak:
             self._peak, self._settles_at_peak, self._at_peak_s = in_flight, 0, 0.0
         if self.limit is not None and in_flight > self.limit:
             self.limit = None  # it was raised, or there was no limit
+        # Phase 4: at the end of a span, judge it and begin the next one.
         self._level, self._changed_s = in_flight, now_s
         assert self._began_s is not None
         if now_s - self._began_s >= SPAN_S:
