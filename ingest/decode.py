@@ -30,7 +30,10 @@ _MOST_PARTS = 64
 """Number of members of a gzip file or frames of a zstd stream; senders usually write one."""
 _ZSTD_SLICE_BYTES = 256
 _ZSTD_WINDOW_BYTES = 8 * 1024 * 1024
-"""Bytes of memory to read a zstd frame. One that needs more is refused (RFC 8878, 3.1.1.1.2)."""
+"""Most bytes of memory for reading a zstd frame; see RFC 8878, 3.1.1.1.2.
+
+A frame that needs more is refused.
+"""
 
 
 _STRING = re.compile(rb'"[^"]*"')
@@ -38,11 +41,14 @@ _MOST_STRINGS = 100_000
 """Number of strings that are removed before the second count; removing them takes 20 ms."""
 _NESTED = frozenset({dict, list})
 _LONGEST_NAME_CHARACTERS = 1_000
-"""Number of characters. A name of four megabytes took 97 MB as part of a JSON pointer."""
+"""Number of characters that the name of a member may have.
+
+A name of four megabytes took 97 MB as part of a JSON pointer.
+"""
 _SHORT_STRINGS = re.compile(
     rb'[^"]{0,%(most)d}+(?:"[^"]{0,%(most)d}+)*+' % {b"most": _LONGEST_NAME_CHARACTERS}
 )
-"""Pattern of a text without a longer run between two quotes.
+"""Pattern of a JSON text with at most that many characters between one quote and the next.
 
 Matching takes 3 ms per megabyte; checking each name takes 50 ms.
 """
@@ -59,10 +65,10 @@ class MessageLimits(NamedTuple):
     values: int
     """Number of values, weighted by about the time that each takes.
 
-    A number or a text counts as 1, a member of an object as 2, an array or an object as 4 more.
+    A value counts as 1 in an array, as 2 in an object; if it is itself an array or object, 4 more.
     """
     sample_values: int
-    """The same for one sample, because an object takes a kilobyte during its check (measured)."""
+    """The same number for one sample, whose check takes a kilobyte for each object (measured)."""
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -180,8 +186,8 @@ def _has_long_name(sample: Any) -> bool:
 def values(text: bytes, most: int) -> int:
     """Return the weighted number of values in a JSON text if it is above `most`; otherwise 0.
 
-    The size in bytes says little about it: in memory, an array of empty objects takes thirty times
-    the size of its text, and compressed a thousandth.
+    The size in bytes says little about this number: an array of empty objects takes thirty times
+    the size of its text in memory, but only a thousandth of that size when it is compressed.
     """
     number = _count(text)
     if number > most:
@@ -247,7 +253,10 @@ def _inflate_one(payload: bytes, window_bits: int, limit_bytes: int) -> tuple[by
 
 
 def _deflate_bits(payload: bytes) -> int:
-    """Return window bits: of zlib's format (RFC 9110, 8.4.1.2), or of the raw stream many send."""
+    """Return the window bits of zlib's format (RFC 9110, 8.4.1.2), or of a raw deflate stream.
+
+    Many senders send the raw stream.
+    """
     wrapped = (
         len(payload) > 1
         and payload[0] & 0x0F == zlib.DEFLATED

@@ -13,9 +13,10 @@ _FORM = re.compile(
 )
 _LEAP_SECOND = slice(17, 19)
 _REMEMBERED, _LONGEST = 4_096, 35
-"""Number of cached texts and of characters in one: hostile texts have megabytes of zeros.
+"""Number of texts in the cache, and number of characters up to which a text is cached.
 
-The clocks of a fleet agree: at 40,000 samples a second, forty have the same time in milliseconds.
+A hostile text may have megabytes of zeros. Caching helps because the clocks of a fleet agree: at
+40,000 samples a second, forty samples have the same time to the millisecond.
 """
 
 

@@ -1,6 +1,6 @@
-"""Abilities of the paho client below aiomqtt that aiomqtt does not offer.
+"""Abilities of paho, the client inside aiomqtt, that aiomqtt does not offer.
 
-This is the only module that uses private attributes of both libraries, and it is tested.
+No other module uses private attributes of these two libraries; tests cover what this one uses.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Paho:
         self._paho.on_connect, self._paho.on_disconnect = connected, disconnected
 
     def acknowledge(self, packet_ids: Sequence[int]) -> None:
-        """Send PUBACK for all of these in one write; paho's own way is one for each."""
+        """Send the PUBACKs of all these packets in one write; paho itself makes one write each."""
         self._paho._packet_queue(_PUBACK, pubacks(packet_ids), packet_ids[-1], 1)
 
     def hand_unreadable_to(self, take: Callable[[Unreadable], None], *, version_5: bool) -> None:
@@ -74,7 +74,8 @@ class Paho:
                 take(found)
                 return MQTTErrorCode.MQTT_ERR_SUCCESS
 
-        self._paho._handle_publish = handle_publish  # type: ignore[method-assign]  # the one seam there is
+        # paho offers no other hook.
+        self._paho._handle_publish = handle_publish  # type: ignore[method-assign]
 
     def stop_reading(self) -> None:
         """Leave the socket alone, so that the broker's window fills."""
@@ -94,7 +95,8 @@ class Paho:
 
     def read_ahead(self) -> None:
         """Ask the kernel for many bytes at a time; paho itself asks four times per packet."""
-        self._paho._sock_recv = self._recv_ahead  # type: ignore[assignment,method-assign]  # the one seam there is
+        # paho offers no other hook.
+        self._paho._sock_recv = self._recv_ahead  # type: ignore[assignment,method-assign]
 
     def _recv_ahead(self, size: int) -> bytes:
         if self._at >= len(self._ahead):
@@ -139,5 +141,5 @@ class Paho:
         self._paho._sock_close()
 
     def forgive_ping(self) -> None:
-        """Do not time the answer to the last PINGREQ: it cannot be read while paused."""
+        """Let paho forget its last PINGREQ: the answer cannot be read while reading is stopped."""
         self._paho._ping_t = 0.0

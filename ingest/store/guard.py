@@ -38,8 +38,11 @@ from ingest.store.register import NAME
 TOGETHER = 100
 """Number of messages noted, read and committed together while care is taken."""
 ENDS = 3
-"""Number of readers in a row that die with a message in flight before it is set aside: first not
-noted, then noted with others, then noted alone."""
+"""Number of readers that must die in a row before a message is set aside.
+
+The first reader reads the message without a note, the second notes it together with others, the
+third notes it alone.
+"""
 _FIRST_DELAY_S, _MOST_DELAY_S = 0.1, 5.0
 _END_TIMEOUT_S = 2.0
 _BEGIN = """
@@ -66,7 +69,10 @@ class Guard:
         self._begun = False
         self._left = 0
         self._suspects: dict[str, int] = {}
-        """Digests noted at the last end, each with the number of ends in a row."""
+        """Digests of the messages that the last reader had noted when it died.
+
+        Each comes with the number of readers in a row that have died after they noted it.
+        """
         self._alone = False
 
     @property
@@ -111,7 +117,10 @@ class Guard:
             yield group
 
     def sets_aside(self, delivery: Delivery) -> bool:
-        """Return true if the message was noted at the last ends in a row, and alone at the last."""
+        """Return true if the last readers died in a row after noting the message.
+
+        There must be `ENDS - 1` of them, and the last one must have noted only this message.
+        """
         return self._alone and self._suspects.get(digest(delivery), 0) >= ENDS - 1
 
     async def note(self, group: Sequence[Delivery]) -> None:

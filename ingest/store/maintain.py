@@ -1,9 +1,10 @@
 """The hourly work: make days ahead, drop old days and dead letters, renew statistics, index `ts`.
 
-The owner of the tables detaches a day concurrently: that waits for the readers of the table, but
-nobody else has to wait. A worker owns nothing. It calls a function that drops the day but gives up
-after a fifth of a second, and tries again. Hypertables are dropped and compressed by TimescaleDB's
-own policies, which are set to what the retention file says.
+A day means here the partition of a table for one day. The owner of the tables detaches a day
+concurrently: that waits for the readers of the table, but nobody else has to wait. A worker owns
+nothing. It calls a function that either drops the day or gives up after a fifth of a second; then
+the worker calls it again. Old chunks of hypertables are dropped and compressed by TimescaleDB's own
+policies, which are set to what the retention file says.
 """
 
 from __future__ import annotations
@@ -36,14 +37,18 @@ _TRIES, _BETWEEN_TRIES_S = 5, 5.0
 _SLICE = 10_000
 """Number of dead letters that are deleted in one transaction."""
 _PAST_ITS_KEEPING = "Past its keeping, so iov-ingest maintain drops it: "
-"""Beginning of the comment of a day that is being detached; its table and its end follow.
+"""Beginning of the comment on a day that is being detached.
 
-After an interruption, it shows the next run that no operator detached the day in order to keep it.
+The name of its table and the time of its end follow. If the run is interrupted, the comment tells
+the next run that it may drop the day: no operator has detached the day in order to keep it.
 """
 _ONLY_FROM = 18
-"""PostgreSQL that can analyse a parent alone (ANALYZE ONLY)."""
+"""First version of PostgreSQL that can analyse a parent without its days (ANALYZE ONLY)."""
 _ANALYSE_S = 5
-"""Seconds that a parent may be analysed: no day can be made meanwhile, and `writer` waits 6 s."""
+"""Seconds that analysing a parent may take.
+
+Meanwhile no day can be made, and `writer` waits only 6 s.
+"""
 _TURN_S = EVERY_S * 0.9
 _HALF_DETACHED = (
     "iov.{part} is half detached, is kept, and takes no samples: ALTER TABLE iov.{table} DETACH "
@@ -140,7 +145,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass
 class TurnAccount:
-    """Account of a turn: things done, or with a dry run to be done."""
+    """Account of a turn: what was done or, in a dry run, what would be done."""
 
     kept: list[str] = field(default_factory=list)
     """Changes to what is kept."""
@@ -219,7 +224,7 @@ class _Task(NamedTuple):
     """One thing to do; it does no harm if it is left undone."""
 
     kind: str
-    """Name of the list in the account that it is added to."""
+    """Name of the list, in the account, to which the task's name is added."""
     name: str
     told: str
     do: Callable[[], Awaitable[object]]
@@ -298,7 +303,10 @@ class _Turn:
         return task.needs_owner and not self._is_owner
 
     async def _to_keep(self, wanted: Retention | None) -> list[_Task]:
-        """Plan the file's changes; drop no day of a table kept for less than IOV_MAX_AGE_DAYS."""
+        """Plan the changes that the retention file wants.
+
+        If a table is to be kept for less than IOV_MAX_AGE_DAYS, none of its days is dropped.
+        """
         kept = await retention_of(self._connection)
         age_days, tasks = self._settings.max_age_days, []
         if wanted is not None:

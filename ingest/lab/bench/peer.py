@@ -1,7 +1,8 @@
-"""Comparison with another program that reads the same broker and writes a table, run in turn.
+"""Comparison with another program, the peer: it reads the same broker and writes a table.
 
-It is given by its command and its table. Nobody can see from outside what it promises: its own
-documentation must say what it acknowledges, and when.
+Our service and the peer run in turn. The user names the peer by its command and its table. Nobody
+can see from outside what the peer promises: its own documentation must say what it acknowledges,
+and when.
 """
 
 from __future__ import annotations

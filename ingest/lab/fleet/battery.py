@@ -74,7 +74,7 @@ class Battery:
         return [round(self.temp_c + offset) for offset in self.probes_c]
 
     def step(self, seconds: float, watts: float, heat_w: float = 0.0) -> None:
-        """Give `watts` for this many seconds, or take them if they are negative."""
+        """Discharge with `watts` for this many seconds; if `watts` is negative, charge."""
         self.current_a = max(-400.0, min(600.0, watts / (self.cells * self.rest_v)))
         self.soc_pct -= self.current_a * seconds / 36 / self.capacity_ah
         self.soc_pct = max(1.5, min(100.0, self.soc_pct))

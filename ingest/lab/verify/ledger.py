@@ -1,4 +1,4 @@
-"""Record of what was published, what of it is a debt, and who acknowledged it. Pure.
+"""Record of what was published, what of it must be stored (a debt), and who acknowledged it. Pure.
 
 A message's content follows from its number and the seed. So the same seed repeats a run, the
 record of an hour needs only some tens of bytes per message, and everything found in the tables
@@ -19,11 +19,17 @@ import orjson
 STREAMS = ("nev", "battery")
 _BATTERY_EVERY, _ARRAY_EVERY, _PACKED_EVERY = 4, 10, 7
 _LATE_EVERY, _BAD_EVERY = 199, 53
-"""One in this many: messages for `battery`, arrays, packed messages; late samples, bad samples."""
+"""Frequencies: one message in so many is for `battery`, is an array, is compressed.
+
+Likewise, one sample in so many is late, is bad.
+"""
 _SAMPLES = 5
 """Number of samples in an array."""
 _PERIOD = timedelta(milliseconds=1)
-"""Time between the `ts` of two samples of a device and stream; too short to overtake the clock."""
+"""Time from the `ts` of one sample to that of the next, in one device and stream.
+
+It is so short that `ts` never overtakes the clock.
+"""
 VISITOR = "visitor-"
 """Beginning of the names of visiting devices."""
 
@@ -41,7 +47,8 @@ class Issued(NamedTuple):
 class Ledger:
     """Messages by number: issues them, and records who acknowledged them and when.
 
-    A visitor is a message that a fault sends. It is no debt, and its number is negative.
+    A visitor is a message that a fault sends. Its number is negative, and it does not count as
+    published; but its device must end with a row or a dead letter.
     """
 
     def __init__(self, seed: int, devices: int, started_at: datetime) -> None:
@@ -62,7 +69,7 @@ class Ledger:
         self.settled = 0
         """Number of messages that a worker was seen to acknowledge, each counted once."""
         self.repeated = 0
-        """Number of workers' acknowledgements beyond the first of a message."""
+        """Number of acknowledgements by workers, not counting the first one of each message."""
         self.visitors = 0
         """Number of visitors so far."""
         self.visiting: set[str] = set()

@@ -34,7 +34,11 @@ _OURS = {"device", "device_id", "received_at", "resend", "quality", "committed"}
 
 
 Progress = Callable[[World, str, float], None]
-"""Callback, twenty times a second: the world, the fault now (or empty), seconds since the start."""
+"""Callback that is called twenty times a second.
+
+Its arguments are the world, the present fault (an empty text if there is no fault) and the seconds
+since the start.
+"""
 
 
 async def run(
@@ -260,7 +264,10 @@ async def account_of(whole: World) -> Account:
 
 
 async def _clock_offset_s(owner: asyncpg.Connection) -> float:
-    """Return the most seconds the database's clock may be ahead; 0 if it may be the same clock."""
+    """Return by how many seconds, at most, the database's clock is ahead of ours.
+
+    Return 0 if the two may be the same clock.
+    """
     before_s = time.time()
     there: datetime = await owner.fetchval("SELECT clock_timestamp()")
     ahead_s = there.timestamp() - before_s
