@@ -73,7 +73,8 @@ async def test_after_the_register_was_away_others_get_time_to_be_heard_of(
     broker: Mosquitto, database: OwnDatabase, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(heartbeat, "EVERY_S", 0.05)
-    monkeypatch.setattr(heartbeat, "GRACE_S", 2)
+    never, at_once = 3_600.0, 0.0
+    monkeypatch.setattr(heartbeat, "GRACE_S", never)
     await silent(database, broker, "as-slow-as-we", seconds=600)
     beats = "SELECT heartbeat_at FROM iov.worker WHERE client_id = 'worker-1'"
     with structlog.testing.capture_logs() as logs:
@@ -86,7 +87,9 @@ async def test_after_the_register_was_away_others_get_time_to_be_heard_of(
 
             await until(beaten, "some heartbeats")
             assert worker.metric("iov_workers_silent") == 0
+            monkeypatch.setattr(heartbeat, "GRACE_S", at_once)
             await until(lambda: worker.metric("iov_workers_silent") == 1, "the end of its grace")
+            monkeypatch.setattr(heartbeat, "GRACE_S", never)
             found_s = worker.service.heartbeat._found_s
             assert found_s is not None
             await database.all(
@@ -96,6 +99,7 @@ async def test_after_the_register_was_away_others_get_time_to_be_heard_of(
             await until(lambda: worker.service.heartbeat._found_s is None, "the register away")
             await until(lambda: worker.service.heartbeat._found_s, "the register found again")
             await database.execute("UPDATE iov.worker SET heartbeat_at = now() + interval '1 day'")
+            monkeypatch.setattr(heartbeat, "GRACE_S", at_once)
             await until(lambda: worker.metric("iov_workers_silent") == 0, "that it came back")
     told = [line["event"] for line in logs if line.get("client_id") == "as-slow-as-we"]
     assert told == ["worker silent", "worker not silent any more"]
