@@ -74,8 +74,7 @@ class Paho:
                 take(found)
                 return MQTTErrorCode.MQTT_ERR_SUCCESS
 
-        # paho offers no other hook.
-        self._paho._handle_publish = handle_publish  # type: ignore[method-assign]
+        self._paho._handle_publish = handle_publish  # type: ignore[method-assign]  # the only hook
 
     def stop_reading(self) -> None:
         """Leave the socket alone, so that the broker's window fills."""
@@ -95,8 +94,7 @@ class Paho:
 
     def read_ahead(self) -> None:
         """Ask the kernel for many bytes at a time; paho itself asks four times per packet."""
-        # paho offers no other hook.
-        self._paho._sock_recv = self._recv_ahead  # type: ignore[assignment,method-assign]
+        self._paho._sock_recv = self._recv_ahead  # type: ignore[assignment,method-assign]  # likewise
 
     def _recv_ahead(self, size: int) -> bytes:
         if self._at >= len(self._ahead):
