@@ -102,7 +102,7 @@ docs: $(STAMP) ## What is generated in docs/: settings, streams, a simulated hou
 	$(BIN)/iov-ingest settings --markdown > docs/settings.md
 	$(BIN)/iov-ingest schema docs --output docs/streams
 	$(BIN)/iov-ingest picture --output docs/simulated-hour.png
-	$(BIN)/python -m tests.draw_house docs/house.svg
+	$(BIN)/python -m tests.draw_house docs/house.png
 
 dashboards: setup ## The Grafana dashboards with data, drawn: docs/iov-operations.png, docs/iov-fleet.png
 	@tests/install-tools $(VENV)

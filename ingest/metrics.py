@@ -55,7 +55,7 @@ class Histogram(Collector):
         documentation: str,
         bounds: Sequence[float],
         label: str | None = None,
-        values: Iterable[str] = ("",),
+        values: Iterable[str] = (),
         *,
         registry: CollectorRegistry,
     ) -> None:
@@ -64,7 +64,7 @@ class Histogram(Collector):
         self.bounds = tuple(bounds)
         self._counts: dict[str, list[int]] = {}
         self._sums: dict[str, float] = {}
-        for value in values:
+        for value in values if label else ("",):
             self._series(value)
         registry.register(self)
 

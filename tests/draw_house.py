@@ -1,4 +1,4 @@
-"""Draws docs/house.svg from the code: the floors of pyproject.toml, and who imports whom.
+"""Draws docs/house.png from the code: the floors of pyproject.toml, and who imports whom.
 
 An arrow is left out if others lead the same way. `python -m tests.draw_house FILE`.
 """
@@ -10,6 +10,10 @@ import tomllib
 from pathlib import Path
 
 import grimp
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.path import Path as MplPath
 
 ROOT = Path(__file__).parents[1]
 WIDTH, FLOOR, BOX, GAP, MARGIN = 860, 68, 32, 14, 16
@@ -23,18 +27,6 @@ WINGS = {
     "check": "#ffe9b8", "decode": "#ffe9b8", "batch": "#ffe9b8",
 }  # fmt: skip
 """Colours: laboratory, what an operator types, a worker, and the way of a message."""
-
-
-HEAD = """\
-<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height:.0f}"
- font-family="DejaVu Sans, Verdana, sans-serif" font-size="12">
-<rect width="{width}" height="{height:.0f}" fill="#ffffff"/>
-<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="6" markerHeight="6"
- orient="auto"><path d="M0 0L8 4L0 8z" fill="#7a7a7a"/></marker></defs>"""
-BAND = """\
-<rect x="{x}" y="{y:.0f}" width="{width}" height="{height:.0f}" rx="8" fill="#f7f7f7"
- stroke="#c8c8c8"/>
-<text x="{x}" dx="12" y="{y:.0f}" dy="18" fill="#555555">ground: all may import these</text>"""
 
 
 def floors() -> list[list[str]]:
@@ -66,8 +58,14 @@ def arrows() -> set[tuple[str, str]]:
     }
 
 
-def draw() -> str:
-    """Return the figure as SVG, without arrows to the ground, because everything stands on it."""
+def said() -> str:
+    """Return what the figure says, as text; the file holds it too, so that a test can compare."""
+    lines = [" | ".join(floor) for floor in floors()]
+    return "\n".join([*lines, *(f"{one} -> {other}" for one, other in sorted(arrows()))])
+
+
+def draw(file: Path) -> None:
+    """Draw a PNG; arrows to the ground are left out, because everything stands on it."""
     every = floors()
     first = next(number for number, floor in enumerate(every) if GROUND in floor)
     ground = [name for floor in every[first:] for name in floor]
@@ -82,32 +80,39 @@ def draw() -> str:
             boxes[name] = (left, top, width)
             left += width + apart
         top += FLOOR if number < first else BOX + GAP
+    figure = Figure(figsize=(WIDTH / 100, top / 100), dpi=150)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, WIDTH), ylim=(top, 0))
+    axes.axis("off")
     band = boxes[ground[0]][1] - 30
-    parts = [
-        HEAD.format(width=WIDTH, height=top + GAP),
-        BAND.format(x=MARGIN, y=band, width=WIDTH - 2 * MARGIN, height=top - band + 2),
-    ]
+    _box(axes, (MARGIN, band, WIDTH - 2 * MARGIN, top - band - 4), "#f7f7f7", "#c8c8c8")
+    axes.text(MARGIN + 12, band + 14, "ground: all may import these", size=8, color="#555555")
     for one, other in sorted(arrows()):
-        if other in ground:
-            continue
-        x, y, width = boxes[one]
-        to_x, to_y, to_width = boxes[other]
-        begin, end = x + width / 2, to_x + to_width / 2
-        bend = (to_y - y - BOX) * 0.5
-        parts.append(
-            f'<path d="M{begin:.0f} {y + BOX:.0f}C{begin:.0f} {y + BOX + bend:.0f} {end:.0f} '
-            f'{to_y - bend:.0f} {end:.0f} {to_y:.0f}" fill="none" stroke="#8a8a8a" '
-            'marker-end="url(#tip)"/>'
-        )
+        if other not in ground:
+            _arrow(axes, boxes[one], boxes[other])
     for name, (x, y, width) in boxes.items():
-        parts.append(
-            f'<rect x="{x:.0f}" y="{y:.0f}" width="{width:.0f}" height="{BOX}" rx="6" '
-            f'fill="{WINGS.get(name, "#ffffff")}" stroke="#555555"/>'
-            f'<text x="{x + width / 2:.0f}" y="{y + BOX / 2 + 4:.0f}" text-anchor="middle">'
-            f"{name}</text>"
-        )
-    return "\n".join([*parts, "</svg>\n"])
+        _box(axes, (x, y, width, BOX), WINGS.get(name, "#ffffff"), "#555555")
+        axes.text(x + width / 2, y + BOX / 2, name, size=8, ha="center", va="center")
+    figure.savefig(file, metadata={"Description": said()})
+
+
+def _box(axes: Axes, at: tuple[float, float, float, float], colour: str, edge: str) -> None:
+    x, y, width, height = at
+    style = "round,pad=0,rounding_size=6"
+    axes.add_patch(
+        FancyBboxPatch((x, y), width, height, boxstyle=style, facecolor=colour, edgecolor=edge)
+    )
+
+
+def _arrow(axes: Axes, one: tuple[float, float, float], other: tuple[float, float, float]) -> None:
+    begin, end = one[0] + one[2] / 2, other[0] + other[2] / 2
+    from_y, to_y = one[1] + BOX, other[1]
+    bend = (to_y - from_y) / 2
+    points = [(begin, from_y), (begin, from_y + bend), (end, to_y - bend), (end, to_y)]
+    codes = [MplPath.MOVETO, *[MplPath.CURVE4] * 3]
+    way = MplPath(points, codes)
+    axes.add_patch(FancyArrowPatch(path=way, arrowstyle="-|>", mutation_scale=8, color="#8a8a8a"))
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(draw())
+    draw(Path(sys.argv[1]))
