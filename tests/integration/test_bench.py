@@ -41,7 +41,7 @@ async def test_every_part_measures_something_and_is_drawn(tmp_path: Path) -> Non
         devices=2_000,
         rows=2_000,
         peer=peer,
-        streams=1,
+        streams={"mobility"},
     )
     found = await measure(list(PARTS), plan)
     parts = found["parts"]

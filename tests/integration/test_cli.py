@@ -327,17 +327,16 @@ async def test_the_demo_without_mosquitto_runs_on_amqtt() -> None:
     assert account["published"] < 1_000
 
 
-@pytest.mark.parametrize("source", ["mqtt5", "aiomqtt"])
-async def test_the_bench_runs_small_so_that_it_cannot_rot(source: str) -> None:
+async def test_the_bench_runs_small_so_that_it_cannot_rot() -> None:
     ended = await iov_ingest(
-        "bench", "--duration", "4", "--warm-up", "1", "--source", source, "--json"
+        "bench", "--duration", "1", "--warm-up", "0", "--source", "aiomqtt", "--json"
     )
     assert ended.status == 0, ended.err
     assert list(ended.json) == [
         "committed_per_s", "cpu_us_per_message", "rss_mb", "messages", "seconds", "source",
     ]  # fmt: skip
     assert ended.json["messages"] > 0
-    assert ended.json["source"] == source
+    assert ended.json["source"] == "aiomqtt"
 
 
 async def test_verify_gives_the_account_of_the_contract(tmp_path: Path) -> None:

@@ -25,16 +25,7 @@ from ingest.lab.bench.profile import profile
 from ingest.lab.bench.publisher import FastPublisher
 from ingest.lab.bench.stages import stages
 from ingest.lab.bench.stand import Load, Stand, service_settings, stand
-from ingest.lab.bench.throughput import (
-    devices,
-    pipeline,
-    rows,
-    samples,
-    sources,
-    stores,
-    streams,
-    workers,
-)
+from ingest.lab.bench.throughput import pipeline, scale, sources, stores
 
 __all__ = ["PARTS", "BenchPlan", "FastPublisher", "Load", "Peer", "Run", "bench", "measure"]
 
@@ -42,12 +33,6 @@ _LOOPS = 3
 """Number of runs of a loop before each part, because a shared machine's speed changes."""
 
 Part = Callable[[Stand, BenchPlan], Awaitable[Figures]]
-
-
-async def scale(stand: Stand, plan: BenchPlan) -> Figures:
-    """Measure how throughput changes with workers, devices, stored rows, samples and streams."""
-    parts: list[Part] = [workers, devices, rows, samples, streams]
-    return {part.__name__: await part(stand, plan) for part in parts}
 
 
 PARTS: dict[str, Part] = {

@@ -101,7 +101,7 @@ def search(plan: BenchPlan) -> Figures:
     """Weigh every shape and every frame, then vary the dearest."""
     catalogue = load_catalogue()
     scales, chance, limits = Scales(catalogue), Random(1), MessageLimits.of(Settings())
-    names = list(catalogue)[: plan.streams]
+    names = catalogue if plan.streams is None else plan.streams
     tried = [shape for shape in shapes(catalogue) if shape.stream in names]
     costs: list[tuple[Cost, Shape | None]] = []
 

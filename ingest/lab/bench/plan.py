@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,5 +31,5 @@ class BenchPlan:
     rows: int = 2_000_000
     """Numbers of devices and of rows up to which `scale` measures."""
     peer: Peer | None = None
-    streams: int | None = None
-    """Number of streams whose schemas `hostile` goes through; None for all streams and frames."""
+    streams: Collection[str] | None = None
+    """Streams whose schemas `hostile` goes through; None for all streams and frames."""

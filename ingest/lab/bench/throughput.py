@@ -7,7 +7,6 @@ faster in one minute than in the next.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
 
 from ingest.lab.bench.drive import Run
 from ingest.lab.bench.figures import Figures, figure
@@ -52,37 +51,32 @@ async def sources(stand: Stand, plan: BenchPlan) -> Figures:
     return {name: told(runs) for name, runs in (await alternate(stand, plan, loads)).items()}
 
 
-async def workers(stand: Stand, plan: BenchPlan) -> Figures:
-    """Compare one worker process and two."""
-    loads = {str(number): Load(workers=number) for number in (1, 2)}
-    return {name: told(runs) for name, runs in (await alternate(stand, plan, loads)).items()}
+async def scale(stand: Stand, plan: BenchPlan) -> Figures:
+    """Compare the usual load with more workers, devices, stored rows, samples and streams.
 
-
-async def devices(stand: Stand, plan: BenchPlan) -> Figures:
-    """Compare a load from a thousand devices and one from `plan.devices`."""
-    numbers = (1_000, plan.devices)
-    async with AsyncExitStack() as stack:
-        loads = {}
-        for number in numbers:
-            url = await stack.enter_async_context(stand.database(devices=number))
-            loads[str(number)] = Load(devices=number, database=url)
-        found = await alternate(stand, plan, loads)
-    return {name: told(runs) for name, runs in found.items()}
-
-
-async def rows(stand: Stand, plan: BenchPlan) -> Figures:
-    """Compare an empty table and one that holds `plan.rows` rows."""
-    async with stand.database() as empty, stand.database() as filled:
+    The usual load has one of each, a thousand devices and an empty table. It runs once in every
+    round, and every comparison uses it.
+    """
+    all_ = tuple(load_catalogue())
+    async with stand.database(devices=plan.devices) as crowded, stand.database() as filled:
         await stand.fill(filled, plan.rows, plan.say)
-        loads = {"0": Load(database=empty), str(plan.rows): Load(database=filled)}
-        found = await alternate(stand, plan, loads)
-    return {name: told(runs) for name, runs in found.items()}
-
-
-async def samples(stand: Stand, plan: BenchPlan) -> Figures:
-    """Compare 1, 20 and 100 samples in a message; the figures are per sample."""
-    loads = {str(number): Load(samples=number) for number in (1, 20, 100)}
-    return {name: told(runs) for name, runs in (await alternate(stand, plan, loads)).items()}
+        more = {
+            ("workers", "1"): {"2": Load(workers=2)},
+            ("devices", "1000"): {str(plan.devices): Load(devices=plan.devices, database=crowded)},
+            ("rows", "0"): {str(plan.rows): Load(database=filled)},
+            ("samples", "1"): {str(number): Load(samples=number) for number in (20, 100)},
+            ("streams", "1"): {str(len(all_)): Load(streams=all_)},
+        }
+        loads = {"the usual load": Load()} | {
+            f"{name} {what}": load
+            for (what, _), loads in more.items()
+            for name, load in loads.items()
+        }
+        found = {name: told(runs) for name, runs in (await alternate(stand, plan, loads)).items()}
+    return {
+        what: {usual: found["the usual load"]} | {name: found[f"{name} {what}"] for name in loads}
+        for (what, usual), loads in more.items()
+    }
 
 
 async def stores(stand: Stand, plan: BenchPlan) -> Figures:
@@ -90,11 +84,4 @@ async def stores(stand: Stand, plan: BenchPlan) -> Figures:
     if not await stand.has_timescaledb():
         return {"left_out": "this PostgreSQL has no timescaledb; --server names one that has"}
     loads = {name: Load(settings={"IOV_STORE": name}) for name in ("postgres", "timescaledb")}
-    return {name: told(runs) for name, runs in (await alternate(stand, plan, loads)).items()}
-
-
-async def streams(stand: Stand, plan: BenchPlan) -> Figures:
-    """Compare one stream and all streams in turn."""
-    all_ = tuple(load_catalogue())
-    loads = {"1": Load(), str(len(all_)): Load(streams=all_)}
     return {name: told(runs) for name, runs in (await alternate(stand, plan, loads)).items()}

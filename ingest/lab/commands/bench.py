@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -70,7 +71,6 @@ def bench(
             raise ConfigError(problems)
         peer = bench_tool.Peer(peer_command, peer_table) if peer_command and peer_table else None
         draw = _drawing() if report else None
-        many = {"devices": 1_000_000, "rows": 50_000_000} if full else {}
         with people.status("starting PostgreSQL and mosquitto …") as status:
             plan = bench_tool.BenchPlan(
                 status.update,
@@ -79,8 +79,9 @@ def bench(
                 warm_up_s=warm_up if warm_up is not None else (1 if chosen else 5),
                 outage_s=outage,
                 peer=peer,
-                **many,
             )
+            if full:
+                plan = replace(plan, devices=1_000_000, rows=50_000_000)
             if not chosen:
                 one = bench_tool.bench(bench_tool.Load(source=source), plan)
                 say(run_async(one), as_json=as_json)
