@@ -50,11 +50,11 @@ async def test_from_four_workers_to_one_to_three_under_load(tmp_path: Path) -> N
             listener=lambda: Tap(ledger.settle, lambda: None, print).listener(),
         )
         async with tapped as tap, world(servers, ledger, workers=4, logs=tmp_path) as whole:
-            course = Course(whole, FaultPlan([], rate=300), lambda *_: None)
+            course = Course(whole, FaultPlan([], rate=100), lambda *_: None)
             settings = administrator(servers, tap.port)
             asked, signalled, killed, stays = whole.workers
             async with course.load():
-                await whole.some_published(300)
+                await whole.some_published(100)
                 # One is asked through the database, one gets the signal, one dies and is drained.
                 assert (await leave(settings, asked.client_id, last=False, progress=told))[
                     "how"
@@ -62,16 +62,16 @@ async def test_from_four_workers_to_one_to_three_under_load(tmp_path: Path) -> N
                 assert await asked.end(None) == 0
                 assert await signalled.end(signal.SIGUSR1) == 0
                 await killed.end(signal.SIGKILL)
-                await whole.some_published(300)
+                await whole.some_published(100)
                 done = await leave(settings, killed.client_id, last=False, progress=told)
                 assert done["how"] == "drained"
                 assert done["messages"] > 0
-                await whole.some_published(300)
+                await whole.some_published(100)
                 for worker in (asked, killed):
                     await worker.start()
                 whole.workers.remove(signalled)
                 await until(whole.all_ready, "three ready workers")
-                await whole.some_published(300)
+                await whole.some_published(100)
             await course.rest()
             async with connected(settings.database, "iov-test") as connection:
                 rows = await connection.fetch("SELECT client_id FROM iov.worker ORDER BY client_id")
