@@ -50,3 +50,13 @@ def test_every_series_is_there_from_the_start() -> None:
             assert labels, family.name
             streams = {found["stream"] for found in labels if "stream" in found}
             assert streams in (set(), names, {"nev"}), family.name
+
+
+def test_one_metric_alone_is_found_by_the_name_of_any_of_its_samples() -> None:
+    metrics = Metrics({"nev": ["clock_off"]})
+    metrics.commit_seconds.observe(0.02)
+    metrics.samples_stored.labels("nev").inc(3)
+    for family in metrics.registry.collect():
+        for sample in family.samples if family.name.startswith("iov_") else ():
+            assert metrics.value(sample.name, **sample.labels) == sample.value, sample.name
+    assert metrics.value("iov_samples_stored_total") == 3
