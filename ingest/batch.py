@@ -119,6 +119,8 @@ class Batch:
     """Rejected samples, by label, whose dead letter was dropped because of the device's budget."""
     flags: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Number of flags noted in `quality`, by stream and flag."""
+    refused_fields: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Number of values set aside because the schema refuses them, by stream and reason."""
     described: list[Description] = field(default_factory=list)
     """Descriptions of devices, taken from accepted samples."""
     samples: int = 0
@@ -134,7 +136,12 @@ class Batch:
                 if (rows := self.rows.get(outcome.stream)) is None:
                     rows = self.rows[outcome.stream] = []
                 rows.append(outcome)
-                if outcome.unknown_fields or outcome.flags or outcome.described:
+                if (
+                    outcome.unknown_fields
+                    or outcome.flags
+                    or outcome.described
+                    or outcome.refused_fields
+                ):
                     self._note(outcome)
             else:
                 assert isinstance(outcome, Rejected)
@@ -156,6 +163,7 @@ class Batch:
         self.unknown_fields += other.unknown_fields
         self.suppressed += other.suppressed
         self.flags += other.flags
+        self.refused_fields += other.refused_fields
         self.samples += other.samples
         self.size_bytes += other.size_bytes
 
@@ -164,6 +172,8 @@ class Batch:
             self.unknown_fields[row.stream] += row.unknown_fields
         for flag in row.flags:
             self.flags[row.stream, flag] += 1
+        for why in row.refused_fields:
+            self.refused_fields[row.stream, why] += 1
         if row.described:
             self.described.append(Description(row.device, row.ts, row.described))
 

@@ -39,7 +39,8 @@ from ingest.model import (
     Rejected,
     Row,
 )
-from ingest.schema import Catalogue, Siblings, Stream, pointer
+from ingest.schema import Catalogue, SetAside, Siblings, Stream, pointer
+from ingest.schema.extract import Extracted
 from ingest.schema.layout import Record, note_quality, weight
 
 _NO_OBJECT = Defect(Reason.BAD_ENVELOPE, "a sample is an object")
@@ -56,13 +57,19 @@ class Checker:
         ages: Ages,
         *,
         keep_unreadable: bool = False,
+        set_aside: bool = True,
     ) -> None:
-        """Use these limits; `keep_unreadable`: dead letters keep unreadable messages unchanged."""
+        """Use these limits.
+
+        `keep_unreadable`: dead letters keep unreadable messages unchanged. `set_aside`: a value
+        that a schema refuses costs its field, not its sample.
+        """
         self._catalogue = catalogue
         self._limits = limits
         self._letters = Letters(catalogue, self._limits, keep_unreadable=keep_unreadable)
         self._surely_small = most_bytes(self._limits.sample_values)
         self._ages = ages
+        self._sets_aside = set_aside
         self._bounded: datetime | None = None
         self._bounds: tuple[datetime, datetime]
 
@@ -74,6 +81,7 @@ class Checker:
             MessageLimits.of(settings),
             Ages.of(settings),
             keep_unreadable=settings.dead_letter_unreadable == "payload",
+            set_aside=settings.refused_fields == "set_aside",
         )
 
     def check(self, delivery: Delivery) -> Checked:
@@ -191,26 +199,46 @@ class Checker:
             return self._rejected(stream, device, sample, seq)
         received_at = delivery.arrival.at
         row = stream.exact(ts, seq, received_at, sample)
+        refused: Sequence[SetAside] = ()
         if row is None:
             sample = stream.never_stored.without(sample)
-            found = stream.row(ts, seq, received_at, sample)
+            found = self._carefully(stream, ts, seq, received_at, sample)
             if isinstance(found, str):
                 fault = Defect(Reason.SCHEMA, found)
                 return self._rejected(stream, device, sample, fault, clean=True)
-            row = found
+            row, sample, refused = found
         if may_hold_nul and (where := _nul(sample)) is not None:
             fault = Defect(Reason.REFUSED_BY_STORE, f"{pointer(where)} holds U+0000")
             return self._rejected(stream, device, sample, fault)
         record, present, resend, unknown_fields = row
+        if refused:
+            unknown_fields -= 1  # the refused values are not what the vehicle called so
         flags: Collection[str] = ()
         findings = stream.plausibility.findings(sample, device, received_at, ts, siblings)
-        if findings:
-            flags = _note(findings, sample, record)
+        if findings or refused:
+            marks = {one.pointer: one.why.mark for one in refused}
+            flags = _note(findings, marks, sample, record)
         described = _described(stream, sample) if stream.device_fields else None
         return Row(
             stream.name, device, ts, resend, record, present, delivery, position,
-            unknown_fields, flags, described,
+            unknown_fields, flags, [one.why for one in refused] if refused else (), described,
         )  # fmt: skip
+
+    def _carefully(
+        self, stream: Stream, ts: datetime, seq: int, received_at: datetime, sample: dict[str, Any]
+    ) -> tuple[Extracted, dict[str, Any], Sequence[SetAside]] | str:
+        """Return (row, the sample that is in it, refused values), or why the schema refuses it."""
+        row = stream.known(ts, seq, received_at, sample)
+        if row is not None:
+            return row, sample, ()
+        refused: Sequence[SetAside] = ()
+        if self._sets_aside:
+            divided = stream.set_aside(sample)
+            if isinstance(divided, str):
+                return divided
+            sample, refused = divided
+        found = stream.row(ts, seq, received_at, sample)
+        return found if isinstance(found, str) else (found, sample, refused)
 
     def _rejected(
         self, stream: Stream, device: str, sample: Any, fault: Defect, *, clean: bool = False
@@ -301,10 +329,15 @@ def _siblings(samples: Iterable[tuple[Stream, Any]]) -> Siblings:
     )
 
 
-def _note(findings: dict[str, str], sample: dict[str, Any], record: Record) -> list[str]:
-    """Add findings to the row's `quality`; return the new flags. The device's own marks stay."""
+def _note(
+    findings: dict[str, str], marks: dict[str, str], sample: dict[str, Any], record: Record
+) -> list[str]:
+    """Add findings, and marks of refused values, to the row's `quality`; return the new flags.
+
+    The device's own marks stay.
+    """
     own = sample.get("quality") or {}
-    note_quality(record, orjson.dumps(findings | own))
+    note_quality(record, orjson.dumps(findings | marks | own))
     return [flag for at, flag in findings.items() if at not in own]
 
 

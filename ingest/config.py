@@ -141,6 +141,11 @@ class Settings(BaseModel):
     max_ahead_s: float = Field(
         300, ge=0, le=86_400, description="Samples further ahead are `clock_ahead`"
     )
+    refused_fields: Literal["set_aside", "reject"] = Field(
+        "set_aside",
+        description="An optional value that the schema refuses: set_aside costs its field, reject "
+        "its sample",
+    )
     dead_letters_per_minute: int = Field(
         600,
         ge=0,
@@ -157,6 +162,11 @@ class Settings(BaseModel):
         "digest",
         description="What is kept of a message that cannot be taken apart: size and digest, or "
         "all of it, private or not",
+    )
+    digest_key_file: Path | None = Field(
+        None,
+        description="Secret key of at least 32 bytes for the digests that stand for ICCIDs and "
+        "drivers; without it they can be guessed",
     )
     retention_file: Path | None = Field(
         None, description="How many days rows are kept, in TOML; for `migrate` and `maintain`"

@@ -16,7 +16,6 @@ import orjson
 from ingest.decode import MessageLimits, unpack, values
 from ingest.model import Defect, Delivery
 from ingest.schema import Catalogue, NeverStored, Stream
-from ingest.schema.extract import sha256
 
 
 class Letters:
@@ -80,28 +79,12 @@ class Letters:
     def _kept(self, stream: Stream | None, sample: Any, *, clean: bool = False) -> Any:
         private = stream.never_stored if stream else self._of_all
         kept = sample if clean else private.without(sample)
-        for column in stream.columns if stream else ():
-            if column.convert == "sha256":
-                kept = _with_digest(kept, column.path)
-        return kept
+        return stream.with_digests(kept) if stream else kept
 
     def _inflated(self, delivery: Delivery) -> bytes | None:
         """Return what a message says, inflated if it is packed; None if it cannot be read."""
         text = unpack(delivery.payload, delivery.encoding, self._limits)
         return None if isinstance(text, Defect) else text
-
-
-def _with_digest(node: Any, path: tuple[str, ...]) -> Any:
-    """Return a copy of `node` with the value at a path replaced by its digest.
-
-    A value that should be text and is not is left out, because nobody knows what is in it.
-    """
-    if not isinstance(node, dict) or node.get(path[0]) is None:
-        return node
-    value = node[path[0]]
-    if len(path) > 1:
-        return node | {path[0]: _with_digest(value, path[1:])}
-    return node | {path[0]: sha256(value) if isinstance(value, str) else None}
 
 
 def _size_and_digest(text: bytes) -> bytes:

@@ -1,6 +1,7 @@
 """Metrics, under the names that dashboards rely on. Counted per batch, never per message.
 
-Labels come from closed lists: the catalogue's streams and `other`, `Reason`, `Trigger`, `Peer`.
+Labels come from closed lists: the catalogue's streams and `other`, `Reason`, `Why`, `Trigger`,
+`Peer`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Pr
 from prometheus_client.metrics_core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from ingest.model import GBT32960, OTHER, Reason
+from ingest.model import GBT32960, OTHER, Reason, Why
 
 Trigger = Literal["full", "idle", "wait", "drain"]
 """Reason why a batch closed.
@@ -145,6 +146,12 @@ class Metrics:
             registry=registry,
         )
         self.unknown_fields = self._by_stream("iov_unknown_fields", "Fields no schema names")
+        self.fields_refused = Counter(
+            "iov_fields_refused",
+            "Values set aside because the schema refuses them",
+            ["stream", "why"],
+            registry=registry,
+        )
         self.quality_flags = Counter(
             "iov_quality_flags",
             "Values noted in quality by the service",
@@ -222,6 +229,9 @@ class Metrics:
         for stream, possible in flags.items():
             for flag in possible:
                 self.quality_flags.labels(stream, flag)
+        for stream in flags:
+            for why in Why:
+                self.fields_refused.labels(stream, why)
         for stream in self._streams:
             for reason in Reason:
                 self.samples_rejected.labels(stream, reason)

@@ -36,6 +36,27 @@ class Reason(enum.StrEnum):
     INTERNAL_ERROR = "internal_error"
 
 
+class Why(enum.StrEnum):
+    """Reason why a schema refuses a value: the closed list of the label `why`."""
+
+    TYPE = "type"
+    RANGE = "range"
+    LENGTH = "length"
+    ENUMERATION = "enumeration"
+    PATTERN = "pattern"
+    FORMAT = "format"
+    ITEMS = "items"
+    REQUIRED = "required"
+    SENTINEL = "sentinel"
+    OTHER = "other"
+
+    @property
+    def mark(self) -> str:
+        """Mark that the pointer of the value gets in `quality`."""
+        outside = self in {Why.RANGE, Why.LENGTH, Why.ENUMERATION}
+        return "out_of_range" if outside else "invalid"
+
+
 class Defect(NamedTuple):
     """Reason of a rejection, with its details."""
 
@@ -102,6 +123,8 @@ class Row(Struct):
     """Number of fields that the schema does not name; they are kept in `extra`."""
     flags: Collection[str] = ()
     """Flags that the service noted in `quality`."""
+    refused_fields: Collection[str] = ()
+    """Why values of it were set aside, one reason for each; see `schema.aside`."""
     described: Mapping[str, str] | None = None
     """The device's description from the sample: kind, vin, region, fleet."""
 

@@ -13,7 +13,10 @@ _DATE_TIMES = st.datetimes().map(lambda at: at.isoformat() + "Z")
 
 
 def instances(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
-    """Return a strategy for values that the schema allows; some objects have unknown fields."""
+    """Return a strategy for values that the schema allows and that stand for something.
+
+    Some objects have unknown fields.
+    """
     kinds = schema.get("type", [])
     kinds = [kinds] if isinstance(kinds, str) else kinds
     if "enum" in schema:
@@ -30,9 +33,11 @@ def _of_kind(kind: str, schema: dict[str, Any]) -> st.SearchStrategy[Any]:
             return st.booleans()
         case "integer":
             whole = st.integers(low, high) if low is not None else _WHOLE
+            whole = whole.filter(lambda n: n not in schema.get("x-sentinels", ()))
             return whole | whole.filter(lambda n: abs(n) < 2**53).map(float)
         case "number":
             floats = st.floats(low, high, allow_nan=False, allow_infinity=False)
+            floats = floats.filter(lambda n: n not in schema.get("x-sentinels", ()))
             return floats if low is not None and low > 0 else floats | st.just(low or 0)
         case "string":
             return _strings(schema)

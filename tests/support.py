@@ -224,6 +224,14 @@ def sample(
     return head | {"speed_kmh": 46.8, "soc_pct": 71, "gear": "D"} | fields
 
 
+def bad_sample(
+    seq: int | None = None, ts: datetime | str | int | None = None, **fields: Any
+) -> dict[str, Any]:
+    """Return a `nev` sample that is rejected, because nothing is left without its bad value."""
+    nothing = dict.fromkeys(("speed_kmh", "soc_pct", "gear"))
+    return sample(seq, ts, **(nothing | (fields or {"soc_pct": -50})))
+
+
 def delivery(
     payload: Any,
     topic: str = "iov/v1/V1/nev",

@@ -37,7 +37,7 @@ from ingest.commands.message import Message
 from ingest.commands.publisher import Publisher, client_for
 from ingest.config import Settings
 from ingest.errors import ConfigError, SchemaError, Unavailable
-from ingest.schema import Catalogue, load_catalogue
+from ingest.schema import Catalogue, digest_of, load_catalogue
 from ingest.source import Inbox
 from ingest.source.client import Stay, UnsupportedVersion
 from ingest.source.mqtt5 import Mqtt5Client
@@ -123,9 +123,13 @@ async def check(settings: Settings) -> Findings:
     found = Findings()
     catalogue: Catalogue = {}
     try:
-        catalogue = load_catalogue(settings.schema_dir)
+        catalogue = load_catalogue(settings.schema_dir, digest_of(settings.digest_key_file))
     except SchemaError as exc:
         found.problems.append(f"schemas: {exc}")
+    if settings.digest_key_file is None:
+        found.warnings.append(
+            "IOV_DIGEST_KEY_FILE is not set: digests of ICCIDs and drivers can be guessed"
+        )
     await _broker(settings, found)
     await _database(settings, catalogue, found)
     return found

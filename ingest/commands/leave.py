@@ -22,7 +22,7 @@ from ingest.commands.common import (
 )
 from ingest.config import Settings
 from ingest.errors import NotReady
-from ingest.schema import load_catalogue
+from ingest.schema import digest_of, load_catalogue
 from ingest.store import register
 from ingest.store.register import Register, Registered
 from ingest.worker.takeover import take_over
@@ -125,7 +125,7 @@ async def leave(
             worker = found
         progress(f"taking out what the broker keeps for {client_id}")
         began_s = time.monotonic()
-        catalogue = load_catalogue(settings.schema_dir)
+        catalogue = load_catalogue(settings.schema_dir, digest_of(settings.digest_key_file))
         messages = await take_over(settings, catalogue, opened, worker)
         silent_s = time.monotonic() - began_s
         await opened.forget(client_id, silent_s=silent_s)

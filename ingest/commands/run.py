@@ -11,7 +11,7 @@ import typer
 
 from ingest.commands.common import ConfigOption, ending, run_async, settings_of
 from ingest.errors import ConfigError
-from ingest.schema import load_catalogue
+from ingest.schema import digest_of, load_catalogue
 from ingest.worker import run as worker
 from ingest.worker.service import signals
 from ingest.worker.supervisor import Supervisor
@@ -42,7 +42,7 @@ def run(
     """
     with ending():
         settings = settings_of(config, "IOV_MQTT_URL", "IOV_DATABASE_URL")
-        catalogue = load_catalogue(settings.schema_dir)
+        catalogue = load_catalogue(settings.schema_dir, digest_of(settings.digest_key_file))
         if workers == 1:
             run_async(worker.run(settings, catalogue, once_only=once_only))
             return

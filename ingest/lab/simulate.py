@@ -63,6 +63,7 @@ class Simulation:
             "messages": self.messages,
             "samples": self.samples,
             "bad": self.kinds["bad"],
+            "dirty": self.kinds["dirty"],
             "duplicates": self.kinds["duplicate"],
             "late": self.kinds["late"],
             "acknowledged": self.acknowledged,

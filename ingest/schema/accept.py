@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, defstruct
 
-from ingest.schema.columns import json_types
+from ingest.schema.columns import json_types, sentinels
 
 NOTHING: Any = Annotated[int, Meta(ge=1, le=0)]
 """Type that no value fits, so that the validator decides."""
@@ -41,7 +41,7 @@ def type_of(field: dict[str, Any], *, unknown: bool) -> Any:
     """
     kinds = json_types(field)
     kind = next(iter(kinds)) if len(kinds) == 1 else ""
-    sure = kind in _KEYWORDS and only(field, _KEYWORDS[kind])
+    sure = kind in _KEYWORDS and only(field, _KEYWORDS[kind]) and not sentinels(field)
     fits = _fits(kind, field, unknown=unknown) if sure else NOTHING
     null = "null" in field.get("type", ()) and None in field.get("enum", (None,))
     return fits | None if null else fits

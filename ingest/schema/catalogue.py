@@ -11,8 +11,10 @@ import orjson
 
 from ingest.errors import SchemaError
 from ingest.model import GBT32960
+from ingest.schema.digest import Digest, sha256
 from ingest.schema.plausible import check_rules
-from ingest.schema.stream import Stream, hashed_names, stream
+from ingest.schema.private import paths
+from ingest.schema.stream import Stream, stream
 
 Catalogue = Mapping[str, Stream]
 """Streams by name, in alphabetical order."""
@@ -34,14 +36,27 @@ def default_directory() -> Path:
     return installed if installed.is_dir() else package.parent / "schemas"
 
 
-def load_catalogue(directory: Path | None = None) -> Catalogue:
-    """Read every schema; raises SchemaError with the first file that is wrong and why."""
+def load_catalogue(directory: Path | None = None, digest: Digest = sha256) -> Catalogue:
+    """Read every schema; raises SchemaError with the first file that is wrong and why.
+
+    `digest` makes the digests that are stored in place of private values.
+    """
     directory = directory or default_directory()
     rules = load_rules(directory)
     files = schema_files(directory)
     schemas = {name: load_schema(file) for name, file in files.items()}
-    hashed = {name for schema in schemas.values() for name in hashed_names(schema)}
-    return {name: stream(name, schema, rules, hashed) for name, schema in schemas.items()}
+    hashed = {path[-1] for schema in schemas.values() for path in paths(schema, "x-hash")}
+    private = private_names(directory)
+    return {
+        name: stream(name, schema, rules, private, hashed, digest)
+        for name, schema in schemas.items()
+    }
+
+
+def private_names(directory: Path) -> list[str]:
+    """Return the names that are never stored in any stream, which the envelope lists."""
+    file = directory / f"{_SHARED}{SUFFIX}"
+    return list(_read(file, {}).get("x-never-stored", ())) if file.is_file() else []
 
 
 def schema_files(directory: Path) -> dict[str, Path]:

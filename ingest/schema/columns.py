@@ -3,7 +3,9 @@
 Objects are flattened with `_`; arrays of numbers, booleans and strings become SQL arrays; arrays
 of objects, and objects that name no properties, become `jsonb`. An integer needs a range, so that
 its column can hold every value that the validator accepts. `x-column` names the column if the
-flattened name is taken; `x-device` says that a value belongs to the device and has no column here.
+flattened name is taken; `x-device` says that a value belongs to the device and has no column here;
+`x-text` says how an object among texts is written as text; `x-sentinels` lists numbers that stand
+for no value.
 """
 
 from __future__ import annotations
@@ -14,11 +16,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ingest.errors import SchemaError
+from ingest.schema.private import paths
 
 ENVELOPE = ("ts", "seq", "resend", "quality")
 """Sample fields that have a fixed column in every table, whatever the schema says."""
 
-Convert = Literal["none", "int", "int[]", "time", "json", "sha256"]
+Convert = Literal["none", "int", "int[]", "time", "json", "digest", "text[]"]
 """Conversion that the extractor applies to a non-null value before the driver gets it."""
 
 _COLUMN_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
@@ -42,6 +45,12 @@ class Column:
     convert: Convert
     comment: str
     """Text for COMMENT ON COLUMN; see the function `comment`."""
+    sentinels: tuple[float, ...] = ()
+    """Numbers within the range of its field, or of a field in it, that stand for no value."""
+    hashed: tuple[tuple[str, ...], ...] = ()
+    """Paths in its value, which is jsonb, of what is stored as a digest."""
+    text: tuple[str, ...] = ()
+    """Parts of the text that an object among its texts becomes (`x-text`)."""
 
 
 def columns(schema: dict[str, Any], where: str, reserved: Collection[str]) -> list[Column]:
@@ -65,6 +74,23 @@ def json_types(field: dict[str, Any]) -> set[str]:
     """Return the JSON types a field may have, without `null`, which means an absent value."""
     declared = field.get("type", [])
     return {declared} if isinstance(declared, str) else set(declared) - {"null"}
+
+
+def sentinels(field: dict[str, Any]) -> tuple[float, ...]:
+    """Return the numbers within a field's range that stand for no value (`x-sentinels`)."""
+    low, high = field.get("minimum", float("-inf")), field.get("maximum", float("inf"))
+    return tuple(n for n in field.get("x-sentinels", ()) if low <= n <= high)
+
+
+def _all_sentinels(field: dict[str, Any], where: str) -> Iterator[float]:
+    """Find those of a field and of all fields in it."""
+    listed = field.get("x-sentinels", [])
+    if not isinstance(listed, list) or not {type(number) for number in listed} <= {int, float}:
+        raise SchemaError(f"{where}: x-sentinels lists numbers")
+    yield from sentinels(field)
+    for inner in (*field.get("properties", {}).values(), field.get("items")):
+        if isinstance(inner, dict):
+            yield from _all_sentinels(inner, where)
 
 
 def device_fields(schema: dict[str, Any]) -> tuple[str, ...]:
@@ -95,7 +121,17 @@ def _column(
 ) -> Column:
     sql_type, convert = _storage(field, where)
     name = field.get("x-column", "_".join(path))
-    return Column(name, path, sql_type, convert, comment(field, titles))
+    inside = tuple(sorted(set(_all_sentinels(field, where))))
+    return Column(
+        name,
+        path,
+        sql_type,
+        convert,
+        comment(field, titles),
+        inside,
+        hashed=tuple(paths(field.get("items", field), "x-hash")),
+        text=tuple(field.get("items", {}).get("x-text", ())),
+    )
 
 
 def _storage(field: dict[str, Any], where: str) -> tuple[str, Convert]:
@@ -109,7 +145,7 @@ def _storage(field: dict[str, Any], where: str) -> tuple[str, Convert]:
         case ["string"] if field.get("format") == "date-time":
             return "timestamptz", "time"
         case ["string"]:
-            return "text", "sha256" if field.get("x-hash") == "sha256" else "none"
+            return "text", "digest" if field.get("x-hash") else "none"
         case ["object"]:
             return "jsonb", "json"
         case ["array"]:
@@ -127,6 +163,8 @@ def _array(items: dict[str, Any], where: str) -> tuple[str, Convert]:
             return "boolean[]", "none"
         case ["string"] if items.get("format") != "date-time":
             return "text[]", "none"
+        case ["object", "string"] if items.get("x-text"):
+            return "text[]", "text[]"
     return "jsonb", "json"
 
 
@@ -154,8 +192,10 @@ def comment(field: dict[str, Any], within: tuple[str, ...] = ()) -> str:
     if members := _inner(field, "properties"):
         each = "Each has" if "items" in field else "Has"
         text += f" {each} {', '.join(name + _unit(member) for name, member in members.items())}."
+    if field.get("x-free-text"):
+        text += " Free text: it may hold personal data."
     if field.get("x-hash"):
-        text += f" Stored as {field['x-hash'].upper()} in hexadecimal."
+        text += " Stored as a digest in hexadecimal: HMAC-SHA-256 with a key, SHA-256 without one."
     return text
 
 

@@ -7,7 +7,7 @@ and compiled. `print(source(layout, [], "all"))` shows such a text.
 
 from __future__ import annotations
 
-import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
@@ -17,7 +17,8 @@ from msgspec import convert
 from msgspec.structs import astuple
 
 from ingest.schema.accept import NOTHING, Member, only, struct, type_of
-from ingest.schema.columns import ENVELOPE, device_fields
+from ingest.schema.columns import ENVELOPE, Column, device_fields
+from ingest.schema.digest import Digest
 from ingest.schema.layout import (
     FIRST,
     LEADING,
@@ -28,6 +29,7 @@ from ingest.schema.layout import (
     Record,
     keep_extra,
 )
+from ingest.schema.private import places, with_digests
 from ingest.schema.rfc3339 import rfc3339
 from ingest.schema.variants import Variant, variants
 
@@ -44,8 +46,11 @@ _CONVERSIONS = {
     "int[]": "[None if i is None else int(i) for i in {found}]",
     "time": "rfc3339({found})",
     "json": "dumps({found})",
-    "sha256": "sha256({found})",
+    "digest": "digest({found})",
+    "text[]": "[as_text(i, {text!r}) if type(i) is dict else i for i in {found}]",
 }
+_HASHED = "hashed_{column.name}"
+_NAMED = re.compile(r"\{(\w+)\}")
 _UNNAMED = {"type": ["null"]}
 """Schema for a member of the envelope that the stream's schema does not name: only null fits."""
 _DONE_BY_TYPE = {"int", "int[]"}
@@ -63,8 +68,8 @@ class Functions(NamedTuple):
     """Function for samples that the validator has accepted; raises nothing."""
 
 
-def functions(schema: dict[str, Any], layout: Layout) -> Functions:
-    """Build the functions of one stream."""
+def functions(schema: dict[str, Any], layout: Layout, digest: Digest) -> Functions:
+    """Build the functions of one stream; `digest` is for what is stored as a digest."""
     names = _known_names(schema, layout.sample)
     sure = variants(schema) is not None and only(schema, {"properties", "required", "allOf"})
 
@@ -78,9 +83,9 @@ def functions(schema: dict[str, Any], layout: Layout) -> Functions:
         return extract_all
 
     return Functions(
-        _compiled(schema, layout, "all") if sure else never_sure,
-        keeping_unknown(_compiled(schema, layout, "known") if sure else never_sure),
-        keeping_unknown(_compiled(schema, layout, "any")),
+        _compiled(schema, layout, "all", digest) if sure else never_sure,
+        keeping_unknown(_compiled(schema, layout, "known", digest) if sure else never_sure),
+        keeping_unknown(_compiled(schema, layout, "any", digest)),
     )
 
 
@@ -89,15 +94,22 @@ def never_sure(*_: Any) -> Extracted:
     raise ValueError
 
 
-def _compiled(schema: dict[str, Any], layout: Layout, care: Care) -> Extract:
+def _compiled(schema: dict[str, Any], layout: Layout, care: Care, digest: Digest) -> Extract:
     """Compile the function that takes samples apart by one type."""
     names: dict[str, Any] = {
         "fitting": struct(_sample_members(schema, layout.sample, care), unknown=care != "all"),
         "astuple": astuple,
         "convert": convert,
         "dumps": orjson.dumps,
+        "digest": digest,
         "rfc3339": rfc3339,
-        "sha256": sha256,
+        "with_digests": with_digests,
+        "as_text": as_text,
+    }
+    names |= {
+        _HASHED.format(column=column): places(column.hashed)
+        for object_ in layout.sample.all()
+        for column in object_.columns
     }
     found = (variants(schema) or []) if care != "any" else []
     names |= {f"foreign_{number}": variant.foreign for number, variant in enumerate(found)}
@@ -148,10 +160,39 @@ def _convert(object_: Object, place: int, care: Care) -> Iterator[str]:
     """Yield lines that convert the values of an object; they start at `place` in the record."""
     for number, column in enumerate(object_.columns, place):
         conversion = _CONVERSIONS.get(column.convert)
+        if column.hashed:
+            conversion = f"dumps(with_digests({{found}}, {_HASHED.format(column=column)}, digest))"
         if conversion and not (care != "any" and column.convert in _DONE_BY_TYPE):
             found = "sample" + "".join(f"[{name!r}]" for name in column.path)
             yield f"    if record[{number}] is not None:"
-            yield f"        record[{number}] = {conversion.format(found=found)}"
+            yield f"        record[{number}] = {conversion.format(found=found, text=column.text)}"
+        if column.sentinels and care != "any":
+            yield f"    if {_stands_for_nothing(column, f'record[{number}]')}:"
+            yield "        raise ValueError"
+
+
+def _stands_for_nothing(column: Column, value: str) -> str:
+    """Return an expression that is true if `value` is, or may hold, one of the sentinels.
+
+    An array that became JSON is searched for their digits: that is quick, and rarely in vain.
+    """
+    if column.convert == "json":
+        digits = {orjson.dumps(int(n) if n == int(n) else n) for n in column.sentinels}
+        least = [
+            text for text in digits if not any(text != d and text.startswith(d) for d in digits)
+        ]
+        found = " or ".join(f"{text!r} in {value}" for text in sorted(least))
+        return f"{value} is not None and ({found})"
+    if column.sql_type.endswith("[]"):
+        return f"{value} is not None and not {set(column.sentinels)!r}.isdisjoint({value})"
+    return f"{value} in {column.sentinels!r}"
+
+
+def _without(keyword: str, node: Any) -> Any:
+    """Return a copy of a schema without a keyword, at any depth."""
+    if isinstance(node, dict):
+        return {name: _without(keyword, inner) for name, inner in node.items() if name != keyword}
+    return [_without(keyword, inner) for inner in node] if isinstance(node, list) else node
 
 
 def _add_objects(
@@ -198,8 +239,9 @@ def _members(schema: dict[str, Any], object_: Object, care: Care) -> list[Member
     for column in object_.columns:
         name = column.path[-1]
         field = fields[name]
+        # The text of the function checks the sentinels; the conversion to a time, the format.
+        field = _without("x-sentinels", field)
         if column.convert == "time":
-            # The conversion to a time checks the format.
             field = {keyword: value for keyword, value in field.items() if keyword != "format"}
         type_ = Any if care == "any" else type_of(field, unknown=care != "all")
         members.append((name, type_, name in required))
@@ -257,6 +299,10 @@ def _at(node: Any, path: Path) -> Any:
     return node
 
 
-def sha256(text: str) -> str:
-    """Return the SHA-256 digest of a text in hexadecimal."""
-    return hashlib.sha256(text.encode()).hexdigest()
+def as_text(value: dict[str, Any], parts: Sequence[str]) -> str:
+    """Return an object as text: the parts whose member it has, or its JSON if it has others."""
+    said = {name: member for name, member in value.items() if member is not None}
+    written = {part: name for part in parts for name in _NAMED.findall(part)}
+    if not said.keys() <= set(written.values()):
+        return orjson.dumps(value).decode()
+    return "-".join(part.format_map(said) for part, name in written.items() if name in said)

@@ -134,7 +134,7 @@ def first_fault(
         # 1.4 million wrong cells took 17 s and 3 GB.
         validator.validate(sample)
     except jsonschema_rs.ValidationError as error:
-        return _described(error)
+        return described(error)
     return None
 
 
@@ -143,10 +143,11 @@ def pointer(path: Iterable[str | int]) -> str:
     return "".join(f"/{str(p).replace('~', '~0').replace('/', '~1')}" for p in path)
 
 
-def _described(error: jsonschema_rs.ValidationError) -> str:
+def described(error: jsonschema_rs.ValidationError, within: Path = ()) -> str:
+    """Describe a fault of the value at the path `within`, without quoting anything of it."""
     kind = error.kind
     told = kind.as_dict()
-    path = list(error.instance_path)
+    path = [*within, *error.instance_path]
     if kind.name == "required":
         path.append(told["property"])
     if kind.name == "type":

@@ -1,25 +1,38 @@
-"""Removal of data that must never be stored: heart rates, plate numbers, titles of what is played.
+"""Removal of data that must never be stored: heart rates, plate numbers, names of drivers.
 
-A schema lists names (`x-never-stored`). A field with such a name, at any depth and in any spelling
-(`heart_rate`, `heartRate`, `Heart-Rate`), is removed from a sample before any part of it is kept.
+The envelope lists names for all streams (`x-never-stored`), and a stream may list more. A field
+with such a name is removed from a sample before any part of it is kept: at any depth, in any
+spelling (`plate_no`, `plateNo`, `Plate-No`), and in any notation (`"driver": {"id": …}`,
+`"driver.id": …`, `"Vehicle.Driver.ID": …`). A field that the stream's schema itself stores as a
+digest, or keeps for the device, stays at its own place.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
 from typing import Any
 
+from ingest.schema.digest import Digest
+
+Places = Mapping[str, Any]
+"""Fields by name, with the fields in them; arrays have no step of their own."""
+
 _NOT_PLAIN = re.compile(r"[^a-z0-9]")
 _NOT_PLAIN_BYTES = bytes(n for n in range(256) if _NOT_PLAIN.match(chr(n)))
-_NOT_PLAIN_BYTES_OF_LINES = _NOT_PLAIN_BYTES.replace(b"\n", b"")
+_NOT_PLAIN_BYTES_OF_LINES = _NOT_PLAIN_BYTES.replace(b"\n", b"").replace(b".", b"")
+_DOTS = bytes.maketrans(b"/:", b"..")
+_STEPS = re.compile(r"[./:]")
+_MOST_STEPS = 3
+"""Number of last steps of a dotted name that may together be a forbidden name."""
+_KEYS = re.compile(rb'"([^"\\]*(?:\\.[^"\\]*)*)"\s*:')
+_MOST_PAIRS = 100_000
 _MANY, _AT_ONCE = 16, 2_000
 _NESTED = frozenset({dict, list})
-_NOWHERE: Mapping[str, Any] = {}
-"""Empty tree of places: below here no field is stored as a digest."""
+_NOWHERE: Places = {}
 _REMEMBERED, _LONGEST = 4_096, 100
 """Number of cached names and of characters in one: hostile names have megabytes."""
 
@@ -27,89 +40,94 @@ _REMEMBERED, _LONGEST = 4_096, 100
 class NeverStored:
     """Forbidden field names of one stream. Falsy if there are none."""
 
-    def __init__(
-        self,
-        names: Iterable[str],
-        hashed: Iterable[Sequence[str]] = (),
-        elsewhere: Iterable[str] = (),
-    ) -> None:
-        """Collect the forbidden names.
-
-        `hashed`: paths of fields whose digest is stored; anywhere else their names are forbidden.
-        `elsewhere`: names of such fields of other streams; they are forbidden everywhere.
-        """
-        self.listed = frozenset(map(_plain, names))
-        """Names the schema lists."""
-        self._places: dict[str, Any] = {}
-        hashed = list(hashed)
-        for path in hashed:
-            place: dict[str, Any] = self._places
-            for name in path:
-                place = place.setdefault(name, {})
-        self.names = self.listed | {_plain(path[-1]) for path in hashed}
-        self.names |= set(map(_plain, elsewhere))
-        self._names_in_bytes = [name.encode() for name in self.names]
+    def __init__(self, names: Iterable[str], exempt: Iterable[Sequence[str]] = ()) -> None:
+        """Collect the forbidden names; `exempt` are paths of fields that stay where they are."""
+        self.names = frozenset(map(_plain, names))
+        self._exempt = places(exempt)
+        self._beginnings = {name[:end] for name in self.names for end in range(1, len(name))}
         # Vehicles always send the same names; hostile names push each other out of the cache.
         self._bans = lru_cache(_REMEMBERED)(self._looked_up)
+        self._begins = lru_cache(_REMEMBERED)(self._looked_up_beginning)
 
     def bans(self, name: str) -> bool:
-        """Return whether a name is forbidden, in any spelling."""
+        """Return whether a name is forbidden, in any spelling, with or without dots."""
         return self._bans(name) if len(name) <= _LONGEST else self._looked_up(name)
 
-    def lists(self, name: str) -> bool:
-        """Return whether the schema lists a name, in any spelling."""
-        return _plain(name) in self.listed
-
     def _looked_up(self, name: str) -> bool:
-        return _plain(name) in self.names
+        if _plain(name) in self.names:
+            return True
+        steps = _STEPS.split(name)
+        return len(steps) > 1 and self._is_last_steps(list(map(_plain, steps)))
+
+    def _is_last_steps(self, steps: Sequence[str]) -> bool:
+        """Return whether the last of these plain steps are, together, a forbidden name."""
+        return any("".join(steps[-number:]) in self.names for number in range(1, _MOST_STEPS + 1))
+
+    def _looked_up_beginning(self, name: str) -> bool:
+        return _plain(name) in self._beginnings
+
+    def _may_begin(self, name: str) -> bool:
+        """Return whether a forbidden name may begin with this name of an object around it."""
+        return len(name) <= _LONGEST and self._begins(name)
 
     def __bool__(self) -> bool:
         return bool(self.names)
 
     def without(self, sample: Any) -> Any:
-        """Return `sample` without its forbidden fields; fields that are stored as a digest stay."""
+        """Return `sample` without its forbidden fields; exempt fields stay."""
         # Looking for forbidden names first takes a tenth of the time of rebuilding the sample.
-        if not self.names or not self._banned(_names(sample)):
+        if not self.names or not self._banned(self._names(sample)):
             return sample
-        return self._without(sample, self._places)
+        return self._without(sample, self._exempt)
 
-    def _without(self, node: Any, places: Mapping[str, Any] = _NOWHERE) -> Any:
+    def everywhere_without(self, node: Any) -> Any:
+        """Return `node` without forbidden fields; nothing is exempt."""
+        return self._without(node)
+
+    def _without(self, node: Any, exempt: Places = _NOWHERE, around: str = "") -> Any:
         if type(node) is dict:
-            nested = _NESTED
             banned = self._banned(node)
-            if not places:
-                return {
-                    k: self._without(v) if type(v) in nested else v
-                    for k, v in node.items()
-                    if k not in banned
-                }
+            if around and self._may_begin(around):
+                banned += [name for name in node if self.bans(f"{around}.{name}")]
             return {
-                k: self._without(v, places.get(k, _NOWHERE)) if type(v) in nested else v
+                k: self._without(v, exempt.get(k, _NOWHERE), k) if type(v) in _NESTED else v
                 for k, v in node.items()
-                if k not in banned or k in places
+                if k not in banned or k in exempt
             }
         if type(node) is list and not _NESTED.isdisjoint(map(type, node)):
-            return [self._without(item) for item in node]
+            return [self._without(item, exempt, around) for item in node]
         return node
 
+    def _names(self, node: Any) -> set[str]:
+        """Collect the names of all members, however deep, and those that need two steps."""
+        found: set[str] = set()
+        nodes = [(node, "")]
+        while nodes:
+            node, around = nodes.pop()
+            if type(node) is dict:
+                found.update(node)
+                if around and self._may_begin(around):
+                    found.update([f"{around}.{name}" for name in node])
+                nodes += [(value, name) for name, value in node.items() if type(value) in _NESTED]
+            # Arrays of numbers are the largest things there are: 25 ns an item.
+            elif type(node) is list and not _NESTED.isdisjoint(map(type, node)):
+                nodes += [(item, around) for item in node]
+        return found
+
     def _banned(self, names: Collection[str]) -> list[str]:
-        """Return the names of an object that are forbidden."""
-        if len(names) < _MANY:
-            return [name for name in names if self.bans(name)]
-        if not "".join(names).isascii():
+        """Return those of the names that are forbidden."""
+        if len(names) < _MANY or not "".join(names).isascii():
             return [name for name in names if self.bans(name)]
         # Many at once: 0.1 µs a name instead of 0.7 for names that were never seen before.
-        banned: list[str] = []
-        rest = iter(names)
-        while some := list(islice(rest, _AT_ONCE)):
-            text = "\n".join(some)
-            if text.count("\n") >= len(some):
-                text = "\n".join(name.replace("\n", "") for name in some)
-            kept = text.lower().encode().translate(None, delete=_NOT_PLAIN_BYTES_OF_LINES)
-            plain = kept.decode().split("\n")
-            if not self.names.isdisjoint(plain):
-                banned += [n for n, found in zip(some, plain, strict=True) if found in self.names]
-        return banned
+        found = zip(names, _plain_with_dots(names), strict=True)
+        return [name for name, plain in found if self._bans_plain(plain)]
+
+    def _bans_plain(self, dotted: str) -> bool:
+        if "." not in dotted:
+            return dotted in self.names
+        return dotted.replace(".", "") in self.names or self._is_last_steps(
+            dotted.rsplit(".", _MOST_STEPS)
+        )
 
     def may_be_in(self, text: bytes) -> bool:
         """Return whether one of the names may stand in a JSON text, in any spelling.
@@ -118,26 +136,68 @@ class NeverStored:
         """
         if not self.names:
             return False
-        plain = text.lower().translate(None, delete=_NOT_PLAIN_BYTES)
-        # A line feed in a name is escaped as `\n`, whose letter n would hide the name in `plain`.
-        if b"\\" in text or not text.isascii():
+        keys = set(_KEYS.findall(text))
+        if any(b"\\" in key for key in keys):
             return True
-        return any(name in plain for name in self._names_in_bytes)
+        names = {key.decode(errors="replace") for key in keys}
+        if self._banned(names):
+            return True
+        plain = set(map(_plain, names) if not text.isascii() else _plain_with_dots(names))
+        around = plain & self._beginnings
+        if len(around) * len(plain) > _MOST_PAIRS:
+            return True
+        return any(outer + name in self.names for outer in around for name in plain)
 
 
-def _names(node: Any) -> set[str]:
-    """Collect the names of all members, however deep."""
-    found: set[str] = set()
-    nodes, nested = [node], _NESTED
-    while nodes:
-        node = nodes.pop()
-        if type(node) is dict:
-            found.update(node)
-            nodes += [value for value in node.values() if type(value) in nested]
-        # Arrays of numbers are the largest things there are: 25 ns an item.
-        elif type(node) is list and not nested.isdisjoint(map(type, node)):
-            nodes += node
-    return found
+def _plain_with_dots(names: Iterable[str]) -> Iterator[str]:
+    """Reduce many ASCII names to a-z and 0-9, with a dot between the steps of a dotted name."""
+    rest = iter(names)
+    while some := list(islice(rest, _AT_ONCE)):
+        text = "\n".join(some)
+        if text.count("\n") >= len(some):
+            text = "\n".join(name.replace("\n", "") for name in some)
+        dotted = text.lower().encode().translate(_DOTS)
+        yield from dotted.translate(None, delete=_NOT_PLAIN_BYTES_OF_LINES).decode().split("\n")
+
+
+def places(paths: Iterable[Sequence[str]]) -> Places:
+    """Return the tree of some paths."""
+    tree: dict[str, Any] = {}
+    for path in paths:
+        place = tree
+        for name in path:
+            place = place.setdefault(name, {})
+    return tree
+
+
+def paths(schema: Mapping[str, Any], keyword: str) -> Iterator[tuple[str, ...]]:
+    """Yield the path of every field that has a keyword; arrays have no step of their own."""
+    for name, field in schema.get("properties", {}).items():
+        if field.get(keyword):
+            yield (name,)
+        for inner in (field, field.get("items", {})):
+            yield from ((name, *path) for path in paths(inner, keyword))
+
+
+def with_digests(node: Any, where: Places, digest: Digest) -> Any:
+    """Return a copy of `node` with the values at some places replaced by their digests.
+
+    A value that should be text and is not is left out, because nobody knows what is in it.
+    """
+    if type(node) is list:
+        return [with_digests(item, where, digest) for item in node]
+    if type(node) is not dict or where.keys().isdisjoint(node):
+        return node
+    return {
+        name: _digested(value, where[name], digest) if name in where else value
+        for name, value in node.items()
+    }
+
+
+def _digested(value: Any, where: Places, digest: Digest) -> Any:
+    if where:
+        return with_digests(value, where, digest)
+    return digest(value) if isinstance(value, str) else None
 
 
 def _plain(name: str) -> str:

@@ -10,12 +10,14 @@ from typing import Any
 import jsonschema_rs
 
 from ingest.errors import SchemaError
+from ingest.schema.aside import MEMBER, Aside, SetAside
 from ingest.schema.columns import Column, columns, device_fields
+from ingest.schema.digest import Digest, sha256
 from ingest.schema.extract import Extracted, Functions, functions, never_sure
 from ingest.schema.fault import Whole, first_fault, whole
 from ingest.schema.layout import RESERVED, Layout
 from ingest.schema.plausible import Rules
-from ingest.schema.private import NeverStored
+from ingest.schema.private import NeverStored, Places, paths, places, with_digests
 from ingest.schema.rfc3339 import rfc3339
 
 
@@ -37,6 +39,11 @@ class Stream:
     """Names of fields that are removed from a sample, at any depth, before anything is stored."""
     plausibility: Rules
     """Rules that find implausible values among those the schema allows."""
+    hashed: Places
+    """Places of the fields that are stored as digests."""
+    digest: Digest
+    aside: Aside
+    """Divider of a sample into what may be stored and what the schema refuses."""
     device_fields: tuple[str, ...]
     """Fields that describe the device and have no column in the stream's table."""
 
@@ -56,10 +63,19 @@ class Stream:
         """Return a row if the sample is surely valid and has only fields that the schema names.
 
         Such a sample holds nothing that must not be stored. For any other sample, return None: the
-        caller removes what must not be stored and calls `row`.
+        caller removes what must not be stored and calls `known`.
         """
         try:
             return self.functions.exact(ts, seq, received_at, sample)
+        except ValueError:
+            return None
+
+    def known(
+        self, ts: datetime, seq: int, received_at: datetime, sample: dict[str, Any]
+    ) -> Extracted | None:
+        """Return a row if the fields that the schema names are surely valid; otherwise None."""
+        try:
+            return self.functions.known(ts, seq, received_at, sample)
         except ValueError:
             return None
 
@@ -67,11 +83,29 @@ class Stream:
         self, ts: datetime, seq: int, received_at: datetime, sample: dict[str, Any]
     ) -> Extracted | str:
         """Return a row, or the fault that the schema finds in the sample."""
-        try:
-            return self.functions.known(ts, seq, received_at, sample)
-        except ValueError:
-            pass
+        row = self.known(ts, seq, received_at, sample)
+        if row is not None:
+            return row
         return self.fault(sample) or self.functions.extract(ts, seq, received_at, sample)
+
+    def set_aside(self, sample: dict[str, Any]) -> tuple[dict[str, Any], list[SetAside]] | str:
+        """Return a sample without the values its schema refuses, and these; a text if that fails.
+
+        The values stand in the sample by their JSON pointers, as the field `refused`, which no
+        schema names. A field of that name which the vehicle sent becomes one of them.
+        """
+        found = self.aside.split(sample)
+        if isinstance(found, str) or not found[1]:
+            return found
+        kept, refused = found
+        values = {one.pointer: one.value for one in refused}
+        if MEMBER in sample:
+            values[f"/{MEMBER}"] = sample[MEMBER]
+        return kept | {MEMBER: values}, refused
+
+    def with_digests(self, sample: Any) -> Any:
+        """Return a sample with digests in place of what is stored as a digest."""
+        return with_digests(sample, self.hashed, self.digest)
 
     def fault(self, sample: dict[str, Any]) -> str | None:
         """Return the first fault that the schema finds in `sample`; None if it is valid.
@@ -85,28 +119,38 @@ def stream(
     name: str,
     schema: dict[str, Any],
     rules: Sequence[Mapping[str, Any]] = (),
+    private: Iterable[str] = (),
     hashed_elsewhere: Iterable[str] = (),
+    digest: Digest = sha256,
 ) -> Stream:
     """Build a stream from its resolved schema; raises SchemaError if that is impossible.
 
-    `hashed_elsewhere`: names of fields that other streams store as digests only.
+    - `private`: names that are never stored in any stream
+    - `hashed_elsewhere`: names of fields that other streams store as digests only
+    - `digest`: what makes a digest of a text
     """
     found = columns(schema, name, RESERVED)
+    if MEMBER in schema.get("properties", {}):
+        raise SchemaError(f"{name}: /{MEMBER} is the name of what the schema refuses")
     try:
-        validator = jsonschema_rs.Draft202012Validator(
-            schema, validate_formats=True, formats={"date-time": _is_date_time}
-        )
+        validator = _validator(schema)
     except (jsonschema_rs.ValidationError, ValueError) as exc:
         raise SchemaError(f"{name}: not a JSON Schema 2020-12: {exc}") from exc
     layout = Layout(found)
+    hashed, own = list(paths(schema, "x-hash")), set(names(schema))
+    exempt = [*hashed, *((name,) for name in device_fields(schema))]
     never_stored = NeverStored(
-        schema.get("x-never-stored", ()),
-        [column.path for column in found if column.convert == "sha256"],
-        # A field that this stream's own schema names is stored.
-        set(hashed_elsewhere) - set(names(schema)),
+        {
+            *private,
+            *schema.get("x-never-stored", ()),
+            *(path[-1] for path in hashed),
+            # A field that this stream's own schema names is stored.
+            *(set(hashed_elsewhere) - own),
+        },
+        exempt,
     )
-    made = functions(schema, layout)
-    if any(map(never_stored.lists, names(schema))):
+    made = functions(schema, layout, digest)
+    if any(map(never_stored.bans, own - {path[-1] for path in exempt})):
         made = made._replace(exact=never_sure)
     return Stream(
         name,
@@ -118,7 +162,16 @@ def stream(
         made,
         never_stored,
         Rules(name, rules),
+        places(hashed),
+        digest,
+        Aside(schema, never_stored, _validator),
         device_fields(schema),
+    )
+
+
+def _validator(schema: dict[str, Any]) -> jsonschema_rs.Draft202012Validator:
+    return jsonschema_rs.Draft202012Validator(
+        schema, validate_formats=True, formats={"date-time": _is_date_time}
     )
 
 
@@ -128,15 +181,6 @@ def names(schema: dict[str, Any]) -> Iterator[str]:
         yield name
         yield from names(field)
         yield from names(field.get("items", {}))
-
-
-def hashed_names(schema: dict[str, Any]) -> Iterator[str]:
-    """Find the names of the fields that are stored as digests."""
-    for name, field in schema.get("properties", {}).items():
-        if field.get("x-hash"):
-            yield name
-        yield from hashed_names(field)
-        yield from hashed_names(field.get("items", {}))
 
 
 def _is_date_time(text: str) -> bool:

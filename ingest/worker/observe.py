@@ -25,6 +25,8 @@ def observe(metrics: Metrics, committed: Committed) -> None:
     metrics.count(metrics.unknown_fields, batch.unknown_fields)
     for (stream, flag), number in batch.flags.items():
         metrics.quality_flags.labels(stream, flag).inc(number)
+    for (stream, why), number in batch.refused_fields.items():
+        metrics.fields_refused.labels(stream, why).inc(number)
     metrics.batch_rows.observe(batch.samples)
     metrics.commit_seconds.observe(committed.at_s - committed.closed_s)
     for arrival, group in groupby(batch.deliveries, key=attrgetter("arrival")):

@@ -26,6 +26,7 @@ from tests.prometheus import SHIPPED, ask, program, prometheus
 from tests.support import (
     OwnDatabase,
     Worker,
+    bad_sample,
     publisher,
     sample,
     working,
@@ -117,7 +118,7 @@ async def iov_event_lag(night: Night) -> None:
 
 @fault
 async def iov_dead_letters(night: Night) -> None:
-    async with night.traffic(lambda n: sample(n, gear=7) if n % 10 else sample(n), 20):
+    async with night.traffic(lambda n: bad_sample(n) if n % 10 else sample(n), 20):
         await night.until_it_fires("IovDeadLetters")
 
 

@@ -13,6 +13,7 @@ from ingest.schema import Catalogue
 from tests.browser import Browser, browsing, chromium
 from tests.support import (
     OwnDatabase,
+    bad_sample,
     publisher,
     sample,
     working,
@@ -54,7 +55,7 @@ async def test_the_page_moves_and_survives_a_restart_of_the_worker(
         await shows(page, "at('map-note').textContent.startsWith('No position')", wanted=True)
         for seq in range(3):
             await publish(sample(seq, location=place), f"iov/v1/V{seq}/nev")
-        await publish(sample(9, gear="<img src=x onerror=alert(1)>"))
+        await publish(bad_sample(9, gear="<img src=x onerror=alert(1)>"))
         await shows(page, STORED, "3")
         await shows(page, DEVICES, 3)
         await shows(

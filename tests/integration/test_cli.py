@@ -243,13 +243,14 @@ async def test_migrate_check_simulate_and_replay_as_an_operator_would(
         account = ended.json
         assert ended.status == 0
         assert list(account) == [
-            "messages", "samples", "bad", "duplicates", "late", "acknowledged", "seconds",
+            "messages", "samples", "bad", "dirty", "duplicates", "late", "acknowledged", "seconds",
         ]  # fmt: skip
         assert account["messages"] == account["acknowledged"] > 300
         assert account["samples"] == 3 * account["messages"]
         await worker.settles(account["samples"])
         assert worker.metric("iov_samples_duplicate_total") == account["duplicates"] > 0
         assert worker.metric("iov_samples_rejected_total") == account["bad"] > 0
+        assert worker.metric("iov_fields_refused_total") == account["dirty"] > 0
 
         recording = tmp_path / "recording.ndjson"
         recording.write_text(

@@ -18,6 +18,7 @@ from ingest.schema import Catalogue
 from tests.support import (
     OwnDatabase,
     Worker,
+    bad_sample,
     publisher,
     sample,
     working,
@@ -97,7 +98,7 @@ async def test_an_open_page_is_told_once_a_second_what_happens(
             assert begin["positions"] == {}
             assert begin["window"] == 6_000
             await publish(sample(1, **PLACE), "iov/v1/V1/nev")
-            await publish(sample(2, gear="Q"), "iov/v1/V2/nev")
+            await publish(bad_sample(2, gear="Q"), "iov/v1/V2/nev")
             event = await first(told, lambda event: event.get("positions"))
             assert event["positions"]["V1"][:2] == [121.47, 31.23]
             assert event["positions"]["V1"][3] == "nev"

@@ -26,6 +26,7 @@ from ingest.store import connect, migrate
 from ingest.store.pooler import LIMITS
 from tests.support import (
     OwnDatabase,
+    bad_sample,
     publish_many,
     sample,
     working,
@@ -92,7 +93,7 @@ async def test_in_session_mode_all_is_as_without_it(
             working(broker.url, url, catalogue, mqtt_client_id="worker-2") as two,
         ):
             # Some come twice in the same batch, and some are refused: both ways to write.
-            await publish_many(broker.url, [*good, *good, b"junk", sample(1, now, gear=7)])
+            await publish_many(broker.url, [*good, *good, b"junk", bad_sample(1, now)])
             await until(lambda: one.settled() + two.settled() >= 1_202, "all of them")
             assert await database.count() == 600
             assert sorted(await database.reasons()) == ["bad_json", "schema"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -16,6 +15,9 @@ from ingest.batch import Batch
 from ingest.check import Checker
 from ingest.config import Settings
 from ingest.schema import Catalogue, Stream
+from ingest.schema.digest import sha256
+from ingest.schema.extract import as_text
+from ingest.schema.private import places, with_digests
 from ingest.schema.rfc3339 import rfc3339
 from tests.instances import instances
 from tests.support import (
@@ -95,8 +97,14 @@ def _as_kept(stream: Stream, sample: dict[str, Any]) -> dict[str, Any]:
         value = (place or {}).get(column.path[-1])
         if value is not None and column.convert == "time":
             place[column.path[-1]] = rfc3339(value)
-        if value is not None and column.convert == "sha256":
-            place[column.path[-1]] = hashlib.sha256(value.encode()).hexdigest()
+        if value is not None and column.convert == "digest":
+            place[column.path[-1]] = sha256(value)
+        if value is not None and column.hashed:
+            place[column.path[-1]] = with_digests(value, places(column.hashed), sha256)
+        if value is not None and column.convert == "text[]":
+            place[column.path[-1]] = [
+                as_text(item, column.text) if isinstance(item, dict) else item for item in value
+            ]
     for name in ("ts", "quality", *stream.device_fields):
         kept.pop(name, None)
     return kept | {"resend": kept.get("resend") is True}

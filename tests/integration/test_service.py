@@ -28,6 +28,7 @@ from ingest.worker.service import Service
 from tests.support import (
     OwnDatabase,
     Worker,
+    bad_sample,
     environment,
     publish_many,
     publisher,
@@ -61,7 +62,7 @@ async def test_every_reason_ends_in_a_dead_letter_and_the_account_closes(
             await publish(sample(3, "2032-90-02T12:08:07+01:00"))
             await publish(sample(4, now - timedelta(days=31)))
             await publish(sample(5, now + timedelta(hours=8)))
-            await publish(sample(6, soc_pct=101))
+            await publish(bad_sample(6))
             await publish(sample(7, cabin="\0"))
             await publish(sample(8, cabin="stumble"))
             await publish(sample(9), retain=True)
@@ -108,11 +109,13 @@ async def test_one_bad_sample_in_a_message_of_a_thousand(
 ) -> None:
     async with worker as running:
         async with publisher(broker.url) as publish:
-            await publish([sample(n) if n != 77 else sample(n, soc_pct="?") for n in range(1_000)])
+            await publish(
+                [sample(n) if n != 77 else bad_sample(n, soc_pct="?") for n in range(1_000)]
+            )
         await running.settles(1_000)
     assert await database.count() == 999
     assert await database.one("SELECT detail FROM iov.dead_letter") == (
-        "/soc_pct is not of type null or number"
+        "/soc_pct is refused (type), and nothing else is left"
     )
 
 

@@ -29,6 +29,7 @@ from ingest.store.devices import DeviceIds
 from ingest.store.partitions import make_ahead
 from tests.support import (
     OwnDatabase,
+    bad_sample,
     delivery,
     may_not,
     plenty,
@@ -295,7 +296,7 @@ async def test_device_ids_are_given_once_and_only_for_accepted_samples(
                 catalogue,
                 [
                     delivery([sample(1), sample(2)], "iov/v1/A/nev"),
-                    delivery(sample(3, soc_pct=-1), "iov/v1/B/nev"),
+                    delivery(bad_sample(3), "iov/v1/B/nev"),
                 ],
             )
         )

@@ -10,6 +10,7 @@ from ingest.schema.stream import stream
 from tests.support import CATALOGUE
 
 NEW_FIELD = {"type": ["number", "null"], "title": "X", "minimum": 0}
+DTC = CATALOGUE["alarm"].schema["properties"]["dtcs"]["items"]["pattern"]
 
 
 def changed(name: str, pointer: str, value: Any) -> list[Change]:
@@ -35,13 +36,15 @@ def test_a_catalogue_is_compatible_with_itself() -> None:
     [
         ("nev", "/properties/tilt_deg", NEW_FIELD, "a new field"),
         ("nev", "/properties/speed_kmh/maximum", 600, "maximum widened"),
-        ("nev", "/properties/speed_kmh/minimum", -1, "minimum widened"),
+        ("nev", "/properties/speed_kmh/minimum", -200, "minimum widened"),
         ("nev", "/properties/speed_kmh/maximum", None, "maximum widened"),
         ("nev", "/properties/speed_kmh/description", "Fast.", "description reworded"),
         ("nev", "/properties/status/enum", ["started", "off", "other", "asleep", None], "asleep"),
         ("session", "/required", ["ts"], "required without event"),
         ("battery", "/properties/packs/items/properties/no/maximum", 300, "maximum widened"),
         ("cockpit", "/x-never-stored", [], "x-never-stored without"),
+        ("nev", "/properties/speed_kmh/x-sentinels", [6553.5, 255], "x-sentinels: "),
+        ("alarm", "/properties/dtcs/items/pattern", DTC + "|^X", "pattern widened"),
     ],
 )
 def test_what_widens_is_compatible(name: str, pointer: str, value: Any, what: str) -> None:
@@ -63,6 +66,7 @@ def test_what_widens_is_compatible(name: str, pointer: str, value: Any, what: st
         ("nev", "/required", ["ts", "seq"], "required with seq"),
         ("alarm", "/properties/dtcs/items/pattern", "^P", "pattern changed"),
         ("session", "/properties/iccid/x-hash", None, "x-hash changed"),
+        ("alarm", "/properties/flags/uniqueItems", True, "may hold no item twice"),
         ("v2x", "/allOf", None, "allOf changed"),
         ("session", "/properties/bms_count/maximum", 2**31 - 1, "migrate refuses"),
         ("cockpit", "/x-never-stored", ["app"], "x-never-stored with"),

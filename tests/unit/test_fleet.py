@@ -70,11 +70,13 @@ def test_what_the_fleet_says_wrong_is_rejected_and_nothing_else() -> None:
         assert len(checked.outcomes) == message.samples
         wrong = [outcome for outcome in checked.outcomes if isinstance(outcome, Rejected)]
         assert bool(wrong) == (message.kind == "bad")
+        rows = [outcome for outcome in checked.outcomes if isinstance(outcome, Row)]
+        assert all(len(row.refused_fields) == (message.kind == "dirty") for row in rows)
         if message.kind == "late":
             assert all(o.resend for o in checked.outcomes if isinstance(o, Row)), "resend"
         kinds[message.kind] += 1
-    assert set(kinds) == {"good", "bad", "duplicate", "late"}
-    assert 200 < kinds["bad"] < 400
+    assert set(kinds) == {"good", "bad", "dirty", "duplicate", "late"}
+    assert 80 < kinds["dirty"] < kinds["bad"] < 220
 
 
 def test_sequence_numbers_count_per_device_and_stream() -> None:

@@ -280,7 +280,7 @@ def test_a_hostile_frame_is_read_in_the_time_its_size_takes() -> None:
     checked = CHECKER.check(delivery(frame(TIME + units), "iov/v1/V1/gbt32960", at=AT))
     (found,) = checked.outcomes
     assert isinstance(found, Rejected)
-    assert found.detail == "/packs has more than 250 items"
+    assert found.detail == "/packs is refused (items), and nothing else is left"
     assert checked.size_bytes > len(units) + len(found.payload) - 100
 
 

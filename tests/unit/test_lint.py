@@ -69,6 +69,13 @@ def without(field: dict[str, Any], keyword: str) -> dict[str, Any]:
         ("charge", {**TEXT, "type": ["array", "null"], "items": TEXT}, "needs maxItems"),
         ("charge", {**TEXT, "type": ["array", "null"], "maxItems": 3}, "needs items"),
         ("charge", without(NUMBER, "minimum") | {"type": "integer"}, "needs minimum and maximum"),
+        (
+            "charges",
+            {**TEXT, "type": ["array", "null"], "maxItems": 3, "items": {"type": "string"}},
+            "items allow null",
+        ),
+        ("charge_pct", NUMBER | {"x-sentinels": ["n/a"]}, "x-sentinels lists numbers"),
+        ("charge", TEXT | {"x-sentinels": [255]}, "x-sentinels is for a number"),
         ("seq_no", TEXT | {"type": ["string", "integer"]}, "needs one type"),
     ],
 )

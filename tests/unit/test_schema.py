@@ -274,7 +274,7 @@ def test_the_table_follows_from_the_schema() -> None:
     assert '"location_lon" double precision' in text
     assert "PRIMARY KEY (device_id, ts, seq)" in text
     assert "PARTITION BY RANGE (ts)" in text
-    assert 'COMMENT ON COLUMN iov."nev"."speed_kmh" IS \'Speed [km/h]: Vehicle speed.\'' in text
+    assert 'COMMENT ON COLUMN iov."nev"."speed_kmh" IS \'Speed [km/h]: Vehicle speed; ' in text
     hyper = "\n".join(create_table(CATALOGUE["nev"], partitioned=False))
     assert "create_hypertable('iov.\"nev\"', by_range('ts', INTERVAL '1 day'))" in hyper
     assert "PARTITION BY" not in hyper
@@ -307,7 +307,8 @@ def test_the_pages_in_docs_are_those_of_the_schemas() -> None:
 def test_a_page_shows_variants_rules_and_what_is_never_stored() -> None:
     text = page(CATALOGUE["v2x"], DIRECTORY)
     assert "- `msg_type` = `RSM`: `participants`" in text
-    assert "`plate_no`" in text
+    assert "Besides what is never stored in any stream: `image`, `video`." in text
+    assert "`plate_no`" in pages(CATALOGUE, DIRECTORY)["README.md"]
     assert "| `/soc_pct` | `soc_fraction` |" in page(CATALOGUE["nev"], DIRECTORY)
     assert "`iov.device.vin`" in page(CATALOGUE["session"], DIRECTORY)
     assert "## Example: " in text
@@ -354,7 +355,7 @@ def test_what_is_stored_as_a_digest_stands_nowhere_else() -> None:
     assert session.without(said) == {"iccid": "8986", "x": {"kept": 1}}
     assert nev.without(said) == {"x": {"kept": 1}}
     mobility = CATALOGUE["mobility"]
-    (path,) = [column.path for column in mobility.columns if column.convert == "sha256"]
+    (path,) = [column.path for column in mobility.columns if column.convert == "digest"]
     assert len(path) == 2
     said = {path[0]: {path[1]: "me", path[1].upper(): "me"}, path[1]: "me"}
     assert mobility.never_stored.without(said) == {path[0]: {path[1]: "me"}}

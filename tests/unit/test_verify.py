@@ -14,7 +14,7 @@ from ingest.check import Checker
 from ingest.config import Settings
 from ingest.lab.verify import FAULTS, FaultPlan, Result, report
 from ingest.lab.verify.account import Account, Accounting, Found, columns
-from ingest.lab.verify.ledger import STREAMS, Ledger
+from ingest.lab.verify.ledger import REFUSED, STREAMS, Ledger
 from ingest.lab.verify.plan import Event, Moment
 from ingest.lab.verify.servers import address, through
 from ingest.lab.verify.tap import PROPERTY, Tap
@@ -43,7 +43,7 @@ def everything(ledger: Ledger, committed_s: float = BEFORE_S) -> tuple[list[Foun
         for seq in range(len(numbers)):
             sample = ledger.sample(device, stream, seq)
             if ledger.is_bad(sample):
-                letters.append(Found(device, stream, seq, sample, committed_s, "schema"))
+                letters.append(Found(device, stream, seq, sample, committed_s, "bad_timestamp"))
             else:
                 rows.append(Found(device, stream, seq, columns(sample), committed_s))
     return rows, letters
@@ -71,7 +71,7 @@ def test_what_it_issues_is_what_the_schemas_take_or_refuse() -> None:
     """Good, bad, late, arrays and packed ones, of both streams and every device."""
     ledger, checker = Ledger(1, 7, START), Checker.of(load_catalogue(), Settings())
     kinds: set[tuple[str, bool, bool]] = set()
-    late = bad = 0
+    late = bad = aside = 0
     for _ in range(3_000):
         issued = ledger.issue()
         topic = f"iov/v1/{issued.device}/{issued.stream}"
@@ -82,10 +82,15 @@ def test_what_it_issues_is_what_the_schemas_take_or_refuse() -> None:
         samples = document if isinstance(document, list) else [document]
         for sample, outcome in zip(samples, checked.outcomes, strict=True):
             assert isinstance(outcome, Row) != ledger.is_bad(sample)
-            bad += ledger.is_bad(sample)
+            if not isinstance(outcome, Row):
+                bad += 1
+                continue
+            assert bool(outcome.refused_fields) == (REFUSED in sample)
+            aside += len(outcome.refused_fields)
             late += datetime.fromisoformat(sample["ts"]) < START - timedelta(hours=1)
     assert len(kinds) == 2 * len(STREAMS) * 2
     assert bad > 20
+    assert aside > 20
     assert late > 5
 
 
@@ -145,7 +150,8 @@ def test_other_than_sent_is_altered(how: str) -> None:
 def test_a_bad_sample_in_the_table_and_a_good_one_refused_are_altered() -> None:
     ledger = ledger_of(400)
     rows, letters = everything(ledger)
-    wrong_row = letters[0]._replace(values=columns(letters[0].values))
+    good = letters[0].values | {"ts": START.isoformat()}
+    wrong_row = letters[0]._replace(values=columns(good))
     sample = ledger.sample(rows[0].device, rows[0].stream, rows[0].seq)
     wrong_letter = rows[0]._replace(values=sample)
     found = account(ledger, [*rows[1:], wrong_row], [*letters[1:], wrong_letter])
@@ -203,7 +209,7 @@ def test_a_message_comes_again_as_it_was_and_is_counted() -> None:
 def test_a_bad_sample_is_a_dead_letter_for_the_right_reason() -> None:
     ledger = ledger_of(400)
     rows, letters = everything(ledger)
-    wrong = letters[0]._replace(reason="bad_timestamp")
+    wrong = letters[0]._replace(reason="schema")
     assert account(ledger, rows, [*letters[1:], wrong]).altered == 1
 
 

@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 from ingest.schema.columns import Column
 from ingest.schema.stream import Stream
 
-_WORDS = {"title", "description", "x-source", "$id", "$schema", "$comment"}
+_WORDS = {"x-free-text", "title", "description", "x-source", "$id", "$schema", "$comment"}
 """Keywords that only explain; a change of them is compatible."""
 _UPPER = {"maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties"}
 _LOWER = {"minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties"}
 _WALKED = {"properties", "items"}
 _SETS = {"required", "enum", "type", "x-never-stored"}
+_OF_OBJECTS = {"required", "x-text"}
 _INTEGERS = ["smallint", "integer", "bigint"]
 
 
@@ -48,6 +49,8 @@ def diff(old: Mapping[str, Stream], new: Mapping[str, Stream]) -> list[Change]:
 def _schema(old: Mapping[str, Any], new: Mapping[str, Any], where: str) -> Iterator[Change]:
     for keyword in sorted({*old, *new} - _WALKED):
         before, after = old.get(keyword), new.get(keyword)
+        if keyword in _OF_OBJECTS and "object" not in _members(old.get("type")):
+            continue  # there was no object that it could concern
         if before != after:
             yield from _keyword(keyword, before, after, where)
     fields, more = old.get("properties", {}), new.get("properties", {})
@@ -68,7 +71,17 @@ def _schema(old: Mapping[str, Any], new: Mapping[str, Any], where: str) -> Itera
 
 
 def _keyword(keyword: str, before: Any, after: Any, where: str) -> Iterator[Change]:
-    if keyword in _WORDS or (keyword == "x-unit" and before is None):
+    if keyword == "x-hash" and before is None:
+        yield Change(where, "stored as a digest from now on", compatible=True)
+    elif keyword == "x-sentinels":
+        # A number that stands for no value was never a value.
+        yield Change(where, f"{keyword}: {before or []} → {after or []}", compatible=True)
+    elif keyword == "pattern" and before and after and after.startswith(f"{before}|"):
+        yield Change(where, f"{keyword} widened: {after}", compatible=True)
+    elif keyword == "uniqueItems":
+        what = "may hold items twice" if before else "may hold no item twice"
+        yield Change(where, what, compatible=bool(before))
+    elif keyword in _WORDS or (keyword == "x-unit" and before is None):
         yield Change(where, f"{keyword} reworded", compatible=True)
     elif keyword in _UPPER | _LOWER:
         wider = after is None or (

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from ingest.schema.catalogue import Catalogue
+from ingest.schema.catalogue import Catalogue, private_names
 from ingest.schema.columns import ENVELOPE, UNITY, json_types
 from ingest.schema.stream import Stream
 from ingest.schema.variants import variants
@@ -24,18 +24,50 @@ _MARKS = (
     "engineering choice where no standard was found, **[M]** remembered and not checked, so never "
     "a hard limit."
 )
+_QUALITY = """\
+## What `quality` says
+
+`quality` maps the JSON pointer of a field to what is wrong with its value. Rows without it are the
+rule.
+
+| mark | meaning | the column |
+| --- | --- | --- |
+| `out_of_range` | refused for its range or length, or as no word of its list | null, see below |
+| `invalid` | refused for its type or form, or as a number for “no value” | null, see below |
+| `invalid` | in a frame: 0xFF | null |
+| `abnormal` | in a frame: 0xFE | null |
+| `stale`, `estimated` | as the vehicle says, or for `/ts` the service | has the value |
+| any other | implausible by a rule of the stream's page, or a word of the vehicle | has the value |
+
+What the schema refuses stands in `extra` under `refused`, by the same pointer:
+`SELECT extra->'refused'->>'/speed_kmh' FROM iov.nev WHERE quality ? '/speed_kmh'`. It is null there
+if nobody may keep it. The pages say for each field what a refused value costs: the `field`, an
+`item` of an array, the object around it, or `the sample`, which then is a dead letter with reason
+`schema`. A sample of which nothing else is left is one too. With `IOV_REFUSED_FIELDS=reject` any
+refused value costs the sample. Letter case never decides whether a word is in a list.
+"""
+_NEVER = """\
+## What is never stored, in any stream
+
+A field with one of these names is removed before anything is stored, at any depth, in any spelling
+(`plate_no`, `plateNo`, `Plate-No`) and notation (`driver.id`, `{{"driver": {{"id": …}}}}`). A field
+that a page says is stored as a digest is kept as one, at its own place only. Columns marked as free
+text may still hold personal data.
+
+{names}.
+"""
 _REGENERATE = "Made by `iov-ingest schema docs --output docs/streams` from `schemas/`; edit those."
 
 
 def pages(catalogue: Catalogue, directory: Path) -> dict[str, str]:
     """Return every page by its file name, the index first."""
-    found = {"README.md": index(catalogue)}
+    found = {"README.md": index(catalogue, private_names(directory))}
     found |= {f"{name}.md": page(stream, directory) for name, stream in catalogue.items()}
     return found
 
 
-def index(catalogue: Catalogue) -> str:
-    """Return the index page: one table row for each stream."""
+def index(catalogue: Catalogue, private: Sequence[str]) -> str:
+    """Return the index page: a table row for each stream, and what holds for all of them."""
     lines = [
         "# Streams",
         "",
@@ -49,7 +81,8 @@ def index(catalogue: Catalogue) -> str:
         f"| {len(stream.column_names)} |"
         for name, stream in catalogue.items()
     ]
-    lines += ["", _MARKS, "", _REGENERATE]
+    names = ", ".join(f"`{name}`" for name in sorted(private))
+    lines += ["", _QUALITY, _NEVER.format(names=names), _MARKS, "", _REGENERATE]
     return "\n".join(lines) + "\n"
 
 
@@ -67,8 +100,8 @@ def page(stream: Stream, directory: Path) -> str:
         ),
         "",
         *_variants(stream),
-        "| field | type | unit | range | column | meaning | source |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| field | type | unit | range | refused costs | column | meaning | source |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
         *_rows(stream),
         *_plausibility(stream),
         *_never_stored(stream),
@@ -83,7 +116,7 @@ def _rows(stream: Stream) -> Iterator[str]:
     schema = stream.schema
     columns = {column.path: f"`{column.name} {column.sql_type}`" for column in stream.columns}
     required = set(schema.get("required", ()))
-    for path, field in _fields(schema, ()):
+    for path, field, costs in _fields(schema, ()):
         name = ".".join(path)
         column = columns.get(tuple(path))
         if column is None and path[0] in ENVELOPE:
@@ -93,14 +126,17 @@ def _rows(stream: Stream) -> Iterator[str]:
         meaning = field.get("title", "")
         if field.get("description"):
             meaning += f". {field['description']}"
+        if field.get("x-free-text"):
+            meaning += " Free text: it may hold personal data."
         if field.get("x-hash"):
-            meaning += f" Stored as {field['x-hash'].upper()}."
+            meaning += " Stored as a digest."
         unit = field.get("x-unit", "")
         cells = (
             f"`{name}`" + (" (required)" if name in required else ""),
             _type(field),
             "" if unit == UNITY else unit,
             _range(field),
+            costs,
             column,
             meaning,
             field.get("x-source", ""),
@@ -132,7 +168,12 @@ def _never_stored(stream: Stream) -> Iterator[str]:
     names = stream.schema.get("x-never-stored", ())
     if names:
         listed = ", ".join(f"`{name}`" for name in sorted(names))
-        yield from ("", "## Never stored", "", f"Removed wherever they stand: {listed}.")
+        yield from (
+            "",
+            "## Never stored",
+            "",
+            f"Besides what is never stored in any stream: {listed}.",
+        )
 
 
 def _example(stream: Stream, directory: Path) -> Iterator[str]:
@@ -144,16 +185,20 @@ def _example(stream: Stream, directory: Path) -> Iterator[str]:
             return
 
 
-def _fields(schema: dict[str, Any], path: tuple[str, ...]) -> Iterator[tuple[list[str], Any]]:
+def _fields(schema: dict[str, Any], path: tuple[str, ...]) -> Iterator[tuple[list[str], Any, str]]:
+    """Yield (path, field, what is lost if a value of it is refused)."""
+    around = f"`{path[-1]}`" if path else "the sample"
     for name, field in schema.get("properties", {}).items():
         here = (*path, name)
         items = field.get("items", {})
+        costs = around if name in schema.get("required", ()) else "item" if items else "field"
         if "properties" in field:
             yield from _fields(field, here)
-        elif "properties" in items:
+            continue
+        if "properties" not in items or "string" in json_types(items):
+            yield list(here), field, costs
+        if "properties" in items:
             yield from _fields(items, (*path, f"{name}[]"))
-        else:
-            yield list(here), field
 
 
 def _type(field: dict[str, Any]) -> str:
@@ -171,7 +216,9 @@ def _range(field: dict[str, Any]) -> str:
         return _range(field["items"])
     low, high = field.get("minimum"), field.get("maximum")
     if low is not None or high is not None:
-        return f"{'' if low is None else low} … {'' if high is None else high}".strip()
+        within = f"{'' if low is None else low} … {'' if high is None else high}".strip()
+        nothing = ", ".join(map(str, field.get("x-sentinels", ())))
+        return f"{within}; no value: {nothing}" if nothing else within
     if "pattern" in field:
         return f"`{field['pattern']}`"
     return f"at most {field['maxLength']} characters" if "maxLength" in field else ""

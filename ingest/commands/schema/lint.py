@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 from ingest.errors import SchemaError
-from ingest.schema.catalogue import load_rules, load_schema, schema_files
+from ingest.schema.catalogue import load_rules, load_schema, private_names, schema_files
 from ingest.schema.columns import ENVELOPE, UNITY, json_types
 from ingest.schema.fault import pointer
 from ingest.schema.plausible import DEVICE, EVERY_STREAM
@@ -30,7 +30,8 @@ _MEMORY = "[M]"
 """Mark of a source that is only remembered; a field with it must not have a hard limit."""
 _LIMITS = ("minimum", "maximum", "enum", "pattern", "const")
 _OWN_KEYWORDS = {
-    "x-unit", "x-source", "x-hash", "x-column", "x-device", "x-never-stored",
+    "x-unit", "x-source", "x-hash", "x-column", "x-device", "x-never-stored", "x-sentinels",
+    "x-text", "x-free-text",
 }  # fmt: skip
 _UNITS = {
     UNITY, "%", "°", "°C", "°/s", "A", "By", "Hz", "L/100 km", "MPa", "N", "N·m", "V", "W", "W·h",
@@ -57,11 +58,12 @@ def lint(directory: Path) -> list[str]:
     try:
         rules = load_rules(directory)
         files = schema_files(directory)
+        private = private_names(directory)
     except SchemaError as exc:
         return [str(exc)]
     for name, file in files.items():
         try:
-            found[name] = stream(name, load_schema(file), rules)
+            found[name] = stream(name, load_schema(file), rules, private)
         except SchemaError as exc:
             problems.append(str(exc))
             continue
@@ -118,7 +120,7 @@ def _field(found: Stream, path: tuple[str, ...], field: Schema) -> Iterator[str]
     name = path[-1]
     if not _NAME.fullmatch(name):
         yield "the name is not snake_case"
-    if found.never_stored.lists(name):
+    if found.never_stored.bans(name) and not (field.get("x-hash") or field.get("x-device")):
         yield "the name is listed in x-never-stored"
     for keyword in ("title", "description", "x-source"):
         if not field.get(keyword):
@@ -127,6 +129,8 @@ def _field(found: Stream, path: tuple[str, ...], field: Schema) -> Iterator[str]
         yield f"unknown keywords {', '.join(sorted(unknown))}"
     if field.get("x-hash") not in (None, "sha256"):
         yield "x-hash is not sha256"
+    if "x-sentinels" in field and not json_types(dict(field)) <= {"integer", "number"}:
+        yield "x-sentinels is for a number"
     if field.get("x-device") and (len(path) > 1 or json_types(dict(field)) != {"string"}):
         yield "x-device is for strings at the top of a sample"
     if _MEMORY in field.get("x-source", "") and any(limit in field for limit in _LIMITS):
@@ -149,6 +153,8 @@ def _value(path: tuple[str, ...], field: Schema) -> Iterator[str]:
                 yield "an array needs maxItems"
             if not field.get("items"):
                 yield "an array needs items"
+            elif "null" not in field["items"].get("type", ()):
+                yield "items allow null, so that one bad item costs no other"
             if json_types(dict(field.get("items", {}))) & {"integer", "number"}:
                 yield from _number(path[-1], field["items"], field.get("x-unit"))
 

@@ -24,13 +24,20 @@ def simulate(
     seed: Annotated[int, typer.Option(help="The same seed, the same fleet.", min=0)] = 1,
     streams: Annotated[str, typer.Option(help="Names, separated by commas.")] = ",".join(STREAMS),
     samples_per_message: Annotated[int, typer.Option(help="Above 1: arrays.", min=1)] = 1,
-    bad: Annotated[float, typer.Option(help="Share of bad messages.", min=0, max=1)] = 0,
+    bad: Annotated[
+        float,
+        typer.Option(
+            help="Share of bad messages; half cost a field, half the sample.",
+            min=0,
+            max=1,
+        ),
+    ] = 0,
     duplicate: Annotated[float, typer.Option(help="Share sent twice.", min=0, max=1)] = 0,
     late: Annotated[float, typer.Option(help="Share sent hours late.", min=0, max=1)] = 0,
     qos: Annotated[int, typer.Option(help="QoS to publish with.", min=0, max=2)] = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Publish messages of a fleet made from a seed; count bad, duplicate and late samples."""
+    """Publish messages of a fleet made from a seed; count what is bad, dirty, twice and late."""
     with ending():
         settings = settings_of(config, "IOV_MQTT_URL")
         names = [name.strip() for name in streams.split(",") if name.strip()]

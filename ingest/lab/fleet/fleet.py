@@ -16,7 +16,7 @@ from ingest.gbt32960.tables import Edition
 from ingest.lab.fleet.car import Car
 from ingest.lab.fleet.device import Device, text
 from ingest.lab.fleet.kinds import Bus, DeliveryRobot, Robotaxi, Truck
-from ingest.lab.fleet.mischief import Mischief
+from ingest.lab.fleet.mischief import Mischief, soiled
 from ingest.lab.fleet.roadside import RoadsideUnit
 
 FRAMES = "gbt32960"
@@ -36,7 +36,6 @@ _BAD = (
     lambda sample: sample | {"ts": "2032-90-02T12:00:00Z"},
     lambda sample: {k: v for k, v in sample.items() if k != "ts"},
     lambda sample: sample | {"seq": -1},
-    lambda sample: sample | {"quality": "good"},
 )
 
 
@@ -84,15 +83,18 @@ class Fleet:
         bad = chance < mischief.duplicate + mischief.bad
         late = not bad and self._random.random() < mischief.late
         stream, samples, device = self._next(now)
+        dirty = bad and stream != FRAMES and self._random.random() < mischief.dirty
         if stream == FRAMES:
             message = self._frame(device, samples, bad=bad, late=late)
         else:
             if late:
                 samples = [self._late(sample) for sample in samples]
-            if bad:
+            if dirty:
+                samples = [soiled(sample, self._random) for sample in samples]
+            elif bad:
                 samples = [self._random.choice(_BAD)(sample) for sample in samples]
             payload = orjson.dumps(samples[0] if len(samples) == 1 else samples)
-            kind = "bad" if bad else "late" if late else "good"
+            kind = "dirty" if dirty else "bad" if bad else "late" if late else "good"
             message = Message(f"iov/v1/{device.name}/{stream}", payload, len(samples), kind)
         self.said[stream] += message.samples
         if not bad:

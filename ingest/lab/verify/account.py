@@ -8,7 +8,7 @@ from datetime import datetime
 from math import inf
 from typing import Any, NamedTuple
 
-from ingest.lab.verify.ledger import VISITOR, Ledger
+from ingest.lab.verify.ledger import REFUSED, VISITOR, Ledger
 from ingest.model import Reason
 
 
@@ -85,7 +85,7 @@ class Accounting:
         refused = found.reason == Reason.REFUSED_BY_STORE and self._ledger.may_be_letter(
             found.stream, sample
         )
-        bad = self._ledger.is_bad(sample) and found.reason == Reason.SCHEMA
+        bad = self._ledger.is_bad(sample) and found.reason == Reason.BAD_TIMESTAMP
         if not (bad or refused) or found.values != sample:
             self._wrong("altered", found.device)
         elif self._times(found):
@@ -158,7 +158,9 @@ def columns(sample: dict[str, Any]) -> dict[str, Any]:
     """
     row: dict[str, Any] = {"extra": {"nonce": sample["nonce"]}}
     for name, value in sample.items():
-        if name == "ts":
+        if name == REFUSED:
+            row["extra"]["refused"] = {f"/{name}": value}
+        elif name == "ts":
             row["ts"] = datetime.fromisoformat(value)
         elif isinstance(value, dict):
             row |= {f"{name}_{inner}": inside for inner, inside in value.items()}

@@ -30,6 +30,8 @@ _PERIOD = timedelta(milliseconds=1)
 
 It is so short that `ts` never overtakes the clock.
 """
+REFUSED = "sent_at"
+"""Field whose value, if there is one, the schema refuses and the service sets aside."""
 VISITOR = "visitor-"
 """Beginning of the names of visiting devices."""
 
@@ -161,7 +163,7 @@ class Ledger:
         return count
 
     def sample(self, device: str, stream: str, seq: int) -> dict[str, Any]:
-        """Return the sample with this `seq`; some samples are days late, some break the schema."""
+        """Return the sample with this `seq`; some are days late, some have a bad value or time."""
         chance = crc32(f"{self._seed}/{device}/{stream}/{seq}".encode())
         ts = self.started_at + seq * _PERIOD
         if chance % _LATE_EVERY == 0:
@@ -179,12 +181,13 @@ class Ledger:
             cells = [3 + chance % (n + 7) / 10 for n in range(12)]
             sample["packs"] = [{"no": 1, "voltage_v": chance % 800, "cell_v": cells}]
         if chance % _BAD_EVERY == 0:
-            sample["sent_at"] = "when it pleases"
+            # A bad time costs the sample, a bad optional value only its field.
+            sample["ts" if chance // _BAD_EVERY % 2 else REFUSED] = "when it pleases"
         return sample
 
     def is_bad(self, sample: dict[str, Any]) -> bool:
         """Return whether a sample must end as a dead letter."""
-        return "sent_at" in sample
+        return not sample["ts"][:1].isdigit()
 
     def _form(self, number: int) -> tuple[str, str, int, bool]:
         """Return (device, stream, number of samples, whether packed) of a message."""
