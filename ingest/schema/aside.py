@@ -16,7 +16,7 @@ import jsonschema_rs
 from msgspec import convert
 
 from ingest.model import Why
-from ingest.schema.accept import only, type_of
+from ingest.schema.accept import only, struct, type_of
 from ingest.schema.columns import ENVELOPE, json_types
 from ingest.schema.fault import described, pointer
 from ingest.schema.private import NeverStored
@@ -31,6 +31,7 @@ _MOST = 250
 """Number of values that may be refused in one member of a sample. If there are more, the whole
 member is refused, so that neither time nor `quality` grows with what a hostile vehicle sends."""
 _AT_ONCE = 64
+_VALUE = "value"
 
 
 _WHYS = {
@@ -132,11 +133,11 @@ class _Field:
 
     @cached_property
     def _type(self) -> Any:
-        return type_of(self._schema, unknown=True)
+        return _holder(type_of(self._schema, unknown=True))
 
     @cached_property
     def _types_of_items(self) -> Any:
-        return list[type_of(self._schema["items"], unknown=True)]  # type: ignore[misc]  # made here
+        return _holder(list[type_of(self._schema["items"], unknown=True)])  # type: ignore[misc]  # made here
 
     @cached_property
     def validator(self) -> jsonschema_rs.Draft202012Validator:
@@ -300,9 +301,17 @@ def _says_something(value: Any) -> bool:
     return value is not None
 
 
-def _fits(value: Any, type_: Any) -> bool:
+def _holder(type_: Any) -> Any:
+    """Return a type for an object with one member `_VALUE` of a type.
+
+    msgspec knows such a type at once; to look another type up takes it up to 10 µs (measured).
+    """
+    return struct([(_VALUE, type_, True)], unknown=False)
+
+
+def _fits(value: Any, holder: Any) -> bool:
     try:
-        convert(value, type_)
+        convert({_VALUE: value}, holder)
     except ValueError:
         return False
     return True
