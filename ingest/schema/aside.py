@@ -64,6 +64,18 @@ class SetAside(NamedTuple):
 Path = tuple[str | int, ...]
 
 
+class Divided(NamedTuple):
+    """A sample without what its schema refuses."""
+
+    kept: dict[str, Any]
+    refused: list[SetAside]
+    tried: int
+    """Number of values that were refused on the way, a measure of the time it took."""
+    fault: str | None = None
+    """Reason why the sample has to be rejected, if it has to be: the JSON pointer of a field, and
+    words that quote no value."""
+
+
 class _Nothing(enum.Enum):
     """Answer instead of a value: there is none that may be stored."""
 
@@ -85,10 +97,13 @@ class _Found:
         self.refused: list[SetAside] = []
         self.limit = 0
         """Number of them at which it is too many."""
+        self.tried = 0
+        """Number of values refused so far, with those of a member that is refused as a whole."""
         self._private = private
 
     def add(self, field: _Field, path: Path, why: Why, value: Any) -> _Nothing:
         """Note a refused value as far as it may be kept."""
+        self.tried += 1
         if len(self.refused) >= self.limit:
             raise _TooManyError
         nested = type(value) in _JSON_TYPES
@@ -245,11 +260,10 @@ class Aside:
         self._sample = _Field(schema, validator)
         self._private = private
 
-    def split(self, sample: dict[str, Any]) -> tuple[dict[str, Any], list[SetAside]] | str:
-        """Return (what may be stored, what is refused); a text if the sample has to be refused.
+    def split(self, sample: dict[str, Any]) -> Divided:
+        """Divide a sample into what may be stored, a copy if anything is refused, and the rest.
 
-        The first is a copy if anything is refused. It may still break a rule about several fields
-        at once. The text begins with the JSON pointer of the field and quotes no value.
+        The first may still break a rule about several fields at once.
         """
         found, kept = _Found(self._private), sample
         for name, member in sample.items():
@@ -261,7 +275,7 @@ class Aside:
                 continue
             if after is _NOTHING:
                 if name in self._sample.required or not field.null:
-                    return _fault(field, member, name)
+                    return Divided(kept, [], found.tried, _fault(field, member, name))
                 after = None
             kept = dict(sample) if kept is sample else kept
             kept[name] = after
@@ -269,8 +283,9 @@ class Aside:
             _says_something(value) for name, value in kept.items() if name not in ENVELOPE
         ):
             first = found.refused[0]
-            return f"{first.pointer} is refused ({first.why}), and nothing else is left"
-        return kept, found.refused
+            fault = f"{first.pointer} is refused ({first.why}), and nothing else is left"
+            return Divided(kept, [], found.tried, fault)
+        return Divided(kept, found.refused, found.tried)
 
 
 def _checked(field: _Field, member: Any, name: str, found: _Found) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import jsonschema_rs
 
 from ingest.errors import SchemaError
-from ingest.schema.aside import MEMBER, Aside, SetAside
+from ingest.schema.aside import MEMBER, Aside, Divided
 from ingest.schema.columns import Column, columns, device_fields
 from ingest.schema.digest import Digest, sha256
 from ingest.schema.extract import Extracted, Functions, functions, never_sure
@@ -88,20 +88,19 @@ class Stream:
             return row
         return self.fault(sample) or self.functions.extract(ts, seq, received_at, sample)
 
-    def set_aside(self, sample: dict[str, Any]) -> tuple[dict[str, Any], list[SetAside]] | str:
-        """Return a sample without the values its schema refuses, and these; a text if that fails.
+    def set_aside(self, sample: dict[str, Any]) -> Divided:
+        """Divide a sample into what its schema allows and what it refuses.
 
-        The values stand in the sample by their JSON pointers, as the field `refused`, which no
-        schema names. A field of that name which the vehicle sent becomes one of them.
+        What is refused stands in the sample that is kept, by JSON pointers, as the field `refused`,
+        which no schema names. A field of that name which the vehicle sent becomes one of them.
         """
-        found = self.aside.split(sample)
-        if isinstance(found, str) or not found[1]:
-            return found
-        kept, refused = found
-        values = {one.pointer: one.value for one in refused}
+        divided = self.aside.split(sample)
+        if not divided.refused:
+            return divided
+        values = {one.pointer: one.value for one in divided.refused}
         if MEMBER in sample:
             values[f"/{MEMBER}"] = sample[MEMBER]
-        return kept | {MEMBER: values}, refused
+        return divided._replace(kept=divided.kept | {MEMBER: values})
 
     def with_digests(self, sample: Any) -> Any:
         """Return a sample with digests in place of what is stored as a digest."""

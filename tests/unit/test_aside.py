@@ -232,14 +232,13 @@ def test_a_number_that_stands_for_no_value_is_invalid() -> None:
         sample = {"heading": number, "inner": {"heading": 5}}
         assert one.known(NOW, 1, NOW, sample) is None
         divided = one.set_aside(sample)
-        assert not isinstance(divided, str)
-        kept, refused = divided
+        assert divided.fault is None
+        kept, refused, *_ = divided
         assert kept == {"heading": None, "inner": {"heading": 5}, "refused": {"/heading": number}}
         assert [(r.why, r.why.mark) for r in refused] == [(Why.SENTINEL, "invalid")]
         assert one.known(NOW, 1, NOW, kept) is not None
     deep = one.set_aside({"heading": 359.9, "inner": {"heading": 360}})
-    assert not isinstance(deep, str)
-    assert deep[1][0].pointer == "/inner/heading"
+    assert deep.refused[0].pointer == "/inner/heading"
     assert one.known(NOW, 1, NOW, {"inner": {"heading": 360}}) is None
 
 
@@ -252,11 +251,11 @@ def test_nothing_private_is_kept_of_what_is_refused() -> None:
         "holder": {"card": "much too long"},
     }  # fmt: skip
     divided = one.set_aside(sample)
-    assert not isinstance(divided, str)
-    assert divided[0]["refused"] == {"/vin": None, "/tag": {"x": 1}, "/holder/card": None}
+    assert divided.fault is None
+    assert divided.kept["refused"] == {"/vin": None, "/tag": {"x": 1}, "/holder/card": None}
     divided = one.set_aside({"n": True, "holder": "much too long"})
-    assert not isinstance(divided, str)
-    assert divided[0]["refused"] == {"/holder": None}
+    assert divided.fault is None
+    assert divided.kept["refused"] == {"/holder": None}
 
 
 def test_of_one_member_so_many_values_are_listed_and_then_the_whole() -> None:
@@ -266,6 +265,18 @@ def test_of_one_member_so_many_values_are_listed_and_then_the_whole() -> None:
     found = stored("nev", soc_pct=5, motors=many, speed_kmh=-900)
     assert found["refused"] == {"/motors": many, "/speed_kmh": -900}
     assert (found["motors"], found["soc_pct"]) == (None, 5)
+
+
+def test_of_one_message_so_many_values_are_set_aside_and_then_samples_are_rejected() -> None:
+    motors = [{"no": 1, "temp_c": 900}] * 200
+    head = {"ts": NOW.isoformat(), "soc_pct": 5, "motors": motors}
+    samples = [head | {"seq": n} for n in range(40)]
+    for _ in range(2):  # each message has its own
+        outcomes = CHECKER.check(delivery(samples, "iov/v1/V1/nev", at=NOW)).outcomes
+        assert [isinstance(outcome, Row) for outcome in outcomes] == [True] * 25 + [False] * 15
+        last = outcomes[-1]
+        assert isinstance(last, Rejected)
+        assert last.detail == "/motors/0/temp_c is above the maximum 210"
 
 
 def replaced(node: Any, steps: list[Any], value: Any) -> Any:
@@ -304,10 +315,10 @@ def test_whatever_comes_a_stored_row_holds_only_what_its_schema_allows_and_nothi
     before = copy.deepcopy(sent)
     divided = one.set_aside(sent)
     assert sent == before, "the dead letter keeps it"
-    if isinstance(divided, str):
+    if divided.fault is not None:
         assert one.fault(sent) is not None
         return
-    kept, refused = divided
+    kept, refused, *_ = divided
     again = {k: v for k, v in kept.items() if k != "refused"}
     if one.fault(again) is not None:
         # Only what concerns several fields at once is left: fields of another variant.
