@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_STAMP := $(VENV)/.installed-demo
 ARGS ?=
-TEST_PROCESSES ?= 6
+TEST_PROCESSES ?= 4
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 CONTAINER_TOOL ?= docker
 BUILD_ARGS ?=
@@ -43,7 +43,7 @@ demo: $(DEMO_STAMP) mosquitto ## Database, broker, fleet and service in one comm
 quick: lint types floors ## Lint, types, floors and unit tests: an answer within a minute
 	$(BIN)/python -m pytest --quiet --numprocesses $(TEST_PROCESSES) --dist loadfile -m "not slow" tests/unit $(ARGS)
 
-test: setup ## All tests, six files at a time; ARGS="-k name", TEST_PROCESSES=0: one after the other
+test: setup ## All tests, four files at a time; ARGS="-k name", TEST_PROCESSES=0: one after the other
 	@tests/install-tools $(VENV)
 	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 

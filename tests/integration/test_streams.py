@@ -256,7 +256,7 @@ async def test_one_more_stream_is_one_file(
     row = (await database.all("SELECT * FROM iov.road_ice"))[0]
     assert (row["ice_mm"], orjson.loads(row["extra"])) == (3.5, {"salt": "no"})
     detail = await database.one("SELECT detail FROM iov.dead_letter")
-    assert detail == "/ice_mm is below the minimum 0"
+    assert detail == "/ice_mm is refused (range), and nothing else is left"
 
 
 async def test_a_city_is_stored_whole_and_nothing_private_of_it(
