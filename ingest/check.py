@@ -207,16 +207,17 @@ class Checker:
         received_at = delivery.arrival.at
         row = stream.exact(ts, seq, received_at, sample)
         refused: Sequence[SetAside] = ()
+        sent = sample
         if row is None:
-            sample = stream.never_stored.without(sample)
-            found = self._carefully(stream, ts, seq, received_at, sample)
+            sent = stream.never_stored.without(sample)
+            found = self._carefully(stream, ts, seq, received_at, sent)
             if isinstance(found, str):
                 fault = Defect(Reason.SCHEMA, found)
-                return self._rejected(stream, device, sample, fault, clean=True)
+                return self._rejected(stream, device, sent, fault, clean=True)
             row, sample, refused = found
-        if may_hold_nul and (where := _nul(sample)) is not None:
+        if may_hold_nul and (where := _nul(sent)) is not None:
             fault = Defect(Reason.REFUSED_BY_STORE, f"{pointer(where)} holds U+0000")
-            return self._rejected(stream, device, sample, fault)
+            return self._rejected(stream, device, sent, fault)
         record, present, resend, unknown_fields = row
         if refused:
             unknown_fields -= 1  # the refused values are not what the vehicle called so

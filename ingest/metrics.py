@@ -16,7 +16,7 @@ from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, ProcessCollector
 from prometheus_client.metrics_core import HistogramMetricFamily
-from prometheus_client.registry import Collector
+from prometheus_client.registry import Collector, RestrictedRegistry
 
 from ingest.model import GBT32960, OTHER, Reason, Why
 
@@ -261,7 +261,7 @@ class Metrics:
         """
         return sum(
             found.value
-            for family in self.registry.restricted_registry([sample]).collect()
+            for family in RestrictedRegistry([sample], self.registry).collect()
             for found in family.samples
             if found.name == sample and labels.items() <= found.labels.items()
         )

@@ -124,7 +124,7 @@ class Row(Struct):
     flags: Collection[str] = ()
     """Flags that the service noted in `quality`."""
     refused_fields: Collection[str] = ()
-    """Why values of it were set aside, one reason for each; see `schema.aside`."""
+    """Reasons of the values that were set aside, one for each; see `schema.aside`."""
     described: Mapping[str, str] | None = None
     """The device's description from the sample: kind, vin, region, fleet."""
 

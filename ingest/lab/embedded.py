@@ -133,7 +133,7 @@ def patiently(start: Callable[[], _Started]) -> _Started:
         except (subprocess.TimeoutExpired, AssertionError):
             if time.monotonic() > deadline_s:
                 raise
-            time.sleep(0.2)
+            time.sleep(0.2)  # how often it is asked; nobody reports it
 
 
 @contextmanager

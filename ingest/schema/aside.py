@@ -58,7 +58,7 @@ class SetAside(NamedTuple):
     pointer: str
     why: Why
     value: Any
-    """What was sent; None if nobody may keep it."""
+    """The value as it was sent; None if nobody may keep it."""
 
 
 Path = tuple[str | int, ...]
@@ -125,7 +125,7 @@ class _Field:
     def __init__(self, schema: dict[str, Any], validator: Validator) -> None:
         self._schema, self._make_validator = schema, validator
         self.null = "null" in schema.get("type", ())
-        """Whether null may be stored, which means an absent value."""
+        """True if null may be stored, which means an absent value."""
         self.members = {
             name: _Field(field, validator) for name, field in schema.get("properties", {}).items()
         }
@@ -140,7 +140,7 @@ class _Field:
         }
         self._sentinels = frozenset(schema.get("x-sentinels", ()))
         self.secret = bool(schema.get("x-hash") or schema.get("x-device"))
-        """Whether nobody may keep a value of it as it came."""
+        """True if nobody may keep a value of it as it came."""
         self.holds_secret: bool = any(
             inner is not None and (inner.secret or inner.holds_secret)
             for inner in (*self.members.values(), self._items, self._others)
@@ -164,7 +164,7 @@ class _Field:
 
     @cached_property
     def _more(self) -> bool:
-        """Whether the schema demands more than its members and items do."""
+        """True if the schema demands more than its members and items do."""
         known = {"properties", "required", "items", "maxItems", "additionalProperties"}
         return not only(self._schema, known | {"propertyNames"})
 

@@ -1,4 +1,4 @@
-"""What must never be stored is in no table, for nobody, in no log and on no page."""
+"""Private data is in no table, for nobody, in no log and on no page."""
 
 from __future__ import annotations
 

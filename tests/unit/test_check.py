@@ -80,6 +80,7 @@ def test_a_good_sample_becomes_a_row() -> None:
         (sample(ts=NOW + timedelta(seconds=301)), Reason.CLOCK_AHEAD, "/ts"),
         (bad_sample(ts=NOW, speed_kmh=501), Reason.SCHEMA, "/speed_kmh is refused (range)"),
         (bad_sample(ts=NOW, speed_kmh="s3cr3t"), Reason.SCHEMA, "/speed_kmh is refused (type)"),
+        (sample(ts=NOW, trip_id=["\0"]), Reason.REFUSED_BY_STORE, "/trip_id/0 holds U+0000"),
         (sample(ts=NOW, cabin="a\0b"), Reason.REFUSED_BY_STORE, "/cabin holds U+0000"),
         (sample(ts=NOW, **{"a\0b": 1}), Reason.REFUSED_BY_STORE, " holds U+0000"),
         (sample(ts=NOW, motors=[{"no": 1, "x": ["\0"]}]), Reason.REFUSED_BY_STORE, "/motors/0/x/0"),
