@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, Self
@@ -16,6 +17,11 @@ from ingest.schema import rfc3339
 MAX_SEQ = 4_294_967_295
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NOT_IN_SEQ = {"resend", "sent_at"}
+_YEARS_MS = range(946_684_800_000, 4_102_444_800_000)
+"""Unix milliseconds from the year 2000 to 2100."""
+_UNITS = {"Unix seconds": 1_000, "Unix microseconds": 1e-3, "Unix nanoseconds": 1e-6}
+"""Milliseconds of each unit that a number may have been meant in; no two fit one number."""
+_DIGITS = re.compile(r"-?\d+(?:\.\d*)?", re.ASCII)
 
 
 class Ages(NamedTuple):
@@ -38,13 +44,19 @@ def timely(sample: dict[str, Any], bounds: tuple[datetime, datetime]) -> datetim
     oldest, ahead = bounds
     if oldest <= ts <= ahead:
         return ts
+    if type(number := sample["ts"]) is not str and (unit := _unit(number)):
+        return _not_in_milliseconds(unit)
     if ts < oldest:
         return Defect(Reason.TOO_OLD, "/ts is older than the limit")
     return Defect(Reason.CLOCK_AHEAD, "/ts is further ahead than the limit")
 
 
 def instant(ts: Any) -> datetime | Defect:
-    """Return `ts` in UTC. It may be RFC 3339 with a zone, or integer Unix milliseconds."""
+    """Return `ts` in UTC. It may be RFC 3339 with a zone, or integral Unix milliseconds.
+
+    An integral number may be written `1.7e12` or `1700000000000.0`, as JSON Schema says of the type
+    `integer`.
+    """
     if ts is None:
         return Defect(Reason.BAD_ENVELOPE, "/ts is absent")
     try:
@@ -52,11 +64,32 @@ def instant(ts: Any) -> datetime | Defect:
             return rfc3339(ts)
         if type(ts) is int:
             return _EPOCH + timedelta(milliseconds=ts)
+        if type(ts) is float and ts.is_integer():
+            return _EPOCH + timedelta(milliseconds=int(ts))
     except OverflowError:
+        unit = _unit(ts)
+        if unit:
+            return _not_in_milliseconds(unit)
         return Defect(Reason.BAD_TIMESTAMP, "/ts is outside the calendar")
     except ValueError as exc:
+        if _DIGITS.fullmatch(ts):
+            return Defect(Reason.BAD_TIMESTAMP, "/ts is a number written as text")
         return Defect(Reason.BAD_TIMESTAMP, f"/ts is {exc}")
+    if type(ts) is float and (unit := _unit(ts)):
+        return _not_in_milliseconds(unit)
     return Defect(Reason.BAD_TIMESTAMP, "/ts is neither text nor integer milliseconds")
+
+
+def _unit(number: float) -> str | None:
+    """Return the unit in which a number is a time of this century; None if in no other than ms."""
+    for unit, in_ms in _UNITS.items():
+        if _YEARS_MS.start <= number * in_ms < _YEARS_MS.stop:
+            return unit
+    return None
+
+
+def _not_in_milliseconds(unit: str) -> Defect:
+    return Defect(Reason.BAD_TIMESTAMP, f"/ts looks like {unit}; a number is milliseconds")
 
 
 def sequence(sample: dict[str, Any], stored: Callable[[Any], Any]) -> int | Defect:
@@ -67,6 +100,8 @@ def sequence(sample: dict[str, Any], stored: Callable[[Any], Any]) -> int | Defe
     seq = sample.get("seq")
     if seq is None:
         return derived_seq(stored(sample))
+    if type(seq) is float and seq.is_integer():
+        seq = int(seq)  # 12.0 is an integer in JSON Schema
     if type(seq) is not int or not 0 <= seq <= MAX_SEQ:
         return Defect(Reason.BAD_ENVELOPE, f"/seq is no integer from 0 to {MAX_SEQ}")
     return seq

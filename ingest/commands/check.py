@@ -36,7 +36,9 @@ from ingest.commands.common import (
 from ingest.commands.message import Message
 from ingest.commands.publisher import Publisher, client_for
 from ingest.config import Settings
+from ingest.decode import filter_fault
 from ingest.errors import ConfigError, SchemaError, Unavailable
+from ingest.model import GBT32960
 from ingest.schema import Catalogue, digest_of, load_catalogue
 from ingest.source import Inbox
 from ingest.source.client import Stay, UnsupportedVersion
@@ -130,6 +132,9 @@ async def check(settings: Settings) -> Findings:
         found.warnings.append(
             "IOV_DIGEST_KEY_FILE is not set: digests of ICCIDs and drivers can be guessed"
         )
+    fault = filter_fault(settings.mqtt_topic, {*catalogue, GBT32960}) if catalogue else None
+    if fault is not None:
+        found.problems.append(f"IOV_MQTT_TOPIC {settings.mqtt_topic}: {fault.detail}")
     await _broker(settings, found)
     await _database(settings, catalogue, found)
     return found

@@ -1,4 +1,7 @@
-"""RFC 3339 date-times, the only text form of an instant that a sample may carry."""
+"""RFC 3339 date-times, the only text form of an instant that a sample may carry.
+
+The zone may also be in ISO 8601's basic form (`+0800`, `+08`), as `strftime` and Java write it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from functools import lru_cache
 
 _FORM = re.compile(
     r"(\d{4}-\d\d-\d\d)[Tt ](?:[01]\d|2[0-3]):[0-5]\d:(?:[0-5]\d|60)(?:\.\d+)?"
-    r"(?:[Zz]|[+-](?:[01]\d|2[0-3]):[0-5]\d)",
+    r"([Zz]|[+-](?:[01]\d|2[0-3])(?::?[0-5]\d)?)",
     re.ASCII,
 )
 _LEAP_SECOND = slice(17, 19)
@@ -24,18 +27,18 @@ def rfc3339(text: str) -> datetime:
     """Return the instant in UTC; fractions beyond a microsecond are cut off.
 
     A leap second (`:60`) is the first instant of the next minute, as in PostgreSQL. Raises
-    ValueError for every text that RFC 3339, 5.6 does not allow, such as a time without a zone.
+    ValueError for every other text that RFC 3339, 5.6 does not allow, such as one without a zone.
     """
     return _remembered(text) if len(text) <= _LONGEST else _parsed(text)
 
 
 def _parsed(text: str) -> datetime:
-    if not _FORM.fullmatch(text):
+    form = _FORM.fullmatch(text)
+    if form is None:
         raise ValueError("not an RFC 3339 date-time with zone")
     try:
         if text[_LEAP_SECOND] == "60":
-            zone = text[-1] if text[-1] in "Zz" else text[-6:]
-            return _parsed(f"{text[:17]}59{zone}") + timedelta(seconds=1)
+            return _parsed(f"{text[:17]}59{form[2]}") + timedelta(seconds=1)
         found = datetime.fromisoformat(text if text[-1] != "z" else text.upper())
         return found if found.tzinfo is UTC else found.astimezone(UTC)
     except (ValueError, OverflowError):

@@ -34,6 +34,7 @@ from ingest.source.client import (
     Stay,
     Subscribed,
     TakenOver,
+    content_encoding,
 )
 from ingest.source.inbox import Inbox
 from ingest.source.packets import Unreadable
@@ -114,7 +115,7 @@ def _payload(message: aiomqtt.Message) -> bytes:
 
 def _encoding(message: aiomqtt.Message) -> str | None:
     pairs = getattr(message.properties, "UserProperty", None) if message.properties else None
-    return _short(dict(pairs).get("content-encoding")) if pairs else None
+    return content_encoding(pairs) if pairs else None
 
 
 def _short(text: str | None) -> str | None:

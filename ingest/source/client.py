@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
@@ -97,3 +97,12 @@ class Client(Protocol):
 
     async def unsubscribe(self) -> None:
         """Unsubscribe on the current connection; raises Unavailable if that is not possible."""
+
+
+def content_encoding(properties: Iterable[tuple[str, str]]) -> str | None:
+    """Return the value of the last user property `content-encoding`, in any case; None if absent.
+
+    MQTT 5, 3.3.2.3.7 leaves the case of names to the applications; in HTTP it does not matter.
+    """
+    found = [value for name, value in properties if name.lower() == "content-encoding"]
+    return found[-1][:MOST_PROPERTY_CHARACTERS] if found else None

@@ -22,6 +22,7 @@ from ingest.source.client import (
     MOST_TOPIC_CHARACTERS,
     TakenOver,
     UnsupportedVersion,
+    content_encoding,
 )
 from ingest.source.inbox import Inbox
 from ingest.source.packets import PacketReader, Unreadable, pubacks
@@ -88,8 +89,7 @@ class Connection(asyncio.BufferedProtocol):
                     break
                 encoding = None
                 if packet.user_properties:
-                    encoding = dict(packet.user_properties).get("content-encoding")
-                    encoding = encoding and encoding[:MOST_PROPERTY_CHARACTERS]
+                    encoding = content_encoding(packet.user_properties)
                 content_type = packet.content_type
                 if content_type is not None:
                     content_type = content_type[:MOST_PROPERTY_CHARACTERS]

@@ -67,7 +67,8 @@ def test_a_good_sample_becomes_a_row() -> None:
         ({"ts": None}, Reason.BAD_ENVELOPE, "/ts is absent"),
         (sample(seq=-1, ts=NOW), Reason.BAD_ENVELOPE, "/seq"),
         (sample(ts=NOW) | {"seq": 4_294_967_296}, Reason.BAD_ENVELOPE, "/seq"),
-        (sample(ts=NOW) | {"seq": 1.0}, Reason.BAD_ENVELOPE, "/seq"),
+        (sample(ts=NOW) | {"seq": 1.5}, Reason.BAD_ENVELOPE, "/seq"),
+        (sample(ts=NOW) | {"seq": 1e10}, Reason.BAD_ENVELOPE, "/seq"),
         (sample(ts=NOW) | {"seq": True}, Reason.BAD_ENVELOPE, "/seq"),
         (sample(ts=NOW) | {"seq": "1"}, Reason.BAD_ENVELOPE, "/seq"),
         (sample(ts="2026-11-22T08:00:00"), Reason.BAD_TIMESTAMP, "/ts is not an RFC 3339"),
@@ -130,9 +131,9 @@ HIDDEN = b'{"heart_rate": 77}'
 @pytest.mark.parametrize(
     "sent",
     [
-        b"##" + HIDDEN, b"x" + HIDDEN, zlib.compress(HIDDEN), bz2.compress(HIDDEN),
-        lzma.compress(HIDDEN), base64.b64encode(HIDDEN), gzip.compress(HIDDEN, mtime=0),
-        HIDDEN[:-1], HIDDEN.decode().encode("utf-16"),
+        b"##" + HIDDEN, b"x" + HIDDEN, bz2.compress(HIDDEN),
+        lzma.compress(HIDDEN), base64.b64encode(HIDDEN), gzip.compress(HIDDEN, mtime=0)[:-1],
+        zlib.compress(HIDDEN, wbits=-15), HIDDEN[:-1], HIDDEN.decode().encode("utf-16"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("topic", ["iov/v1/V1/cockpit", "iov/v1/V1/nev", "iov/v1/V1/none", "a/b"])
@@ -226,6 +227,62 @@ def test_one_bad_sample_harms_no_other_in_its_message() -> None:
 def test_too_deep_is_bad_json(payload: bytes) -> None:
     found = rejected(payload)
     assert (found.reason, found.payload) == (Reason.BAD_JSON, payload)
+
+
+@pytest.mark.parametrize("unit", ["seconds", "milliseconds", "microseconds", "nanoseconds"])
+@pytest.mark.parametrize("write", [int, float])
+def test_a_time_in_another_unit_is_refused_and_the_unit_named(unit: str, write: Any) -> None:
+    in_unit = {"seconds": 1, "milliseconds": 1e3, "microseconds": 1e6, "nanoseconds": 1e9}[unit]
+    payload = sample() | {"ts": write(NOW.timestamp() * in_unit)}
+    if unit == "milliseconds":
+        assert row(payload)["ts"] == NOW
+    else:
+        found = rejected(payload)
+        assert (found.reason, found.detail) == (
+            Reason.BAD_TIMESTAMP,
+            f"/ts looks like Unix {unit}; a number is milliseconds",
+        )
+
+
+def test_fractions_of_a_second_and_a_number_as_text_are_named_too() -> None:
+    fraction = rejected(sample() | {"ts": NOW.timestamp() + 0.25})
+    assert fraction.detail == "/ts looks like Unix seconds; a number is milliseconds"
+    text = rejected(sample() | {"ts": str(int(NOW.timestamp()))})
+    assert text.detail == "/ts is a number written as text"
+
+
+@pytest.mark.parametrize(
+    "written", ["1795334400000", "1.7953344e12", "17953344e5", "1795334400000.0"]
+)
+def test_an_integral_number_is_an_integer_however_it_is_written(written: str) -> None:
+    assert NOW.timestamp() == 1_795_334_400
+    found = row(f'{{"ts": {written}, "seq": 1.2e1, "gear": 3.0, "odometer_km": 1}}'.encode())
+    assert (found["ts"], found["seq"]) == (NOW, 12)
+
+
+def test_a_value_that_is_no_number_costs_its_field_and_its_batch_nothing() -> None:
+    good, bad = (
+        row(sample(1, NOW)),
+        b'[%b, {"ts": "2026-11-22T08:00:00+0000", "seq": 2, "speed_kmh": NaN, "soc_pct": 5}]',
+    )
+    outcomes_ = outcomes(bad % orjson.dumps(sample(1, NOW)))
+    assert [type(one) for one in outcomes_] == [Row, Row]
+    first, second = (
+        every_column(CATALOGUE["nev"], one.record, one.present)
+        for one in outcomes_
+        if isinstance(one, Row)
+    )
+    assert first == good
+    assert (second["ts"], second["speed_kmh"], second["soc_pct"]) == (NOW, None, 5)
+    assert orjson.loads(second["quality"]) == {"/speed_kmh": "invalid"}
+    assert orjson.loads(second["extra"]) == {"refused": {"/speed_kmh": "NaN"}}
+
+
+@pytest.mark.parametrize("pack", [zlib.compress, gzip.compress])
+def test_what_must_never_be_stored_is_found_in_a_payload_packed_without_a_mark(pack: Any) -> None:
+    (found,) = CHECKER.check(delivery(pack(HIDDEN), "iov/v1/V1/nev", at=NOW)).outcomes
+    assert isinstance(found, Rejected)
+    assert found.payload == b"{}"
 
 
 def test_milliseconds_are_exact() -> None:

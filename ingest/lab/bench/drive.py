@@ -67,7 +67,8 @@ async def drive(
 ) -> Run:
     """Publish ahead of the service; return what it did between the warm-up and the end.
 
-    The warm-up takes at least `warm_up_s` seconds and `warm_up_samples` committed samples.
+    The warm-up takes at least `warm_up_s` seconds and `warm_up_samples` committed samples, the run
+    at least `seconds` and one commit.
     """
     longest_s = warm_up_s + warm_up_samples / _SLOWEST_PER_S + seconds + _TIMEOUT_S
     begin: Counters | None = None
@@ -84,7 +85,8 @@ async def drive(
             warm = now.committed - first.committed >= warm_up_samples
             if begin is None and elapsed_s >= warm_up_s and warm:
                 begin = now
-            elif begin is not None and now.at_s - begin.at_s >= seconds:
+            # On a busy machine a short run may see no commit, and so would measure nothing.
+            elif begin and now.at_s - begin.at_s >= seconds and now.committed > begin.committed:
                 return _run(begin, now, most_mb)
             if elapsed_s > longest_s:
                 raise ServerError("the service did not keep up with the clock")
@@ -101,7 +103,7 @@ async def drive(
 
 def _run(begin: Counters, end: Counters, most_mb: float) -> Run:
     samples, elapsed_s = end.committed - begin.committed, end.at_s - begin.at_s
-    cpu_us = (end.cpu_s - begin.cpu_s) / max(samples, 1) * 1e6
+    cpu_us = (end.cpu_s - begin.cpu_s) / samples * 1e6
     return Run(elapsed_s, samples, samples / elapsed_s, cpu_us, most_mb)
 
 
