@@ -39,6 +39,15 @@ async def test_all_is_well(durable: Postgres, broker: Mosquitto, catalogue: Cata
     assert "superuser" in warning
 
 
+async def test_a_filter_that_brings_nothing_is_told(
+    durable: Postgres, broker: Mosquitto, catalogue: Catalogue
+) -> None:
+    topic = "iov/v1/+/nevv"
+    found = await check(await ready(durable, catalogue, broker.url, mqtt_topic=topic))
+    (problem,) = found.problems
+    assert problem == f"IOV_MQTT_TOPIC {topic}: matches one stream only, and that has no schema"
+
+
 async def test_a_broker_that_drops_silently_is_seen(
     durable: Postgres, catalogue: Catalogue
 ) -> None:

@@ -52,6 +52,32 @@ async def test_content_encoding_is_undone(
         assert await database.reasons() == ["bad_encoding"]
 
 
+async def test_a_leading_slash_and_the_case_of_a_property_do_not_matter(
+    client: str, broker: Mosquitto, database: OwnDatabase, catalogue: Catalogue
+) -> None:
+    import gzip
+
+    import aiomqtt
+    import orjson
+    from paho.mqtt.packettypes import PacketTypes
+    from paho.mqtt.properties import Properties
+
+    packed = gzip.compress(orjson.dumps([sample(1), sample(2)]))
+    properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]  # paho's
+    properties.UserProperty = [("k", "v"), ("Content-Encoding", "X-GZIP")]
+    async with working(
+        broker.url, database.url, catalogue, mqtt_client=client, mqtt_topic="/iov/v1/+/+"
+    ) as worker:
+        async with aiomqtt.Client(
+            "127.0.0.1", broker.port, protocol=aiomqtt.ProtocolVersion.V5
+        ) as vehicle:
+            await vehicle.publish("/iov/v1/V1/nev", packed, qos=1, properties=properties)
+            await vehicle.publish("/iov/v1/V1/nev", gzip.compress(b'{"ts": 1e999}'), qos=1)
+        await worker.settles(3)
+        assert await database.count() == 2
+        assert await database.reasons() == ["bad_timestamp"]
+
+
 async def test_nothing_is_acknowledged_before_it_is_committed(
     client: str, broker: Mosquitto, database: OwnDatabase, catalogue: Catalogue
 ) -> None:

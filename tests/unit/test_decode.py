@@ -19,6 +19,7 @@ from ingest.decode import (
     Decoded,
     MessageLimits,
     decode,
+    filter_fault,
     inflate,
     parse_topic,
     too_deep,
@@ -223,3 +224,23 @@ def test_a_bad_topic_says_which_part_is_bad(topic: str, part: str) -> None:
 def test_every_topic_that_is_none_has_a_bad_part() -> None:
     for topic in map("/".join, itertools.product(("", "iov", "v1", "a", "a b"), repeat=4)):
         assert parse_topic(topic) or topic_fault(topic).detail.count(":") == 1
+
+
+@pytest.mark.parametrize(
+    ("topic", "told"),
+    [
+        ("#", None),
+        ("/iov/v1/+/+", None),
+        ("region/+/+/+/+/nev", None),
+        ("iov/v1/+/nev/#", None),
+        ("iov/v1/V1/gbt32960", None),
+        ("iov/v1/+", "matches no topic [prefix/]iov/v1/{device}/{stream}"),
+        ("iov/v2/+/+", "matches no topic [prefix/]iov/v1/{device}/{stream}"),
+        ("iov/v1/+/+/data", "matches no topic [prefix/]iov/v1/{device}/{stream}"),
+        ("iov/v1/my car/nev", "matches no topic [prefix/]iov/v1/{device}/{stream}"),
+        ("iov/v1/+/nevv", "matches one stream only, and that has no schema"),
+    ],
+)
+def test_a_filter_that_brings_nothing_says_why(topic: str, told: str | None) -> None:
+    found = filter_fault(topic, {"nev", "gbt32960"})
+    assert (found and found.detail) == told

@@ -24,6 +24,27 @@ _MARKS = (
     "engineering choice where no standard was found, **[M]** remembered and not checked, so never "
     "a hard limit."
 )
+_READING = """\
+## How a message is read
+
+A payload is one JSON object, or an array of objects, in UTF-8. What software of vehicles writes
+besides is read too:
+
+| sent | read as |
+| --- | --- |
+| several objects one after the other (JSON lines, RFC 7464) | an array |
+| a byte order mark in front, one NUL at the end | not there |
+| `NaN`, `Infinity`, `1e400` | a text; where a number belongs, it costs its field |
+| `12.0`, `1.2e1` where an integer belongs | 12 |
+| gzip, zlib or zstd without `content-encoding` | what it is by its first bytes |
+| `content-encoding` in any case, `x-gzip` | the same |
+| `ts` with the zone `+0800` or `+08` | `+08:00` |
+| fractions of `ts` below a microsecond | cut off |
+
+`ts` is RFC 3339 with a zone, or Unix time in milliseconds. A number that is seconds, microseconds
+or nanoseconds is refused with `bad_timestamp`, and the detail names the unit. A text of more than
+1 MiB is read only if it is JSON as it stands.
+"""
 _QUALITY = """\
 ## What `quality` says
 
@@ -82,7 +103,7 @@ def index(catalogue: Catalogue, private: Sequence[str]) -> str:
         for name, stream in catalogue.items()
     ]
     names = ", ".join(f"`{name}`" for name in sorted(private))
-    lines += ["", _QUALITY, _NEVER.format(names=names), _MARKS, "", _REGENERATE]
+    lines += ["", _READING, _QUALITY, _NEVER.format(names=names), _MARKS, "", _REGENERATE]
     return "\n".join(lines) + "\n"
 
 
