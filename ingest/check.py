@@ -10,6 +10,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, Self
 
 import orjson
@@ -44,6 +45,11 @@ from ingest.schema.extract import Extracted
 from ingest.schema.layout import Record, note_quality, weight
 
 _NO_OBJECT = Defect(Reason.BAD_ENVELOPE, "a sample is an object")
+_FRAME_AS_JSON = Defect(
+    Reason.BAD_JSON,
+    f"looks like a GB/T 32960 frame, which needs the content type {gbt32960.CONTENT_TYPE}, or a "
+    f"topic that ends with {GBT32960}",
+)
 _MOST_SET_ASIDE = 5_000
 """Number of values of one message that are set aside; each takes 7 to 20 µs (measured).
 
@@ -63,12 +69,15 @@ class Checker:
         *,
         keep_unreadable: bool = False,
         set_aside: bool = True,
+        units: gbt32960.OwnUnits = MappingProxyType({}),
     ) -> None:
         """Use these limits.
 
         `keep_unreadable`: dead letters keep unreadable messages unchanged. `set_aside`: a value
-        that a schema refuses costs its field, not its sample.
+        that a schema refuses costs its field, not its sample. `units`: the custom units of frames
+        that the owner has described.
         """
+        self._units = units
         self._catalogue = catalogue
         self._limits = limits
         self._letters = Letters(catalogue, self._limits, keep_unreadable=keep_unreadable)
@@ -81,13 +90,17 @@ class Checker:
 
     @classmethod
     def of(cls, catalogue: Catalogue, settings: Settings) -> Self:
-        """Return a checker with the limits from the settings."""
+        """Return a checker with the limits from the settings.
+
+        Raises ConfigError if the file of the owner's units is wrong.
+        """
         return cls(
             catalogue,
             MessageLimits.of(settings),
             Ages.of(settings),
             keep_unreadable=settings.dead_letter_unreadable == "payload",
             set_aside=settings.refused_fields == "set_aside",
+            units=gbt32960.own_units(settings.gbt32960_units_file),
         )
 
     def check(self, delivery: Delivery) -> Checked:
@@ -107,6 +120,8 @@ class Checker:
             return self._whole(delivery, device, name, fault)
         decoded = decode(delivery.payload, delivery.encoding, self._limits)
         if isinstance(decoded, Defect):
+            if decoded.reason is Reason.BAD_JSON and delivery.payload[:2] in gbt32960.STARTS:
+                decoded = _FRAME_AS_JSON
             return self._whole(delivery, device, name, decoded)
         try:
             samples = decoded.samples
@@ -125,7 +140,7 @@ class Checker:
     def _check_frame(self, delivery: Delivery, device: str) -> Checked:
         """Return the outcomes of a GB/T 32960 frame, one for each sample that it holds."""
         payload = unpack(delivery.payload, delivery.encoding, self._limits)
-        frame = payload if isinstance(payload, Defect) else gbt32960.decode(payload)
+        frame = payload if isinstance(payload, Defect) else gbt32960.decode(payload, self._units)
         if isinstance(frame, Defect):
             return self._whole(delivery, device, GBT32960, frame)
         samples = _timed(frame, delivery.arrival.at)
@@ -281,7 +296,7 @@ class Checker:
         if is_frame(delivery, name):
             payload = unpack(delivery.payload, delivery.encoding, self._limits)
             assert not isinstance(payload, Defect)
-            frame = gbt32960.decode(payload)
+            frame = gbt32960.decode(payload, self._units)
             assert not isinstance(frame, Defect)
             timed = _timed(frame, delivery.arrival.at)
             known = [(of, sample) for of, sample in timed if of in self._catalogue]

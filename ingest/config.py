@@ -168,6 +168,11 @@ class Settings(BaseModel):
         description="Secret key of at least 32 bytes for the digests that stand for ICCIDs and "
         "drivers; without it they can be guessed",
     )
+    gbt32960_units_file: Path | None = Field(
+        None,
+        description="Custom units (0x80 to 0xFE) of GB/T 32960 frames, as JSON; others are kept "
+        "as hexadecimal",
+    )
     retention_file: Path | None = Field(
         None, description="How many days rows are kept, in TOML; for `migrate` and `maintain`"
     )

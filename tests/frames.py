@@ -25,9 +25,16 @@ TS = "2026-11-22T16:00:03+08:00"
 EDITIONS: tuple[Edition, ...] = (2016, 2025)
 
 
-def frame(data: bytes, *, edition: Edition = 2016, command: int = 2, encryption: int = 1) -> bytes:
+def frame(
+    data: bytes,
+    *,
+    edition: Edition = 2016,
+    command: int = 2,
+    encryption: int = 1,
+    response: int = 0xFE,
+) -> bytes:
     """Return a frame written out by hand, not by the code under test."""
-    body = bytes([command, 0xFE]) + VIN.encode() + bytes([encryption])
+    body = bytes([command, response]) + VIN.encode() + bytes([encryption])
     body += len(data).to_bytes(2, "big") + data
     return (b"##" if edition == 2016 else b"$$") + body + bytes([reduce(xor, body)])
 

@@ -24,7 +24,7 @@ _HEAD = (
 _GROUPS = {
     "Broker": "mqtt_",
     "Database": "database_ store unsafe_ batch_ commit_ stuck_ adopt_ retention_",
-    "What is accepted": "max_ refused_ dead_ digest_ schema_",
+    "What is accepted": "max_ refused_ dead_ digest_ gbt32960_ schema_",
     "HTTP and logs": "http_ log_",
 }
 _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "length ≥", "max_length": "≤"}

@@ -10,6 +10,7 @@ from ingest.gbt32960.frame import (
     decode,
     encode,
 )
+from ingest.gbt32960.own import OwnUnits, own_units
 
 __all__ = [
     "CONTENT_TYPE",
@@ -18,6 +19,8 @@ __all__ = [
     "STREAMS",
     "Command",
     "Frame",
+    "OwnUnits",
     "decode",
     "encode",
+    "own_units",
 ]

@@ -9,10 +9,12 @@ end is read as far as possible. Source: GB/T 32960.3-2016, clause 6 and annex B;
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
 from operator import xor
+from types import MappingProxyType
 from typing import Any
 
 from ingest.gbt32960.items import (
@@ -29,6 +31,7 @@ from ingest.gbt32960.items import (
     sentinel,
     text,
 )
+from ingest.gbt32960.own import OwnUnits
 from ingest.gbt32960.report import Samples, marked, marks_of, read_units, write_units
 from ingest.gbt32960.tables import Edition
 from ingest.model import Defect, Reason
@@ -36,8 +39,12 @@ from ingest.model import Defect, Reason
 CONTENT_TYPE = "application/vnd.gbt32960"
 """MQTT 5 content type of a frame."""
 
-FLAGS = ("abnormal", "invalid", "out_of_range", "undecoded", "estimated")
-"""Flags noted in `quality` of a frame's samples. `estimated`: `ts` is the time of arrival."""
+FLAGS = ("abnormal", "invalid", "out_of_range", "undecoded", "repeated", "estimated")
+"""Flags noted in `quality` of a frame's samples.
+
+`repeated`: the unit came before, so this one is kept as hexadecimal. `estimated`: `ts` is the time
+of arrival.
+"""
 STREAMS = ("session", "nev", "battery", "alarm")
 """Streams that frames hold samples of."""
 
@@ -48,6 +55,15 @@ _HEADER_BYTES = 24
 _TIME_BYTES = 6
 _VIN_BYTES = 17
 _PLAIN = 1
+_IS_COMMAND = 0xFE
+"""Response byte of a frame that is no answer; GB/T 32960.3-2016, 6.3.2, table 4."""
+_HEX = re.compile(
+    rb"[\s\"']*+(?:0[xX])?+(?:23\s*+23|24\s*+24)(?:[\s\"']*+[0-9A-Fa-f]{2})*+[\s\"']*+$"
+)
+"""Pattern of `##` or `$$` and more bytes in hexadecimal, with white space or quotes around."""
+_BASE64 = (b"IyM", b"JCQ")
+"""Beginnings of base64 of `##` and `$$` (RFC 4648, 4): the first 16 bits, and 2 of the command."""
+_QUOTES = b" \t\r\n\"'"
 _MOST_DATA_BYTES = 65_531
 _PACK_CODE_BYTES_2025 = 24
 _RESPONSES = {
@@ -93,35 +109,64 @@ class Frame:
     """VIN or another unique identifier, up to 17 characters."""
     samples: Samples
     """Samples by stream, without `ts` if the command carries no time."""
-    response: int = 0xFE
+    response: int = _IS_COMMAND
     """Response byte. 0xFE: the frame is a command, as vehicles send it."""
 
 
-def decode(payload: bytes) -> Frame | Defect:
+def decode(payload: bytes, own: OwnUnits = MappingProxyType({})) -> Frame | Defect:
     """Return the frame of a payload, or a Defect if the payload is refused.
 
-    The reason is `bad_envelope` for a command without a sample, otherwise `bad_encoding`.
+    `own` are units that the owner has described. The reason is `bad_envelope` for a frame without a
+    sample of a vehicle, otherwise `bad_encoding`.
     """
     if len(payload) <= _HEADER_BYTES or payload[:2] not in STARTS:
-        return Defect(Reason.BAD_ENCODING, "no GB/T 32960 frame: begins with neither ## nor $$")
+        return Defect(Reason.BAD_ENCODING, f"no GB/T 32960 frame: {_looks_like(payload)}")
     data = payload[_HEADER_BYTES:-1]
     told = int.from_bytes(payload[22:24], "big")
     if told != len(data):
+        if payload[_HEADER_BYTES + told + 1 :][:2] in STARTS:
+            return Defect(Reason.BAD_ENCODING, "more than one frame in one message")
         return Defect(Reason.BAD_ENCODING, f"data unit of {len(data)} bytes, the frame says {told}")
     if reduce(xor, payload[2:]) != 0:
         return Defect(Reason.BAD_ENCODING, "wrong check byte")
     if payload[21] != _PLAIN:
         return Defect(Reason.BAD_ENCODING, f"encrypted data unit, method 0x{payload[21]:02X}")
     edition = STARTS[payload[:2]]
-    if payload[2] not in set(Command) - set(_2025_ONLY if edition == 2016 else ()):
-        return Defect(Reason.BAD_ENVELOPE, f"command 0x{payload[2]:02X} carries no sample")
+    fault = _no_vehicle(edition, payload[2], payload[3])
+    if fault is not None:
+        return Defect(Reason.BAD_ENVELOPE, fault)
     command = Command(payload[2])
     vin = text(payload[4:21])
     try:
-        samples = _samples(edition, command, payload[3], vin, data)
+        samples = _samples(edition, command, payload[3], vin, data, own)
     except CutShortError:
         return Defect(Reason.BAD_ENCODING, "the data unit is cut short")
+    if not samples:
+        return Defect(Reason.BAD_ENVELOPE, "a report without a unit")
     return Frame(edition, command, vin, samples, payload[3])
+
+
+def _looks_like(payload: bytes) -> str:
+    """Return what a payload is instead of a frame."""
+    if payload[:2] in STARTS:
+        return f"cut short after {len(payload)} bytes"
+    if _HEX.match(payload):
+        return "it looks like hexadecimal text of one; its bytes are wanted"
+    if payload.lstrip(_QUOTES).startswith(_BASE64):
+        return "it looks like base64 of one; its bytes are wanted"
+    if payload.lstrip()[:1] in (b"{", b"["):
+        return "it looks like JSON, whose topic ends with the name of its stream"
+    return "begins with neither ## nor $$"
+
+
+def _no_vehicle(edition: Edition, command: int, response: int) -> str | None:
+    """Return why a frame says nothing of a vehicle; None if it does."""
+    if command not in set(Command) - set(_2025_ONLY if edition == 2016 else ()):
+        return f"command 0x{command:02X} carries no sample"
+    if response != _IS_COMMAND and command != Command.ACTIVATE_ACK:
+        told = _RESPONSES.get(response, "unknown")
+        return f"answer of a platform to command 0x{command:02X}: 0x{response:02X}, {told}"
+    return None
 
 
 def encode(frame: Frame) -> bytes:
@@ -137,7 +182,9 @@ def encode(frame: Frame) -> bytes:
     return _START_OF[frame.edition] + body + bytes([reduce(xor, body)])
 
 
-def _samples(edition: Edition, command: Command, response: int, vin: str, data: bytes) -> Samples:
+def _samples(
+    edition: Edition, command: Command, response: int, vin: str, data: bytes, own: OwnUnits
+) -> Samples:
     reader = Reader(data)
     head: dict[str, Any] = {}
     if command not in _UNTIMED:
@@ -145,7 +192,7 @@ def _samples(edition: Edition, command: Command, response: int, vin: str, data: 
     if command in (Command.REALTIME, Command.RESEND):
         if command is Command.RESEND:
             head["resend"] = True
-        return read_units(edition, reader, head)
+        return read_units(edition, reader, head, own)
     session = head | {"event": _EVENTS[command], "vin": vin}
     marks: Marks = {}
     session["response"] = _RESPONSES.get(response)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from heapq import heappop, heappush
 from typing import Any
 
 from ingest.gbt32960.items import CutShortError, Mark, Marks, Reader, within
 from ingest.gbt32960.lists import Repeat
+from ingest.gbt32960.own import OwnUnit, OwnUnits
 from ingest.gbt32960.tables import UNITS, Edition, Unit
 
 Samples = dict[str, dict[str, Any]]
@@ -16,54 +18,202 @@ Samples = dict[str, dict[str, Any]]
 _REPORTED = ("nev", "battery", "alarm")
 """Streams of a report. The first one in a frame keeps the units that no table knows."""
 _FIRST_CUSTOM, _SIGNATURE = 0x80, 0xFF
+_SIGNATURE_ID = "0xFF"
+_LENGTH_BYTES = 2
+"""Size of the length of a custom unit (GB/T 32960.3-2016, table 8)."""
+_MOST_TIMES_READ, _UNIT_BYTES = 2, 8
+"""How often the bytes of a report are read to find the sizes of lengths, and the bytes that one
+unit counts for besides its own."""
 _MOST_UNITS = 4_096
 """Number of units read in one frame. Vehicles send each unit once or once per pack; a frame of
 65 kB may have 32,762 units, at 10 µs each (measured)."""
 
 
-def read_units(edition: Edition, reader: Reader, head: dict[str, Any]) -> Samples:
-    """Return the samples of a report, read as far as possible."""
-    samples: Samples = {}
-    marks: dict[str, Marks] = {}
-    kept: list[dict[str, str]] = []
-    lists = _Lists()
-    undecoded = False
-    units = 0
-    while reader.left:
-        start, number = reader.at, reader.count(1)
-        unit = UNITS[edition].get(number)
-        units += 1
-        readable = units <= _MOST_UNITS
+def read_units(edition: Edition, reader: Reader, head: dict[str, Any], own: OwnUnits) -> Samples:
+    """Return the samples of a report, read as far as possible; none if it has no unit.
+
+    `own` are the units that an owner has described. Raises CutShortError if nothing can be read.
+    """
+    report = _Report(edition, reader, head, own)
+    for number in range(_MOST_UNITS + 1):
+        if not reader.left:
+            break
+        start = reader.at
         try:
-            if readable and unit is not None:
-                part: dict[str, Any] = {}
-                own: Marks = {}
-                for item in unit.items:
-                    item.read(reader, part, own)
-                sample = samples.setdefault(unit.stream, dict(head))
-                if _said(sample, part):
-                    kept.append(_hex(number, reader.data[start + 1 : reader.at]))
-                else:
-                    marks.setdefault(unit.stream, {}).update(_merge(sample, part, own, lists))
-                continue
-            if readable and _FIRST_CUSTOM <= number < _SIGNATURE:
-                kept.append(_hex(number, reader.take(reader.count(2))))
+            if number < _MOST_UNITS and report.read_one():
                 continue
         except CutShortError:
             pass
         # The length of this unit is unknown, so the next cannot be found; or it is one too many.
-        undecoded = number != _SIGNATURE
-        kept.append(_hex(number, reader.data[start + 1 :]))
+        report.keep_rest(start)
         break
-    if undecoded and not samples and len(kept) == 1 and number in UNITS[edition]:
-        raise CutShortError
-    if not samples:
-        samples["nev"] = dict(head)
-    first = next(stream for stream in _REPORTED if stream in samples)
-    for stream, sample in samples.items():
-        more = kept if stream == first else []
-        marked(sample, marks.get(stream, {}), more, undecoded=undecoded and stream == first)
-    return samples
+    return report.marked_samples()
+
+
+class _Report:
+    """Samples, marks and kept units of one report, while it is read."""
+
+    def __init__(
+        self, edition: Edition, reader: Reader, head: dict[str, Any], own: OwnUnits
+    ) -> None:
+        self._edition, self._reader, self._head, self._own = edition, reader, head, own
+        self._samples: Samples = {}
+        self._marks: dict[str, Marks] = {}
+        self._kept = _Kept()
+        self._lists = _Lists()
+        self._lengths: Mapping[int, int] | None = None
+
+    def read_one(self) -> bool:
+        """Read the next unit; return False if nothing tells where it ends.
+
+        Raises CutShortError if it is not whole.
+        """
+        reader = self._reader
+        start, number = reader.at, reader.count(1)
+        unit = UNITS[self._edition].get(number) or self._own.get((self._edition, number))
+        if unit is not None:
+            self._add(number, unit)
+            return True
+        if not _FIRST_CUSTOM <= number < _SIGNATURE:
+            return False
+        if self._lengths is None:
+            self._lengths = _lengths(self._edition, reader.data, start, self._own)
+        length_bytes = self._lengths.get(start, _LENGTH_BYTES)
+        data = reader.take(reader.count(length_bytes))
+        self._kept.add(number, data, length_bytes=length_bytes)
+        return True
+
+    def _add(self, number: int, unit: Unit | OwnUnit) -> None:
+        """Read a unit that is described, and add it to the sample of its stream."""
+        reader = self._reader
+        part: dict[str, Any] = {}
+        marks: Marks = {}
+        length_bytes, start, flag = _LENGTH_BYTES, reader.at, None
+        complete = _read(unit, reader, part, marks)
+        if isinstance(unit, OwnUnit):
+            length_bytes = unit.length_bytes
+            start += length_bytes
+            if not complete:
+                flag = "undecoded" if unit.fields else ""
+        sample = self._samples.get(unit.stream)
+        if sample is None:
+            sample = self._samples[unit.stream] = dict(self._head)
+        if _said(sample, part):
+            flag = "repeated"
+        else:
+            merged = _merge(sample, part, marks, self._lists)
+            self._marks.setdefault(unit.stream, {}).update(merged)
+        if flag is not None:
+            self._kept.add(number, reader.data[start : reader.at], flag, length_bytes)
+
+    def keep_rest(self, start: int) -> None:
+        """Keep all bytes from the unit that begins at `start`."""
+        data = self._reader.data
+        self._kept.rest(data[start], data[start + 1 :])
+
+    def marked_samples(self) -> Samples:
+        """Return the samples with their marks; none if the report has no unit.
+
+        Raises CutShortError if its only unit is cut short.
+        """
+        kept, samples = self._kept, self._samples
+        if not samples:
+            if all(one["id"] == _SIGNATURE_ID for one in kept.units):
+                return {}
+            if kept.undecoded and len(kept.units) == 1:
+                number = int(kept.units[0]["id"], 16)
+                if number in UNITS[self._edition]:
+                    raise CutShortError
+            samples["nev"] = dict(self._head)
+        first = next(stream for stream in _REPORTED if stream in samples)
+        for stream, sample in samples.items():
+            marks = self._marks.get(stream, {})
+            if stream == first:
+                marked(sample, marks | kept.marks, kept.units)
+            else:
+                marked(sample, marks, [])
+        return samples
+
+
+class _Kept:
+    """Units of a report that are kept as hexadecimal."""
+
+    def __init__(self) -> None:
+        self.units: list[dict[str, Any]] = []
+        self.marks: Marks = {}
+        self.undecoded = False
+        """True if the last one holds all the rest of the report."""
+
+    def add(
+        self, number: int, data: bytes, flag: str = "", length_bytes: int = _LENGTH_BYTES
+    ) -> None:
+        """Keep a unit, with a flag if something is wrong with it."""
+        if flag:
+            self.marks[f"/units/{len(self.units)}"] = Mark(flag)
+        self.units.append(_hex(number, data))
+        if length_bytes != _LENGTH_BYTES:
+            self.units[-1]["length_bytes"] = length_bytes
+
+    def rest(self, number: int, data: bytes) -> None:
+        """Keep the rest of a report, which begins with a unit that cannot be read to its end."""
+        if number != _SIGNATURE:
+            self.undecoded = True
+            self.marks["/units"] = Mark("undecoded")
+        self.units.append(_hex(number, data))
+
+
+def _read(unit: Unit | OwnUnit, reader: Reader, part: dict[str, Any], marks: Marks) -> bool:
+    """Read one unit into a part of a sample and its marks; return whether that is all of it."""
+    if isinstance(unit, OwnUnit):
+        return unit.read(reader, part, marks)
+    for item in unit.items:
+        item.read(reader, part, marks)
+    return True
+
+
+def _lengths(edition: Edition, data: bytes, start: int, own: OwnUnits) -> Mapping[int, int]:
+    """Return how many bytes the length of each custom unit has, by where the unit begins.
+
+    The standard says two. Some makers write one: that is tried where the report cannot be read to
+    its end otherwise. If nothing leads to its end, nothing is returned.
+    """
+    came_from: dict[int, tuple[int, int]] = {}
+    open_ = [start]
+    # Units may overlap here, so what is tried is bounded in bytes, not by the size of the report.
+    may_read = _MOST_TIMES_READ * len(data)
+    while open_ and may_read > 0:
+        at = open_.pop()
+        if at == len(data) or data[at] == _SIGNATURE:
+            return _chosen(came_from, start, at)
+        reader = Reader(data)
+        reader.at = at + 1
+        unit = UNITS[edition].get(data[at]) or own.get((edition, data[at]))
+        ends: list[tuple[int, int]] = []
+        if unit is not None:
+            with suppress(CutShortError):
+                _read(unit, reader, {}, {})
+                ends = [(reader.at, 0)]
+        elif data[at] >= _FIRST_CUSTOM:
+            ends = [
+                (at + 1 + size + int.from_bytes(data[at + 1 : at + 1 + size], "big"), size)
+                for size in (1, _LENGTH_BYTES)
+            ]
+        may_read -= reader.at - at + _UNIT_BYTES
+        for end, size in ends:  # the last one is tried first
+            if end <= len(data) and end not in came_from:
+                came_from[end] = (at, size)
+                open_.append(end)
+    return {}
+
+
+def _chosen(came_from: Mapping[int, tuple[int, int]], start: int, at: int) -> Mapping[int, int]:
+    """Return the sizes of the lengths on the way from `start` to `at`."""
+    sizes: dict[int, int] = {}
+    while at != start:
+        at, size = came_from[at]
+        if size:
+            sizes[at] = size
+    return sizes
 
 
 def _said(sample: Mapping[str, Any], part: Mapping[str, Any]) -> bool:
@@ -174,16 +324,12 @@ def _split(pointer: str) -> tuple[str, str]:
     return step, slash + rest
 
 
-def marked(
-    sample: dict[str, Any], marks: Marks, kept: list[dict[str, str]], *, undecoded: bool = False
-) -> dict[str, Any]:
+def marked(sample: dict[str, Any], marks: Marks, kept: list[dict[str, Any]]) -> dict[str, Any]:
     """Add flags as `quality`, raw counts as `raw` and kept units to a sample; return the sample."""
     quality = {pointer: mark.flag for pointer, mark in marks.items()}
     raw = {pointer: mark.raw for pointer, mark in marks.items() if mark.raw is not None}
     if kept:
         sample["units"] = kept
-    if undecoded:
-        quality["/units"] = "undecoded"
     if raw:
         sample["raw"] = raw
     if quality:
@@ -197,7 +343,7 @@ def marks_of(sample: Mapping[str, Any]) -> Marks:
     return {at: Mark(flag, raw.get(at)) for at, flag in (sample.get("quality") or {}).items()}
 
 
-def _hex(number: int, data: bytes) -> dict[str, str]:
+def _hex(number: int, data: bytes) -> dict[str, Any]:
     return {"id": f"0x{number:02X}", "hex": data.hex()}
 
 
@@ -216,8 +362,9 @@ def write_units(edition: Edition, samples: Samples, out: bytearray) -> None:
             number, data = int(unit_kept["id"], 16), bytes.fromhex(unit_kept["hex"])
             out.append(number)
             cut = undecoded and index == len(kept) - 1
-            if _FIRST_CUSTOM <= number < _SIGNATURE and not cut:
-                out += len(data).to_bytes(2, "big")
+            length_bytes = unit_kept.get("length_bytes", _LENGTH_BYTES)
+            if _FIRST_CUSTOM <= number < _SIGNATURE and length_bytes and not cut:
+                out += len(data).to_bytes(length_bytes, "big")
             out += data
 
 

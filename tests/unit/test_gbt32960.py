@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import base64
 import zlib
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import orjson
 import pytest
 
 from ingest.check import Checker
 from ingest.config import Settings
+from ingest.errors import ConfigError
 from ingest.gbt32960 import CONTENT_TYPE, Command, Frame, decode, encode
 from ingest.gbt32960.tables import Edition
 from ingest.model import Defect, Reason, Rejected, Row
@@ -246,6 +249,10 @@ def test_a_unit_that_comes_twice_does_not_push_out_the_first() -> None:
     found = samples(VEHICLE_2016 + other)["nev"]
     assert found["speed_kmh"] == 46.8
     assert found["units"] == [{"id": "0x01", "hex": other[1:].hex()}]
+    assert found["quality"]["/units/0"] == "repeated"
+    (row,) = outcomes(frame(TIME + VEHICLE_2016 + other))
+    assert isinstance(row, Row)
+    assert "repeated" in row.flags
 
 
 def test_a_second_unit_of_stacks_adds_to_the_first() -> None:
@@ -352,7 +359,16 @@ GOOD = frame(TIME + VEHICLE_2016)
     ("payload", "why"),
     [
         (b"", "begins with neither"),
-        (b'{"ts": 1}', "begins with neither"),
+        (b'{"ts": 1}', "looks like JSON"),
+        (b"hello", "begins with neither"),
+        (GOOD + GOOD, "more than one frame"),
+        (GOOD + frame(TIME, command=7, edition=2025) + GOOD, "more than one frame"),
+        (GOOD.hex().encode(), "hexadecimal"),
+        (b'"' + GOOD.hex(" ").upper().encode() + b'"\n', "hexadecimal"),
+        (b"0x" + GOOD.hex().encode(), "hexadecimal"),
+        (base64.b64encode(GOOD), "base64"),
+        (b'"' + base64.b64encode(frame(TIME, edition=2025)), "base64"),
+        (GOOD[:20], "cut short after 20 bytes"),
         (GOOD[:-1], "the frame says"),
         (GOOD + b"\0", "the frame says"),
         (GOOD[:-1] + bytes([GOOD[-1] ^ 1]), "wrong check byte"),
@@ -418,6 +434,13 @@ def test_the_content_type_makes_a_frame_of_any_topic() -> None:
     assert isinstance(json, Row)
 
 
+def test_a_frame_on_a_topic_of_json_is_called_what_it_is() -> None:
+    (found,) = outcomes(GOOD, "iov/v1/V1/nev")
+    assert isinstance(found, Rejected)
+    assert found.reason is Reason.BAD_JSON
+    assert "looks like a GB/T 32960 frame" in found.detail
+
+
 def test_the_json_of_one_sample_of_a_frame_can_be_had_again() -> None:
     payload = frame(TIME + VEHICLE_2016 + bytes.fromhex("07 00 00000000 00 00 00 00"))
     (found,) = CHECKER.samples_json(delivery(payload, "iov/v1/V1/gbt32960"), [1])
@@ -456,3 +479,139 @@ def test_old_frames_within_the_limit_are_kept() -> None:
     (found,) = outcomes(frame(time + VEHICLE_2016, command=3))
     assert isinstance(found, Row)
     assert found.flags == ("placeholder",) or list(found.flags) == ["placeholder"]
+
+
+@pytest.mark.parametrize(
+    ("command", "data", "response", "told"),
+    [
+        (2, TIME + VEHICLE_2016, 1, "command 0x02: 0x01, ok"),
+        (2, TIME, 1, "command 0x02: 0x01, ok"),
+        (3, TIME, 2, "command 0x03: 0x02, error"),
+        (1, TIME, 3, "command 0x01: 0x03, vin_duplicate"),
+        (4, TIME, 1, "command 0x04: 0x01, ok"),
+        (7, b"", 1, "command 0x07: 0x01, ok"),
+        (7, b"", 0x55, "command 0x07: 0x55, unknown"),
+    ],
+)
+def test_an_answer_of_a_platform_says_nothing_of_a_vehicle(
+    command: int, data: bytes, response: int, told: str
+) -> None:
+    (found,) = outcomes(frame(data, command=command, response=response))
+    assert isinstance(found, Rejected)
+    assert (found.reason, found.label) == (Reason.BAD_ENVELOPE, "gbt32960")
+    assert found.detail == f"answer of a platform to {told}"
+
+
+@pytest.mark.parametrize("command", [2, 3])
+@pytest.mark.parametrize("rest", ["", "FF 01 0002 ABCD 0000"])
+def test_a_report_without_a_unit_is_no_row(command: int, rest: str) -> None:
+    (found,) = outcomes(frame(TIME + bytes.fromhex(rest), command=command, edition=2025))
+    assert isinstance(found, Rejected)
+    assert (found.reason, found.detail) == (Reason.BAD_ENVELOPE, "a report without a unit")
+
+
+def test_a_custom_unit_with_a_length_of_one_byte_is_read_where_the_rest_only_fits_so() -> None:
+    short = bytes.fromhex("81 03 0164FF 82 01 07") + VEHICLE_2016
+    found = samples(short)["nev"]
+    assert found["speed_kmh"] == 46.8
+    assert found["units"] == [
+        {"id": "0x81", "hex": "0164ff", "length_bytes": 1},
+        {"id": "0x82", "hex": "07", "length_bytes": 1},
+    ]
+    assert "/units" not in found.get("quality", {})
+    read = decode(frame(TIME + short))
+    assert isinstance(read, Frame)
+    assert decode(encode(read)) == read
+
+
+def test_the_length_of_the_standard_is_taken_where_both_would_fit() -> None:
+    both = bytes.fromhex("81 0001 82 83 00 00")
+    assert samples(both)["nev"]["units"] == [{"id": "0x81", "hex": "82"}, {"id": "0x83", "hex": ""}]
+
+
+UNITS_FILE = """
+{"units": [
+  {"id": "0x81", "fields": [
+    {"name": "accel_pedal_pct", "bytes": 1, "scale": 0.5},
+    {"bytes": 1},
+    {"name": "cabin.temp_c", "bytes": 1, "signed": true},
+    {"name": "speeds_kmh", "bytes": 2, "scale": 0.1, "offset": -10, "count": 3},
+    {"name": "drive_mode", "bytes": 1, "words": {"0": "eco", "0x01": "sport"}},
+    {"name": "part", "bytes": 4, "text": true}]},
+  {"id": "0x82", "length_bytes": 0, "stream": "battery", "editions": [2016],
+   "fields": [{"name": "ripple_v", "bytes": 2, "scale": 0.001}]},
+  {"id": "0x83", "length_bytes": 1}
+]}
+"""
+
+
+def checker_with(tmp_path: Path, text: str) -> Checker:
+    file = tmp_path / "units.json"
+    file.write_text(text)
+    return Checker.of(CATALOGUE, Settings(gbt32960_units_file=file))
+
+
+def test_an_owner_describes_units_of_his_own(tmp_path: Path) -> None:
+    checker = checker_with(tmp_path, UNITS_FILE)
+    data = bytes.fromhex("82 10E1 81 000E 1C FF F6 01D4 FFFF 0064 01 41422020 83 02 ABCD")
+    payload = frame(TIME + data)
+    found = {
+        o.stream: o for o in checker.check(delivery(payload, "iov/v1/V1/gbt32960", at=AT)).outcomes
+    }
+    nev, battery = found["nev"], found["battery"]
+    assert isinstance(nev, Row)
+    assert isinstance(battery, Row)
+    values = every_column(CATALOGUE["nev"], nev.record, nev.present)
+    assert values["accel_pedal_pct"] == 14
+    assert orjson.loads(values["extra"]) == {
+        "cabin": {"temp_c": -10},
+        "speeds_kmh": [36.8, None, 0],
+        "drive_mode": "sport",
+        "part": "AB",
+        "units": [{"id": "0x83", "hex": "abcd", "length_bytes": 1}],
+    }
+    assert orjson.loads(values["quality"]) == {"/speeds_kmh/1": "invalid"}
+    other = every_column(CATALOGUE["battery"], battery.record, battery.present)
+    assert orjson.loads(other["extra"]) == {"ripple_v": 4.321}
+    (json,) = checker.samples_json(delivery(payload, "iov/v1/V1/gbt32960", at=AT), [1])
+    assert orjson.loads(json)["accel_pedal_pct"] == 14
+
+
+def test_a_unit_of_another_size_than_described_keeps_its_bytes(tmp_path: Path) -> None:
+    checker = checker_with(tmp_path, UNITS_FILE)
+    for size, there in (("0002", "1C FF"), ("000F", "1C FF F6 01D4 0000 0064 07 41422020 99")):
+        payload = frame(TIME + bytes.fromhex(f"81 {size} {there}"))
+        (row,) = checker.check(delivery(payload, "iov/v1/V1/gbt32960", at=AT)).outcomes
+        assert isinstance(row, Row)
+        values = every_column(CATALOGUE["nev"], row.record, row.present)
+        assert values["accel_pedal_pct"] == 14
+        (kept,) = orjson.loads(values["extra"])["units"]
+        assert kept == {"id": "0x81", "hex": bytes.fromhex(there).hex()}
+        assert orjson.loads(values["quality"])["/units/0"] == "undecoded"
+
+
+def test_all_that_is_wrong_with_a_file_of_units_is_said_at_once(tmp_path: Path) -> None:
+    units = [
+        {"id": "0x01"},
+        {"id": "0x81", "fields": [{"name": "Speed", "bytes": 1}]},
+        {"id": "0x81", "fields": [{"name": "a", "byte": 1}]},
+        {"id": "0x81", "length_bytes": 0},
+        {"id": "0x81", "fields": [{"name": "ts", "bytes": 1}]},
+        {"id": "0x81", "fields": [{"name": "a", "bytes": 1, "words": {"x": "y"}}]},
+        {"id": "0x81", "fields": [{"name": "a", "bytes": 1, "text": True, "signed": True}]},
+        {"id": "0x90"},
+        {"id": "0x90", "editions": [2025]},
+    ]
+    with pytest.raises(ConfigError) as caught:
+        checker_with(tmp_path, orjson.dumps({"units": units}).decode())
+    problems = caught.value.problems
+    assert [one.split("units[")[1][0] for one in problems] == list("01234568")
+    assert all(one.startswith("IOV_GBT32960_UNITS_FILE: ") for one in problems)
+
+
+@pytest.mark.parametrize(("text", "told"), [("{", "not JSON at line 1"), ("[]", 'no list "units"')])
+def test_a_file_without_units_is_told(tmp_path: Path, text: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        checker_with(tmp_path, text)
+    with pytest.raises(ConfigError, match="No such file"):
+        Checker.of(CATALOGUE, Settings(gbt32960_units_file=tmp_path / "none.json"))

@@ -68,13 +68,14 @@ def wire(item: Item) -> st.SearchStrategy[bytes]:
 
 @st.composite
 def reports(draw: st.DrawFn, edition: Edition) -> bytes:
-    """Time and units of a report, in any order and each at most twice."""
+    """Time and units of a report, in any order, each at most twice, at least one."""
     numbers = draw(st.lists(st.sampled_from(sorted(UNITS[edition])), max_size=4))
     units = [
         bytes([number]) + b"".join(draw(st.tuples(*map(wire, UNITS[edition][number].items))))
         for number in numbers
     ]
-    custom = draw(st.lists(st.tuples(st.integers(0x80, 0xFE), st.binary(max_size=4)), max_size=2))
+    one = st.tuples(st.integers(0x80, 0xFE), st.binary(max_size=4))
+    custom = draw(st.lists(one, min_size=0 if numbers else 1, max_size=2))
     units += [bytes([n]) + len(data).to_bytes(2, "big") + data for n, data in custom]
     # Temperatures after voltages: packs stand in the order they were first heard of, and writing
     # puts voltages first.
