@@ -13,3 +13,7 @@ class Message(NamedTuple):
     samples: int
     kind: str = "good"
     """`good`, `bad`, `duplicate` or `late`."""
+    encoding: str | None = None
+    """MQTT 5 user property `content-encoding`."""
+    content_type: str | None = None
+    """MQTT 5 property Content Type."""

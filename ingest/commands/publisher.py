@@ -63,16 +63,23 @@ class Publisher:
             await self._leave(self._client)
 
     async def publish(
-        self, topic: str, payload: bytes, user_properties: Mapping[str, str] | None = None
+        self,
+        topic: str,
+        payload: bytes,
+        user_properties: Mapping[str, str] | None = None,
+        content_type: str | None = None,
     ) -> None:
         """Publish and wait for the acknowledgement of the QoS; again if the connection breaks.
 
-        Raises Unavailable if the broker stays away. MQTT 3.1.1 has no user properties.
+        Raises Unavailable if the broker stays away. MQTT 3.1.1 has no properties.
         """
         properties = None
-        if user_properties:
+        if user_properties or content_type:
             properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]  # paho's
-            properties.UserProperty = list(user_properties.items())
+            if user_properties:
+                properties.UserProperty = list(user_properties.items())
+            if content_type:
+                properties.ContentType = content_type
         for _ in range(_ATTEMPTS):
             client = await self._connected()
             try:
@@ -93,7 +100,8 @@ class Publisher:
 
         async def work() -> None:
             while (message := await waiting.get()) is not None:
-                await self.publish(message.topic, message.payload)
+                user = {"content-encoding": message.encoding} if message.encoding else None
+                await self.publish(message.topic, message.payload, user, message.content_type)
                 done(message)
 
         async with asyncio.TaskGroup() as tasks:

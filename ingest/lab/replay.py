@@ -3,28 +3,48 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import contextlib
 import gzip
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
+from ingest.check import Checker
 from ingest.commands.message import Message
 from ingest.commands.publisher import Publisher
 from ingest.errors import ConfigError
+from ingest.model import Arrival, Delivery, Rejected
 from ingest.schema import rfc3339
 
 _GZIP = b"\x1f\x8b"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_FORMS = '{"topic", "payload"}, {"topic", "payload_base64"}, or of mosquitto_sub -F %j'
+_MOST_TOLD = 10
+"""Number of kinds of refusals that the account lists."""
 
 
-def recorded(file: Path) -> Iterator[dict[str, Any]]:
-    """Yield the entries of a recording, plain or gzip; raise ConfigError for a bad line."""
+class Recorded(NamedTuple):
+    """One line of a recording."""
+
+    topic: str
+    payload: Any
+    """What JSON says, or bytes if it is no JSON."""
+    encoding: str | None
+    """MQTT 5 user property `content-encoding`."""
+    content_type: str | None
+    """MQTT 5 property Content Type."""
+
+
+def recorded(file: Path) -> Iterator[Recorded]:
+    """Yield the lines of a recording, plain or gzip; raise ConfigError for a bad one."""
     try:
         with file.open("rb") as probe:
             zipped = probe.read(2) == _GZIP
@@ -33,16 +53,33 @@ def recorded(file: Path) -> Iterator[dict[str, Any]]:
                 if not line.strip():
                     continue
                 try:
-                    entry = orjson.loads(line)
-                    topic, _ = entry["topic"], entry["payload"]
-                    assert isinstance(topic, str)
-                except (orjson.JSONDecodeError, KeyError, TypeError, AssertionError):
-                    raise ConfigError(
-                        [f'{file}, line {number}: not {{"topic": …, "payload": …}}']
-                    ) from None
-                yield entry
+                    yield _recorded(orjson.loads(line))
+                except (ValueError, LookupError, TypeError, AttributeError):
+                    raise ConfigError([f"{file}, line {number}: not {_FORMS}"]) from None
     except (OSError, EOFError, zlib.error) as exc:
         raise ConfigError([f"{file} cannot be read: {exc}"]) from exc
+
+
+def _recorded(line: dict[str, Any]) -> Recorded:
+    """Return what a line says; raises an error if it has none of the forms."""
+    topic = line["topic"]
+    if not isinstance(topic, str):
+        raise TypeError
+    if "payload_base64" in line:
+        try:
+            payload: Any = base64.b64decode(line["payload_base64"], validate=True)
+        except binascii.Error as exc:
+            raise ValueError from exc
+    elif "tst" in line and isinstance(line["payload"], str):
+        # mosquitto_sub -F %j writes the payload as a text, %J as JSON; see mosquitto_sub(1).
+        payload = line["payload"].encode()
+        with contextlib.suppress(orjson.JSONDecodeError):
+            payload = orjson.loads(payload)
+    else:
+        payload = line["payload"]
+    properties = line.get("properties") or {}
+    encoding = (properties.get("user-properties") or {}).get("content-encoding")
+    return Recorded(topic, payload, encoding, properties.get("content-type"))
 
 
 def instants(payload: Any) -> list[datetime]:
@@ -53,15 +90,36 @@ def instants(payload: Any) -> list[datetime]:
 
 
 def shifted(payload: Any, by: timedelta) -> Any:
-    """Return `payload` with every readable `ts` moved; text stays text, integers stay integers."""
+    """Return `payload` with every date-time in it moved by the same span.
+
+    A date-time is an integral `ts` of a sample, or any text of RFC 3339. Texts stay texts, integers
+    stay integers.
+    """
     if isinstance(payload, list):
         return [shifted(sample, by) for sample in payload]
-    if not isinstance(payload, dict) or (ts := _instant(payload.get("ts"))) is None:
+    if not isinstance(payload, dict):
         return payload
-    moved = ts + by
-    if isinstance(payload["ts"], int):
-        return payload | {"ts": (moved - _EPOCH) // timedelta(milliseconds=1)}
-    return payload | {"ts": moved.isoformat().replace("+00:00", "Z")}
+    moved = {name: _moved(value, by) for name, value in payload.items()}
+    if type(ts := payload.get("ts")) is int and (instant := _instant(ts)) is not None:
+        moved["ts"] = (instant + by - _EPOCH) // timedelta(milliseconds=1)
+    return moved
+
+
+def _moved(value: Any, by: timedelta) -> Any:
+    if isinstance(value, dict):
+        return {name: _moved(inner, by) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_moved(inner, by) for inner in value]
+    if isinstance(value, str) and (instant := _instant(value)) is not None:
+        return (instant + by).isoformat().replace("+00:00", "Z")
+    return value
+
+
+def resent(payload: Any) -> Any:
+    """Return `payload` with each sample in it marked as sent later than collected."""
+    if isinstance(payload, list):
+        return [resent(sample) for sample in payload]
+    return payload | {"resend": True} if isinstance(payload, dict) else payload
 
 
 def _instant(ts: Any) -> datetime | None:
@@ -75,13 +133,25 @@ def _instant(ts: Any) -> datetime | None:
     return None
 
 
+class _Nobody:
+    """Acknowledger of messages that are only checked."""
+
+    def acknowledge(self, _packet_ids: Sequence[int]) -> None:
+        """Do nothing: there is no connection."""
+
+
 class Replay:
     """One run through a recording."""
 
-    def __init__(self, file: Path, speed: float, *, shift: bool) -> None:
+    def __init__(
+        self, file: Path, speed: float, checker: Checker, *, shift: bool, resend: bool = False
+    ) -> None:
+        """Use the checker to tell which samples a worker will refuse."""
         self._file = file
         self._speed = speed
+        self._checker = checker
         self._shift = shift
+        self._resend = resend
         self._by = timedelta()
         self._stop = asyncio.Event()
         self.total = 0
@@ -89,6 +159,10 @@ class Replay:
         self.messages = 0
         self.acknowledged = 0
         self.seconds = 0.0
+        self.refused: Counter[str] = Counter()
+        """Number of refused samples by stream, reason and detail, as the schemas here see them."""
+        self.refused_fields = 0
+        """Number of values that cost their field."""
 
     def stop(self) -> None:
         """Publish nothing new."""
@@ -110,7 +184,7 @@ class Replay:
         last: datetime | None = None
         for entry in recorded(self._file):
             self.total += 1
-            for instant in instants(entry["payload"]):
+            for instant in instants(entry.payload):
                 last = instant if last is None or instant > last else last
         if self._shift and last is not None:
             self._by = datetime.now(UTC) - last
@@ -118,7 +192,7 @@ class Replay:
     async def _paced(self, by: timedelta) -> AsyncIterator[Message]:
         started_s, first = time.monotonic(), None
         for entry in recorded(self._file):
-            payload = entry["payload"]
+            payload = entry.payload
             found = instants(payload)
             if self._speed and found:
                 first = first or found[0]
@@ -128,9 +202,36 @@ class Replay:
                         await self._stop.wait()
             if self._stop.is_set():
                 return
-            text = orjson.dumps(shifted(payload, by) if by else payload)
+            message = self._message(entry, by)
+            self._judge(message)
             self.messages += 1
-            yield Message(entry["topic"], text, len(payload) if isinstance(payload, list) else 1)
+            yield message
+
+    def _message(self, entry: Recorded, by: timedelta) -> Message:
+        """Return the message of a line; bytes are published as they are."""
+        payload = entry.payload
+        if isinstance(payload, bytes):
+            return Message(
+                entry.topic, payload, 1, encoding=entry.encoding, content_type=entry.content_type
+            )
+        payload = shifted(payload, by) if by else payload
+        payload = resent(payload) if self._resend else payload
+        samples = len(payload) if isinstance(payload, list) else 1
+        return Message(entry.topic, orjson.dumps(payload), samples, content_type=entry.content_type)
+
+    def _judge(self, message: Message) -> None:
+        arrival = Arrival(datetime.now(UTC), time.monotonic())
+        checked = self._checker.check(
+            Delivery(
+                message.topic, message.payload, message.encoding, message.content_type,
+                None, arrival, _Nobody(),
+            )
+        )  # fmt: skip
+        for outcome in checked.outcomes:
+            if isinstance(outcome, Rejected):
+                self.refused[f"{outcome.label} {outcome.reason}: {outcome.detail}"] += 1
+            else:
+                self.refused_fields += len(outcome.refused_fields)
 
     def account(self) -> dict[str, Any]:
         """Return the keys of `replay --json`."""
@@ -138,4 +239,6 @@ class Replay:
             "messages": self.messages,
             "acknowledged": self.acknowledged,
             "seconds": round(self.seconds, 3),
-        }
+            "refused": self.refused.total(),
+            "refused_fields": self.refused_fields,
+        } | ({"why": dict(self.refused.most_common(_MOST_TOLD))} if self.refused else {})

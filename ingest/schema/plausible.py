@@ -37,6 +37,8 @@ Test = Callable[[Any, dict[str, Any], Around], Iterable[Finding]]
 """(value of the field's first step, sample, around) → findings."""
 Wrong = Callable[[Any], bool]
 """Function that returns whether one value is implausible."""
+Evidence = Callable[[dict[str, Any]], bool]
+"""Function that returns whether another field of the sample makes a value implausible."""
 
 
 class Rules:
@@ -56,7 +58,7 @@ class Rules:
         self._near = min((_near(r) for r in own if r["test"] == "clock"), default=_NEVER)
         self._behind = -self._near
         self._device: list[tuple[str, Wrong]] = []
-        self._plain: list[tuple[str, Wrong, Finding]] = []
+        self._plain: list[tuple[str, Wrong, Evidence | None, Finding]] = []
         deep: dict[str, list[Test]] = {}
         among: dict[str, list[Test]] = {}
         for rule in own:
@@ -68,7 +70,8 @@ class Rules:
                 if first == DEVICE:
                     self._device.append((rule["flag"], wrong))
                 else:
-                    self._plain.append((first, wrong, (f"/{first}", rule["flag"])))
+                    found = (f"/{first}", rule["flag"])
+                    self._plain.append((first, wrong, _evidence(rule), found))
             else:
                 group = among if rule["test"] == "decreasing" else deep
                 group.setdefault(first, []).append(_test(rule))
@@ -89,9 +92,9 @@ class Rules:
         found: list[Finding] = []
         if len(device) == VIN_CHARACTERS:
             found += [(f"/{DEVICE}", flag) for flag, wrong in self._device if wrong(device)]
-        for name, wrong, finding in self._plain:
+        for name, wrong, evidence, finding in self._plain:
             value = sample.get(name)
-            if value is not None and wrong(value):
+            if value is not None and wrong(value) and (evidence is None or evidence(sample)):
                 found.append(finding)
         off = received_at - ts
         if not self._behind <= off <= self._near:
@@ -133,6 +136,7 @@ def _steps(rule: Mapping[str, Any], key: str = "field") -> list[str]:
 def _test(rule: Mapping[str, Any]) -> Test:
     """Return the test of a rule, of any kind except `clock`."""
     if rule["test"] in _WRONG:
+        _evidence(rule)
         return _each(rule, _WRONG[rule["test"]](rule))
     return _TESTS[rule["test"]](rule)
 
@@ -168,6 +172,31 @@ def _any_outside(rule: Mapping[str, Any]) -> Callable[[Collection[Any]], bool]:
         return bool(numbers) and (min(numbers) < low or max(numbers) > high)
 
     return any_outside
+
+
+def _evidence(rule: Mapping[str, Any]) -> Evidence | None:
+    """Return the test of `if_any` (another field is above a number, or is a word), if it is there.
+
+    Only rules of one field without steps below it may have it.
+    """
+    if "if_any" not in rule:
+        return None
+    tests = []
+    for one in rule["if_any"]:
+        (name,) = _steps(one)
+        tests.append((name, one.get("above"), one["is"] if "above" not in one else None))
+
+    def evidence(sample: dict[str, Any]) -> bool:
+        for name, above, word in tests:
+            value = sample.get(name)
+            if above is None:
+                if value == word:
+                    return True
+            elif is_number(value) and value > above:
+                return True
+        return False
+
+    return evidence
 
 
 def _inside(rule: Mapping[str, Any]) -> Wrong:
@@ -282,9 +311,26 @@ def _lone_first(rule: Mapping[str, Any]) -> Test:
     return test
 
 
+def _zero_among(rule: Mapping[str, Any]) -> Test:
+    """Return a test for zeros in a list of numbers of which another is above a bound."""
+    flag, (first, *rest), above = rule["flag"], _steps(rule), rule["above"]
+
+    def test(value: Any, _sample: dict[str, Any], _around: Around) -> Iterable[Finding]:
+        wrong: list[Finding] = []
+        for at, found in find(value, rest, f"/{first}"):
+            # Looking for a zero is fast, and nearly no list has one.
+            if 0 in found and any(is_number(one) and one > above for one in found):
+                zeros = (number for number, one in enumerate(found) if one == 0 and is_number(one))
+                wrong += [(f"{at}/{number}", flag) for number in islice(zeros, _MOST_FINDINGS)]
+        return wrong
+
+    return test
+
+
 _TESTS: dict[str, Callable[[Mapping[str, Any]], Test]] = {
     "absent": _absent,
     "decreasing": _decreasing,
     "extreme": _extreme,
     "lone_first": _lone_first,
+    "zero_among": _zero_among,
 }

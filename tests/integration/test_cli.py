@@ -269,8 +269,31 @@ async def test_migrate_check_simulate_and_replay_as_an_operator_would(
         # At its own speed 49 ms take 49 ms.
         ended = await iov_ingest("replay", recording, "--shift", "--json", mqtt_url=broker.url)
         assert ended.json["seconds"] >= 0.049
+        assert ended.json["refused"] == 0
     await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
     await admin.close()
+
+
+async def test_replay_tells_what_a_worker_refuses(
+    tmp_path: Path, broker: Mosquitto, database: OwnDatabase, catalogue: Catalogue
+) -> None:
+    payloads = (
+        {"ts": 50_000, "seq": 1, "soc_pct": "full", "speed_kmh": 1},
+        {"ts": "2032-90-02", "seq": 2},
+    )
+    recording = tmp_path / "recording.ndjson"
+    lines = (json.dumps({"topic": "iov/v1/R/nev", "payload": one}) + "\n" for one in payloads)
+    recording.write_text("".join(lines))
+    async with working(broker.url, database.url, catalogue) as worker:
+        ended = await iov_ingest(
+            "replay", recording, "--shift", "--resend", "--strict", "--json", mqtt_url=broker.url
+        )
+        await worker.settles(2)
+    assert ended.status == 1
+    assert (ended.json["refused"], ended.json["refused_fields"]) == (1, 1)
+    assert ended.json["why"] == {"nev bad_timestamp: /ts is not an RFC 3339 date-time with zone": 1}
+    assert await database.one("SELECT count(*) FROM iov.nev WHERE resend") == 1
+    assert await database.reasons() == ["bad_timestamp"]
 
 
 async def test_check_says_what_it_cannot_reach() -> None:

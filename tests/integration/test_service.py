@@ -21,7 +21,7 @@ from ingest.lab.embedded import Mosquitto, free_port
 from ingest.lab.replay import Replay
 from ingest.lab.until import until
 from ingest.model import Delivery
-from ingest.schema import Catalogue
+from ingest.schema import Catalogue, load_catalogue
 from ingest.schema.stream import stream
 from ingest.store import migrate, watch
 from ingest.worker.service import Service
@@ -267,13 +267,15 @@ async def test_a_property_is_added_and_migrated_under_load(
 async def test_a_recording_of_a_real_car_is_stored_whole(
     database: OwnDatabase, broker: Mosquitto, catalogue: Catalogue
 ) -> None:
-    recording = Replay(DATA / "twizy.ndjson.gz", speed=0, shift=True)
+    checker = Checker.of(load_catalogue(), Settings(max_age_days=120))
+    recording = Replay(DATA / "twizy.ndjson.gz", 0, checker, shift=True)
     recording.measure()
     settings = load(environ=environment(broker.url, database.url))
     async with working(broker.url, database.url, catalogue, max_age_days="120") as worker:
         async with Publisher(settings.broker) as car:
             await recording.run(car)
         assert recording.account()["acknowledged"] == 43_056
+        assert recording.account()["refused"] == 170
         await worker.settles(43_056)
         assert worker.metric("iov_samples_duplicate_total") == 0
     assert await database.count() == 42_886

@@ -15,9 +15,10 @@ import orjson
 import pytest
 
 from ingest import gbt32960
+from ingest.check import Checker
 from ingest.commands.devices import import_devices, read_devices
 from ingest.commands.publisher import Publisher
-from ingest.config import load
+from ingest.config import Settings, load
 from ingest.errors import ConfigError
 from ingest.gbt32960 import Command, Frame
 from ingest.gbt32960.tables import Edition
@@ -216,7 +217,9 @@ def test_a_csv_that_is_wrong_is_refused_with_every_line(
 async def test_a_recording_of_a_real_truck_is_stored_whole(
     database: OwnDatabase, broker: Mosquitto, worker: AbstractAsyncContextManager[Worker]
 ) -> None:
-    recording = Replay(DATA / "truck.ndjson.gz", speed=0, shift=True)
+    recording = Replay(
+        DATA / "truck.ndjson.gz", 0, Checker.of(load_catalogue(), Settings()), shift=True
+    )
     recording.measure()
     async with worker as running:
         async with Publisher(load(environ=environment(broker.url, database.url)).broker) as truck:

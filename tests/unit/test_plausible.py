@@ -80,19 +80,39 @@ def test_a_clock_eight_hours_ahead_is_noted_where_that_is_allowed() -> None:
     assert row.flags == ["clock_off_8h"]
 
 
+@pytest.mark.parametrize("soc", [0, 0.01, 0.85, 1, 1.01, 85])
 @pytest.mark.parametrize(
-    ("soc", "flag"),
+    ("evidence", "flag"),
     [
-        (0, None),
-        (0.01, "soc_fraction"),
-        (0.85, "soc_fraction"),
-        (1, "soc_fraction"),
-        (1.01, None),
-        (85, None),
+        ({}, None),
+        ({"speed_kmh": 60, "charge_status": "parked_charging"}, None),
+        ({"speed_kmh": 60.1}, "soc_fraction"),
+        ({"charge_status": "complete"}, "soc_fraction"),
+        ({"speed_kmh": None, "charge_status": "complete"}, "soc_fraction"),
     ],
 )
-def test_a_state_of_charge_that_looks_like_a_fraction_is_noted(soc: float, flag: str) -> None:
-    assert quality(at(soc_pct=soc)) == (None if flag is None else {"/soc_pct": flag})
+def test_a_state_of_charge_is_a_fraction_only_with_other_evidence(
+    soc: float, evidence: dict[str, Any], flag: str | None
+) -> None:
+    found = quality(at(soc_pct=soc, **evidence))
+    assert found == ({"/soc_pct": flag} if flag and 0 < soc <= 1 else None)
+
+
+@pytest.mark.parametrize(
+    ("cells", "marked"),
+    [
+        ([3.2, 0, 3.3, 0.0], ["1", "3"]),
+        ([None, 0, 3.3], ["1"]),
+        ([0, 0, 0], []),
+        ([0, 0.9], []),
+        ([0, None], []),
+        ([3.1, None], []),
+    ],
+)
+def test_a_cell_at_0_v_among_others_is_noted(cells: list[float | None], marked: list[str]) -> None:
+    found = quality(at(packs=[{"no": 1, "cell_v": None}, {"no": 2, "cell_v": cells}]), "battery")
+    wanted = {f"/packs/1/cell_v/{one}": "cell_voltage_implausible" for one in marked}
+    assert found == (wanted or None)
 
 
 def test_an_odometer_that_runs_backwards_within_a_message_is_noted() -> None:

@@ -1,13 +1,20 @@
 from __future__ import annotations
 
+import base64
 import gzip
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from ingest.check import Checker
+from ingest.config import Settings
 from ingest.errors import ConfigError
-from ingest.lab.replay import Replay, instants, recorded, shifted
+from ingest.lab.replay import Recorded, Replay, instants, recorded, resent, shifted
+from tests.support import CATALOGUE
+
+CHECKER = Checker.of(CATALOGUE, Settings())
 
 
 def test_a_recording_is_read_plain_and_zipped(tmp_path: Path) -> None:
@@ -15,7 +22,7 @@ def test_a_recording_is_read_plain_and_zipped(tmp_path: Path) -> None:
     (tmp_path / "plain").write_bytes(lines)
     (tmp_path / "zipped").write_bytes(gzip.compress(lines))
     for name in ("plain", "zipped"):
-        assert [entry["topic"] for entry in recorded(tmp_path / name)] == ["a", "b"]
+        assert [entry.topic for entry in recorded(tmp_path / name)] == ["a", "b"]
 
 
 @pytest.mark.parametrize("line", [b"no json", b'{"topic":1,"payload":2}', b'{"topic":"a"}', b"7"])
@@ -40,8 +47,60 @@ def test_shifting_moves_every_instant_that_can_be_read_and_keeps_its_form() -> N
 def test_a_shifted_recording_ends_now(tmp_path: Path) -> None:
     file = tmp_path / "recording"
     file.write_bytes(b'{"topic":"a","payload":{"ts":1000}}\n{"topic":"a","payload":{"ts":5000}}\n')
-    recording = Replay(file, 0, shift=True)
+    recording = Replay(file, 0, CHECKER, shift=True)
     recording.measure()
     assert recording.total == 2
     moved = instants(shifted({"ts": 5_000}, recording._by))[0]
     assert abs(moved - datetime.now(UTC)) < timedelta(seconds=10)
+
+
+def test_every_date_time_of_a_sample_moves_by_the_same_span() -> None:
+    sample = {
+        "ts": 1_000,
+        "sent_at": "2026-11-01T08:00:00Z",
+        "trip": {"started_at": "2026-11-01T07:00:00+0000", "name": "1970"},
+        "stops": [{"at": "2026-11-01T07:30:00Z", "n": 5}, "2026-11-01T07:30:00.5Z"],
+        "ms": 1_000,
+    }
+    assert shifted([sample], timedelta(hours=1)) == [
+        {
+            "ts": 3_601_000,
+            "sent_at": "2026-11-01T09:00:00Z",
+            "trip": {"started_at": "2026-11-01T08:00:00Z", "name": "1970"},
+            "stops": [{"at": "2026-11-01T08:30:00Z", "n": 5}, "2026-11-01T08:30:00.500000Z"],
+            "ms": 1_000,
+        }
+    ]
+    assert resent([{"ts": 1}, 7]) == [{"ts": 1, "resend": True}, 7]
+
+
+def test_lines_of_mosquitto_sub_and_binary_payloads_are_read(tmp_path: Path) -> None:
+    line = {"tst": "2026-11-22T08:00:00.000000Z+0000", "topic": "a", "qos": 1, "retain": 0}
+    lines = [
+        line | {"payloadlen": 8, "payload": '{"ts":1}'},
+        line | {"payloadlen": 8, "payload": {"ts": 1}},
+        line | {"payload": "no json"},
+        {"topic": "a", "payload_base64": base64.b64encode(b"##\xff").decode()},
+        {"topic": "a", "payload": "text"},
+        line
+        | {
+            "payload_base64": "AA==",
+            "properties": {
+                "content-type": "application/vnd.gbt32960",
+                "user-properties": {"content-encoding": "gzip"},
+            },
+        },
+    ]
+    file = tmp_path / "recording"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    assert list(recorded(file)) == [
+        Recorded("a", {"ts": 1}, None, None),
+        Recorded("a", {"ts": 1}, None, None),
+        Recorded("a", b"no json", None, None),
+        Recorded("a", b"##\xff", None, None),
+        Recorded("a", "text", None, None),
+        Recorded("a", b"\0", "gzip", "application/vnd.gbt32960"),
+    ]
+    file.write_text('{"topic": "a", "payload_base64": "?"}')
+    with pytest.raises(ConfigError, match="line 1: not"):
+        list(recorded(file))
