@@ -101,7 +101,7 @@ def test_a_field_of_a_name_never_stored_is_found(directory: Path) -> None:
         ("nev", "/properties/quality", None, "/quality of the envelope is missing"),
         ("nev", "/x-shadow", True, "unknown keywords x-shadow"),
         ("nev", "/properties/speed_kmh", None, "nev has no field"),
-        ("v2x", "/allOf/0/if/properties/msg_type/const", "CAM", "CAM is no value of /msg_type"),
+        ("v2x", "/allOf/0/if/properties/msg_type/const", "XYZ", "XYZ is no value of /msg_type"),
         ("v2x", "/allOf/0/then/properties/no_such", {"type": "null"}, "forbids unknown fields"),
         ("v2x", "/allOf/0/then/properties/devices", {"type": "array"}, "not a list of variants"),
     ],

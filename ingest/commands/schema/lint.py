@@ -34,17 +34,19 @@ _OWN_KEYWORDS = {
     "x-text", "x-free-text",
 }  # fmt: skip
 _UNITS = {
-    UNITY, "%", "°", "°C", "°/s", "A", "By", "Hz", "L/100 km", "MPa", "N", "N·m", "V", "W", "W·h",
+    UNITY, "%", "°", "°C", "°/s", "A", "A·h", "By", "Hz", "L/100 km", "L/h", "MPa", "N", "N·m",
+    "V", "W", "W·h",
     "cm", "dB", "h", "kPa", "kW", "kWh", "kg", "kg/100 km", "km", "km/h", "kΩ", "m", "m/s", "m/s²",
     "mL", "mg/kg", "min", "mm", "ms", "mΩ", "ns", "ppm", "px", "r/min", "s",
 }  # fmt: skip
 _SUFFIXES = {
-    "a": {"A"}, "c": {"°C"}, "cm": {"cm"}, "db": {"dB"}, "deg": {"°"}, "dps": {"°/s"},
-    "hours": {"h"}, "hz": {"Hz"}, "kg": {"kg"}, "km": {"km"}, "kmh": {"km/h"}, "kohm": {"kΩ"},
-    "kpa": {"kPa"}, "kw": {"kW"}, "kwh": {"kWh"}, "m": {"m"}, "mgkg": {"mg/kg"}, "ml": {"mL"},
-    "mm": {"mm"}, "mohm": {"mΩ"}, "mpa": {"MPa"}, "mps": {"m/s"}, "mps2": {"m/s²"}, "ms": {"ms"},
-    "n": {"N"}, "nm": {"N·m"}, "ns": {"ns"}, "pct": {"%"}, "ppm": {"ppm"}, "px": {"px"},
-    "rpm": {"r/min"}, "s": {"s"}, "v": {"V"}, "w": {"W"}, "wh": {"W·h"},
+    "a": {"A"}, "ah": {"A·h"}, "c": {"°C"}, "cm": {"cm"}, "db": {"dB"}, "deg": {"°"},
+    "dps": {"°/s"}, "h": {"h"}, "hours": {"h"}, "hz": {"Hz"}, "kg": {"kg"}, "km": {"km"},
+    "kmh": {"km/h"}, "kohm": {"kΩ"}, "kpa": {"kPa"}, "kw": {"kW"}, "kwh": {"kWh"}, "m": {"m"},
+    "mgkg": {"mg/kg"}, "ml": {"mL"}, "mm": {"mm"}, "mohm": {"mΩ"}, "mpa": {"MPa"}, "mps": {"m/s"},
+    "mps2": {"m/s²"}, "ms": {"ms"}, "n": {"N"}, "nm": {"N·m"}, "ns": {"ns"}, "pct": {"%"},
+    "ppm": {"ppm"}, "px": {"px"}, "rpm": {"r/min"}, "s": {"s"}, "v": {"V"}, "w": {"W"},
+    "wh": {"W·h"},
 }  # fmt: skip
 """Units that are allowed, by the last word of a field's name."""
 
