@@ -41,7 +41,7 @@ _UNITS = {
 }  # fmt: skip
 _SUFFIXES = {
     "a": {"A"}, "ah": {"A·h"}, "c": {"°C"}, "cm": {"cm"}, "db": {"dB"}, "deg": {"°"},
-    "dps": {"°/s"}, "h": {"h"}, "hours": {"h"}, "hz": {"Hz"}, "kg": {"kg"}, "km": {"km"},
+    "dps": {"°/s"}, "hours": {"h"}, "hz": {"Hz"}, "kg": {"kg"}, "km": {"km"},
     "kmh": {"km/h"}, "kohm": {"kΩ"}, "kpa": {"kPa"}, "kw": {"kW"}, "kwh": {"kWh"}, "m": {"m"},
     "mgkg": {"mg/kg"}, "ml": {"mL"}, "mm": {"mm"}, "mohm": {"mΩ"}, "mpa": {"MPa"}, "mps": {"m/s"},
     "mps2": {"m/s²"}, "ms": {"ms"}, "n": {"N"}, "nm": {"N·m"}, "ns": {"ns"}, "pct": {"%"},
