@@ -18,9 +18,10 @@ from ingest.config import Settings
 from ingest.lab.fleet import STREAMS, Fleet, Mischief, city
 from ingest.lab.fleet.car import Car
 from ingest.lab.fleet.kinds import Bus, DeliveryRobot, Robotaxi, Truck
+from ingest.lab.fleet.mischief import garbled
 from ingest.lab.fleet.roadside import RoadsideUnit
 from ingest.lab.fleet.vehicle import BURST_S, Vehicle
-from ingest.model import Rejected, Row
+from ingest.model import Defect, Rejected, Row
 from tests.support import (
     CATALOGUE,
     column,
@@ -65,6 +66,7 @@ def test_what_the_fleet_says_wrong_is_rejected_and_nothing_else() -> None:
     checker = Checker.of(CATALOGUE, Settings())
     fleet = Fleet(10, 1, STREAMS, 2, Mischief(bad=0.2, duplicate=0.1, late=0.1))
     kinds: Counter[str] = Counter()
+    first: set[bytes] = set()
     for at, message in messages(fleet, 1_500):
         checked = checker.check(delivery(message.payload, message.topic, at=at))
         assert len(checked.outcomes) == message.samples
@@ -75,8 +77,27 @@ def test_what_the_fleet_says_wrong_is_rejected_and_nothing_else() -> None:
         if message.kind == "late":
             assert all(o.resend for o in checked.outcomes if isinstance(o, Row)), "resend"
         kinds[message.kind] += 1
+        first.add(message.payload[:1] if message.kind == "dirty" else b"")
+    assert first == {b"", b"{", b"[", b"\xef", b"\x1e"}
     assert set(kinds) == {"good", "bad", "dirty", "duplicate", "late"}
-    assert 80 < kinds["dirty"] < kinds["bad"] < 220
+    assert 80 < kinds["dirty"] < 220
+    assert 80 < kinds["bad"] < 220
+
+
+def test_a_garbled_frame_is_refused_for_what_it_is() -> None:
+    fleet = Fleet(10, 1, ["gbt32960"], 1)
+    _, message = next(messages(fleet, 1))
+    why = set()
+    for seed in range(40):
+        found = gbt32960.decode(garbled(message.payload, Random(seed)))
+        assert isinstance(found, Defect)
+        why.add(found.detail)
+    assert why == {
+        "wrong check byte",
+        "no GB/T 32960 frame: it looks like hexadecimal text of one; its bytes are wanted",
+        "more than one frame in one message",
+        "answer of a platform to command 0x02: 0x01, ok",
+    }
 
 
 def test_sequence_numbers_count_per_device_and_stream() -> None:

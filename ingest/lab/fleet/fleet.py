@@ -16,7 +16,7 @@ from ingest.gbt32960.tables import Edition
 from ingest.lab.fleet.car import Car
 from ingest.lab.fleet.device import Device, text
 from ingest.lab.fleet.kinds import Bus, DeliveryRobot, Robotaxi, Truck
-from ingest.lab.fleet.mischief import Mischief, soiled
+from ingest.lab.fleet.mischief import Mischief, garbled, soiled, written
 from ingest.lab.fleet.roadside import RoadsideUnit
 
 FRAMES = "gbt32960"
@@ -36,6 +36,7 @@ _BAD = (
     lambda sample: sample | {"ts": "2032-90-02T12:00:00Z"},
     lambda sample: {k: v for k, v in sample.items() if k != "ts"},
     lambda sample: sample | {"seq": -1},
+    lambda sample: sample | {"ts": int(datetime.fromisoformat(sample["ts"]).timestamp())},
 )
 
 
@@ -93,7 +94,11 @@ class Fleet:
                 samples = [soiled(sample, self._random) for sample in samples]
             elif bad:
                 samples = [self._random.choice(_BAD)(sample) for sample in samples]
-            payload = orjson.dumps(samples[0] if len(samples) == 1 else samples)
+            payload = (
+                written(samples, self._random)
+                if dirty
+                else orjson.dumps(samples[0] if len(samples) == 1 else samples)
+            )
             kind = "dirty" if dirty else "bad" if bad else "late" if late else "good"
             message = Message(f"iov/v1/{device.name}/{stream}", payload, len(samples), kind)
         self.said[stream] += message.samples
@@ -149,7 +154,7 @@ class Fleet:
             gbt32960.Frame(edition, command, getattr(device, "vin", device.name), whole)
         )
         if bad:
-            payload = payload[:-1] + bytes([payload[-1] ^ 0xFF])
+            payload = garbled(payload, self._random)
         kind = "bad" if bad else "late" if late else "good"
         topic = f"iov/v1/{device.name}/{FRAMES}"
         return Message(topic, payload, 1 if bad else len(samples), kind)
