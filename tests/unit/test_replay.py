@@ -3,18 +3,23 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from ingest.check import Checker
+from ingest.commands.message import Message
+from ingest.commands.publisher import Publisher
 from ingest.config import Settings
 from ingest.errors import ConfigError
 from ingest.lab.replay import Recorded, Replay, instants, recorded, resent, shifted
 from tests.support import CATALOGUE
 
 CHECKER = Checker.of(CATALOGUE, Settings())
+DATA = Path(__file__).parents[3] / "shared" / "data"
 
 
 def test_a_recording_is_read_plain_and_zipped(tmp_path: Path) -> None:
@@ -104,3 +109,35 @@ def test_lines_of_mosquitto_sub_and_binary_payloads_are_read(tmp_path: Path) -> 
     file.write_text('{"topic": "a", "payload_base64": "?"}')
     with pytest.raises(ConfigError, match="line 1: not"):
         list(recorded(file))
+
+
+class Nobody:
+    """Publisher that keeps nothing."""
+
+    async def publish_all(self, messages: Any, done: Callable[[Message], None]) -> None:
+        async for message in messages:
+            done(message)
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the recordings are not on this machine")
+@pytest.mark.parametrize(
+    ("name", "lines", "refused", "refused_fields"),
+    [
+        ("inputs.ndjson", 22, 0, 6),
+        ("incidents.ndjson.gz", 1_579, 35, 0),
+        ("mobility-rfms.ndjson.gz", 149, 0, 0),
+        ("truck.ndjson.gz", 895, 0, 0),
+        ("v2x.ndjson.gz", 978, 0, 0),
+    ],
+)
+async def test_of_real_recordings_only_times_of_no_calendar_are_refused(
+    name: str, lines: int, refused: int, refused_fields: int
+) -> None:
+    checker = Checker.of(CATALOGUE, Settings(max_age_days=36_500))
+    recording = Replay(DATA / name, 0, checker, shift=True)
+    recording.measure()
+    await recording.run(cast(Publisher, Nobody()))
+    account = recording.account()
+    assert account["acknowledged"] == lines
+    assert (account["refused"], account["refused_fields"]) == (refused, refused_fields)
+    assert all("bad_timestamp" in why for why in account.get("why", ()))
