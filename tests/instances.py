@@ -37,8 +37,8 @@ def _of_kind(kind: str, schema: dict[str, Any]) -> st.SearchStrategy[Any]:
             return whole | whole.filter(lambda n: abs(n) < 2**53).map(float)
         case "number":
             floats = st.floats(low, high, allow_nan=False, allow_infinity=False)
-            floats = floats.filter(lambda n: n not in schema.get("x-sentinels", ()))
-            return floats if low is not None and low > 0 else floats | st.just(low or 0)
+            floats = floats if low is not None and low > 0 else floats | st.just(low or 0)
+            return floats.filter(lambda n: n not in schema.get("x-sentinels", ()))
         case "string":
             return _strings(schema)
         case "array":
