@@ -28,6 +28,7 @@ from ingest.decode import (
     unpack,
 )
 from ingest.envelope import Ages, instant, sequence, timely
+from ingest.errors import ConfigError
 from ingest.letters import Letters
 from ingest.model import (
     GBT32960,
@@ -94,13 +95,24 @@ class Checker:
 
         Raises ConfigError if the file of the owner's units is wrong.
         """
+        units = gbt32960.own_units(settings.gbt32960_units_file)
+        private = sorted(
+            name
+            for unit in units.values()
+            for name in unit.names
+            if unit.stream in catalogue
+            and catalogue[unit.stream].never_stored.without({name: 0}) != {name: 0}
+        )
+        if private:
+            told = f"{', '.join(private)} must never be stored: leave the name out"
+            raise ConfigError([f"IOV_GBT32960_UNITS_FILE: {told}"])
         return cls(
             catalogue,
             MessageLimits.of(settings),
             Ages.of(settings),
             keep_unreadable=settings.dead_letter_unreadable == "payload",
             set_aside=settings.refused_fields == "set_aside",
-            units=gbt32960.own_units(settings.gbt32960_units_file),
+            units=units,
         )
 
     def check(self, delivery: Delivery) -> Checked:

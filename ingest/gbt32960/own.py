@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,6 +33,10 @@ from ingest.gbt32960.items import (
 
 _ID = re.compile("0x([89a-e][0-9a-f]|f[0-9a-e])", re.IGNORECASE)
 _NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*){0,3}")
+_MOST_WHOLE = 2**53
+"""Greatest number that is written as an integer; JSON's readers know no greater ones exactly."""
+_MOST_NUMBER_BYTES = 8
+_MOST_SCALE = 1e15
 _TAKEN = {"ts", "seq", "resend", "quality", "raw", "units"}
 """First steps of names that a sample of a frame uses itself."""
 
@@ -107,7 +112,8 @@ class OwnField:
             word = self.words.get(number)
             return word, Mark(OUT_OF_RANGE, number) if word is None else None
         value = number * self.scale + self.offset
-        return int(value) if value == value.to_integral_value() else float(value), None
+        whole = abs(value) <= _MOST_WHOLE and value == value.to_integral_value()
+        return int(value) if whole else float(value), None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +123,11 @@ class OwnUnit:
     stream: str
     length_bytes: int
     fields: Sequence[OwnField]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of its fields, dotted."""
+        return [".".join(field.path) for field in self.fields if field.path]
 
     def read(self, reader: Reader, into: dict[str, Any], marks: Marks) -> bool:
         """Read the unit; return whether its fields are all of it.
@@ -177,6 +188,10 @@ def _add(units: dict[tuple[int, int], OwnUnit], unit: UnitFile) -> None:
         raise ValueError(f"the id {unit.id} is not from 0x80 to 0xFE")
     if not unit.length_bytes and not unit.fields:
         raise ValueError("length_bytes 0 needs fields: nothing else says where the unit ends")
+    names = sorted(f"{one.name}." for one in unit.fields if one.name)
+    for name, after in pairwise(names):
+        if after.startswith(name):
+            raise ValueError(f"the name {name[:-1]} comes twice, or is an object in another")
     made = OwnUnit(unit.stream, unit.length_bytes, [_field(one) for one in unit.fields])
     for edition in unit.editions:
         place = (edition, int(unit.id, 16))
@@ -193,6 +208,12 @@ def _field(one: FieldFile) -> OwnField:
         raise ValueError(f"the name {one.name} is taken: every sample of a frame has it")
     if one.text and (one.words or one.signed or one.scale != 1 or one.offset != 0):
         raise ValueError(f"{one.name}: a text has neither words nor a scale, offset or sign")
+    if not one.text and one.bytes > _MOST_NUMBER_BYTES and one.name:
+        raise ValueError(f"{one.name}: a number has at most {_MOST_NUMBER_BYTES} bytes")
+    if max(abs(one.scale), abs(one.offset)) > _MOST_SCALE:
+        raise ValueError(f"{one.name}: scale and offset are at most {_MOST_SCALE:g}")
+    if any("\0" in word for word in (one.words or {}).values()):
+        raise ValueError(f"{one.name}: a word holds U+0000, which PostgreSQL cannot store")
     words = None if one.words is None else {int(raw, 0): word for raw, word in one.words.items()}
     return OwnField(
         path,

@@ -175,7 +175,8 @@ def _lengths(edition: Edition, data: bytes, start: int, own: OwnUnits) -> Mappin
     """Return how many bytes the length of each custom unit has, by where the unit begins.
 
     The standard says two. Some makers write one: that is tried where the report cannot be read to
-    its end otherwise. If nothing leads to its end, nothing is returned.
+    its end otherwise, and never for an empty unit. If nothing leads to its end, or a unit that no
+    table knows is met on the way, nothing is returned: a wrong guess would invent values.
     """
     came_from: dict[int, tuple[int, int]] = {}
     open_ = [start]
@@ -183,7 +184,7 @@ def _lengths(edition: Edition, data: bytes, start: int, own: OwnUnits) -> Mappin
     may_read = _MOST_TIMES_READ * len(data)
     while open_ and may_read > 0:
         at = open_.pop()
-        if at == len(data) or data[at] == _SIGNATURE:
+        if at == len(data):
             return _chosen(came_from, start, at)
         reader = Reader(data)
         reader.at = at + 1
@@ -193,11 +194,14 @@ def _lengths(edition: Edition, data: bytes, start: int, own: OwnUnits) -> Mappin
             with suppress(CutShortError):
                 _read(unit, reader, {}, {})
                 ends = [(reader.at, 0)]
-        elif data[at] >= _FIRST_CUSTOM:
+        elif _FIRST_CUSTOM <= data[at] < _SIGNATURE:
             ends = [
                 (at + 1 + size + int.from_bytes(data[at + 1 : at + 1 + size], "big"), size)
                 for size in (1, _LENGTH_BYTES)
+                if size == _LENGTH_BYTES or any(data[at + 1 : at + 2])
             ]
+        else:
+            return {}
         may_read -= reader.at - at + _UNIT_BYTES
         for end, size in ends:  # the last one is tried first
             if end <= len(data) and end not in came_from:

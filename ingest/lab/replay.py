@@ -79,7 +79,10 @@ def _recorded(line: dict[str, Any]) -> Recorded:
         payload = line["payload"]
     properties = line.get("properties") or {}
     encoding = (properties.get("user-properties") or {}).get("content-encoding")
-    return Recorded(topic, payload, encoding, properties.get("content-type"))
+    content_type = properties.get("content-type")
+    if not (isinstance(encoding, str | None) and isinstance(content_type, str | None)):
+        raise TypeError
+    return Recorded(topic, payload, encoding, content_type)
 
 
 def instants(payload: Any) -> list[datetime]:
@@ -101,7 +104,8 @@ def shifted(payload: Any, by: timedelta) -> Any:
         return payload
     moved = {name: _moved(value, by) for name, value in payload.items()}
     if type(ts := payload.get("ts")) is int and (instant := _instant(ts)) is not None:
-        moved["ts"] = (instant + by - _EPOCH) // timedelta(milliseconds=1)
+        with contextlib.suppress(OverflowError):  # beyond the calendar it stays as it is
+            moved["ts"] = (instant + by - _EPOCH) // timedelta(milliseconds=1)
     return moved
 
 
@@ -111,7 +115,8 @@ def _moved(value: Any, by: timedelta) -> Any:
     if isinstance(value, list):
         return [_moved(inner, by) for inner in value]
     if isinstance(value, str) and (instant := _instant(value)) is not None:
-        return (instant + by).isoformat().replace("+00:00", "Z")
+        with contextlib.suppress(OverflowError):  # as 9999-12-31, which stands for no end
+            return (instant + by).isoformat().replace("+00:00", "Z")
     return value
 
 

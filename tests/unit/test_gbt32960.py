@@ -4,6 +4,7 @@ import base64
 import zlib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -524,6 +525,16 @@ def test_a_custom_unit_with_a_length_of_one_byte_is_read_where_the_rest_only_fit
     assert decode(encode(read)) == read
 
 
+@pytest.mark.parametrize(
+    "rest",
+    ["80 0005 0007150102 30 0262A9", "81 0001 07 FF 00", "80 0002 0501 33", "81 03 01 FF FF 30"],
+)
+def test_no_length_is_guessed_where_a_unit_is_unknown(rest: str) -> None:
+    found = samples(VEHICLE_2016 + bytes.fromhex(rest))["nev"]
+    assert "location" not in found
+    assert all("length_bytes" not in one for one in found["units"])
+
+
 def test_the_length_of_the_standard_is_taken_where_both_would_fit() -> None:
     both = bytes.fromhex("81 0001 82 83 00 00")
     assert samples(both)["nev"]["units"] == [{"id": "0x81", "hex": "82"}, {"id": "0x83", "hex": ""}]
@@ -601,12 +612,42 @@ def test_all_that_is_wrong_with_a_file_of_units_is_said_at_once(tmp_path: Path) 
         {"id": "0x81", "fields": [{"name": "a", "bytes": 1, "text": True, "signed": True}]},
         {"id": "0x90"},
         {"id": "0x90", "editions": [2025]},
+        {"id": "0x81", "fields": [{"name": "a", "bytes": 9}]},
     ]
     with pytest.raises(ConfigError) as caught:
         checker_with(tmp_path, orjson.dumps({"units": units}).decode())
     problems = caught.value.problems
-    assert [one.split("units[")[1][0] for one in problems] == list("01234568")
+    assert [one.split("units[")[1][0] for one in problems] == list("012345689")
     assert all(one.startswith("IOV_GBT32960_UNITS_FILE: ") for one in problems)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [{"name": "a", "bytes": 1}, {"name": "a.b", "bytes": 1}],
+        [{"name": "a.b", "bytes": 1}, {"name": "a", "bytes": 1}],
+        [{"name": "a", "bytes": 1}, {"name": "a", "bytes": 1}],
+        [{"name": "a", "bytes": 1, "scale": 1e308}],
+        [{"name": "a", "bytes": 1, "words": {"1": "a\0"}}],
+        [{"name": "heart_rate", "bytes": 1}],
+        [{"name": "driver.heartRate", "bytes": 1}],
+    ],
+)
+def test_fields_that_no_row_can_hold_are_refused_at_the_start(
+    tmp_path: Path, fields: list[dict[str, Any]]
+) -> None:
+    fields = [one | {"name": one["name"].replace("heartRate", "heart_rate")} for one in fields]
+    with pytest.raises(ConfigError):
+        checker_with(tmp_path, orjson.dumps({"units": [{"id": "0x81", "fields": fields}]}).decode())
+
+
+def test_numbers_of_eight_bytes_are_stored(tmp_path: Path) -> None:
+    fields = [{"name": "a", "bytes": 8}, {"name": "b", "bytes": 8, "signed": True}]
+    text = orjson.dumps({"units": [{"id": "0x81", "fields": fields}]}).decode()
+    payload = frame(TIME + bytes.fromhex("81 0010") + b"A" * 16)
+    checker = checker_with(tmp_path, text)
+    (row,) = checker.check(delivery(payload, "iov/v1/V1/gbt32960", at=AT)).outcomes
+    assert isinstance(row, Row)
 
 
 @pytest.mark.parametrize(("text", "told"), [("{", "not JSON at line 1"), ("[]", 'no list "units"')])

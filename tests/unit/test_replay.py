@@ -79,6 +79,11 @@ def test_every_date_time_of_a_sample_moves_by_the_same_span() -> None:
     assert resent([{"ts": 1}, 7]) == [{"ts": 1, "resend": True}, 7]
 
 
+def test_what_cannot_be_moved_stays_as_it_is() -> None:
+    sample = {"ts": 253_402_300_799_000, "until": "9999-12-31T23:00:00Z"}
+    assert shifted(sample, timedelta(days=9)) == sample
+
+
 def test_lines_of_mosquitto_sub_and_binary_payloads_are_read(tmp_path: Path) -> None:
     line = {"tst": "2026-11-22T08:00:00.000000Z+0000", "topic": "a", "qos": 1, "retain": 0}
     lines = [
@@ -106,9 +111,10 @@ def test_lines_of_mosquitto_sub_and_binary_payloads_are_read(tmp_path: Path) -> 
         Recorded("a", "text", None, None),
         Recorded("a", b"\0", "gzip", "application/vnd.gbt32960"),
     ]
-    file.write_text('{"topic": "a", "payload_base64": "?"}')
-    with pytest.raises(ConfigError, match="line 1: not"):
-        list(recorded(file))
+    for bad in ('"payload_base64": "?"', '"payload": 1, "properties": {"content-type": 5}'):
+        file.write_text('{"topic": "a", ' + bad + "}")
+        with pytest.raises(ConfigError, match="line 1: not"):
+            list(recorded(file))
 
 
 class Nobody:
