@@ -105,7 +105,7 @@ def parse_topic(topic: str) -> tuple[str, str] | None:
     return (match[1], match[2]) if match else None
 
 
-def filter_fault(topic_filter: str, streams: Collection[str]) -> Defect | None:
+def filter_fault(topic_filter: str, streams: Collection[str]) -> str | None:
     """Return why no topic that a filter matches (MQTT 5, 4.7) can be taken; None if some can."""
     *levels, last = topic_filter.split("/")
     if last == "#":
@@ -116,9 +116,9 @@ def filter_fault(topic_filter: str, streams: Collection[str]) -> Defect | None:
         for level, form in zip(levels[-len(wanted) :], wanted, strict=True)
     )
     if not fits:
-        return Defect(Reason.BAD_TOPIC, "matches no topic [prefix/]iov/v1/{device}/{stream}")
+        return "matches no topic [prefix/]iov/v1/{device}/{stream}"
     if last != "+" and last not in streams:
-        return Defect(Reason.UNKNOWN_STREAM, "matches one stream only, and that has no schema")
+        return "matches one stream only, and that has no schema"
     return None
 
 

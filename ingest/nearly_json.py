@@ -27,6 +27,9 @@ _NO_NUMBER = re.compile(
     re.DOTALL,
 )
 """Pattern of a text up to and with the next NaN, Infinity, or positive exponent."""
+_NUMBER = re.compile(rb"-?(?:0|[1-9]\d*)(?:\.\d+)?[Ee]\+?\d+")
+"""Pattern of a number with a positive exponent (RFC 8259, 6)."""
+_COLON = re.compile(rb"\s*:")
 _MOST_NO_NUMBERS = 10_000
 """Number of values of one message that may become texts; each takes a microsecond."""
 _MOST_BYTES = 1_048_576
@@ -75,8 +78,9 @@ def _with_texts_for_numbers(text: bytes) -> bytes:
     parts: list[bytes] = []
     end = 0
     while len(parts) < _MOST_NO_NUMBERS and (found := _NO_NUMBER.match(text, end)):
-        parts.append(_quoted(found[1], found[2]))
         end = found.end()
+        is_name = _COLON.match(text, end) is not None  # which JSON wants in quotes
+        parts.append(found[0] if is_name else _quoted(found[1], found[2]))
     return b"".join((*parts, text[end:]))
 
 
@@ -85,16 +89,9 @@ def _quoted(before: bytes, told: bytes) -> bytes:
     exponent = told[:1] in {b"e", b"E"}
     start = len(before.rstrip(b"-.0123456789" if exponent else b"-"))
     number = before[start:] + told
-    if exponent and not _beyond_a_double(number):
+    if exponent and not (_NUMBER.fullmatch(number) and math.isinf(float(number))):
         return before + told
     return before[:start] + b'"' + number + b'"'
-
-
-def _beyond_a_double(number: bytes) -> bool:
-    try:
-        return math.isinf(float(number))
-    except ValueError:
-        return False
 
 
 def _parts(text: bytes, most: int) -> list[bytes]:

@@ -24,6 +24,7 @@ from rich.markup import escape
 
 from ingest.broker import Broker
 from ingest.cancelled import unless_cancelled
+from ingest.check import Checker
 from ingest.commands.common import (
     ConfigOption,
     JsonOption,
@@ -38,7 +39,6 @@ from ingest.commands.publisher import Publisher, client_for
 from ingest.config import Settings
 from ingest.decode import filter_fault
 from ingest.errors import ConfigError, SchemaError, Unavailable
-from ingest.gbt32960 import own_units
 from ingest.model import GBT32960
 from ingest.schema import Catalogue, digest_of, load_catalogue
 from ingest.source import Inbox
@@ -133,10 +133,10 @@ async def check(settings: Settings) -> Findings:
         found.warnings.append(
             "IOV_DIGEST_KEY_FILE is not set: digests of ICCIDs and drivers can be guessed"
         )
-    own_units(settings.gbt32960_units_file)
+    Checker.of(catalogue, settings)  # raises ConfigError for a wrong file of units
     fault = filter_fault(settings.mqtt_topic, {*catalogue, GBT32960}) if catalogue else None
     if fault is not None:
-        found.problems.append(f"IOV_MQTT_TOPIC {settings.mqtt_topic}: {fault.detail}")
+        found.problems.append(f"IOV_MQTT_TOPIC {settings.mqtt_topic}: {fault}")
     await _broker(settings, found)
     await _database(settings, catalogue, found)
     return found

@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
+from ingest.check import Checker
 from ingest.commands.common import ConfigOption, ending, run_async, settings_of
 from ingest.errors import ConfigError
-from ingest.gbt32960 import own_units
 from ingest.schema import digest_of, load_catalogue
 from ingest.worker import run as worker
 from ingest.worker.service import signals
@@ -44,7 +44,7 @@ def run(
     with ending():
         settings = settings_of(config, "IOV_MQTT_URL", "IOV_DATABASE_URL")
         catalogue = load_catalogue(settings.schema_dir, digest_of(settings.digest_key_file))
-        own_units(settings.gbt32960_units_file)  # so that an error in it is said once, at the start
+        Checker.of(catalogue, settings)  # so that a wrong file of units is said once, at the start
         if workers == 1:
             run_async(worker.run(settings, catalogue, once_only=once_only))
             return

@@ -20,9 +20,10 @@ import orjson
 from ingest.check import Checker
 from ingest.commands.message import Message
 from ingest.commands.publisher import Publisher
+from ingest.decode import too_deep
+from ingest.envelope import instant
 from ingest.errors import ConfigError
 from ingest.model import Arrival, Delivery, Rejected
-from ingest.schema import rfc3339
 
 _GZIP = b"\x1f\x8b"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -79,6 +80,8 @@ def _recorded(line: dict[str, Any]) -> Recorded:
         payload = line["payload"]
     properties = line.get("properties") or {}
     encoding = (properties.get("user-properties") or {}).get("content-encoding")
+    if not isinstance(payload, bytes) and too_deep(payload):
+        raise ValueError
     content_type = properties.get("content-type")
     if not (isinstance(encoding, str | None) and isinstance(content_type, str | None)):
         raise TypeError
@@ -89,7 +92,7 @@ def instants(payload: Any) -> list[datetime]:
     """Return the `ts` of each sample of a payload; leave out a `ts` that cannot be read."""
     samples = payload if isinstance(payload, list) else [payload]
     found = (_instant(sample.get("ts")) for sample in samples if isinstance(sample, dict))
-    return [instant for instant in found if instant is not None]
+    return [at for at in found if at is not None]
 
 
 def shifted(payload: Any, by: timedelta) -> Any:
@@ -103,9 +106,10 @@ def shifted(payload: Any, by: timedelta) -> Any:
     if not isinstance(payload, dict):
         return payload
     moved = {name: _moved(value, by) for name, value in payload.items()}
-    if type(ts := payload.get("ts")) is int and (instant := _instant(ts)) is not None:
+    ts = payload.get("ts")
+    if not isinstance(ts, str) and (at := _instant(ts)) is not None:
         with contextlib.suppress(OverflowError):  # beyond the calendar it stays as it is
-            moved["ts"] = (instant + by - _EPOCH) // timedelta(milliseconds=1)
+            moved["ts"] = (at + by - _EPOCH) // timedelta(milliseconds=1)
     return moved
 
 
@@ -114,9 +118,9 @@ def _moved(value: Any, by: timedelta) -> Any:
         return {name: _moved(inner, by) for name, inner in value.items()}
     if isinstance(value, list):
         return [_moved(inner, by) for inner in value]
-    if isinstance(value, str) and (instant := _instant(value)) is not None:
+    if isinstance(value, str) and (at := _instant(value)) is not None:
         with contextlib.suppress(OverflowError):  # as 9999-12-31, which stands for no end
-            return (instant + by).isoformat().replace("+00:00", "Z")
+            return (at + by).isoformat().replace("+00:00", "Z")
     return value
 
 
@@ -128,14 +132,8 @@ def resent(payload: Any) -> Any:
 
 
 def _instant(ts: Any) -> datetime | None:
-    try:
-        if isinstance(ts, str):
-            return rfc3339(ts)
-        if type(ts) is int:
-            return _EPOCH + timedelta(milliseconds=ts)
-    except (ValueError, OverflowError):
-        return None
-    return None
+    found = instant(ts)
+    return found if isinstance(found, datetime) else None
 
 
 class _Nobody:
@@ -189,8 +187,8 @@ class Replay:
         last: datetime | None = None
         for entry in recorded(self._file):
             self.total += 1
-            for instant in instants(entry.payload):
-                last = instant if last is None or instant > last else last
+            for at in instants(entry.payload):
+                last = at if last is None or at > last else last
         if self._shift and last is not None:
             self._by = datetime.now(UTC) - last
 

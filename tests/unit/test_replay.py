@@ -111,7 +111,9 @@ def test_lines_of_mosquitto_sub_and_binary_payloads_are_read(tmp_path: Path) -> 
         Recorded("a", "text", None, None),
         Recorded("a", b"\0", "gzip", "application/vnd.gbt32960"),
     ]
-    for bad in ('"payload_base64": "?"', '"payload": 1, "properties": {"content-type": 5}'):
+    assert shifted({"ts": 1e3}, timedelta(seconds=1)) == {"ts": 2_000}
+    deep = '"payload": ' + "[" * 600 + "]" * 600
+    for bad in (deep, '"payload_base64": "?"', '"payload": 1, "properties": {"content-type": 5}'):
         file.write_text('{"topic": "a", ' + bad + "}")
         with pytest.raises(ConfigError, match="line 1: not"):
             list(recorded(file))
