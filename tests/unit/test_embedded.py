@@ -31,3 +31,32 @@ def test_a_database_server_that_recovers_for_long_is_waited_for() -> None:
         return str(answer)
 
     assert patiently(start) == "ready"
+
+
+def test_two_that_start_at_once_on_a_new_machine_make_one_user_of_the_system() -> None:
+    answers = [subprocess.CalledProcessError(9, ["useradd", "-s", "/bin/bash", "name"]), "ready"]
+
+    def start() -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, BaseException):
+            raise answer
+        return str(answer)
+
+    assert patiently(start) == "ready"
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        subprocess.CalledProcessError(6, ["useradd", "-s", "/bin/bash", "name"]),
+        subprocess.CalledProcessError(9, ["initdb"]),
+    ],
+)
+def test_a_failure_that_will_not_pass_is_reported_at_once(
+    failure: subprocess.CalledProcessError,
+) -> None:
+    def start() -> str:
+        raise failure
+
+    with pytest.raises(subprocess.CalledProcessError):
+        patiently(start)
