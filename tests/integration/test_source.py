@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import ssl
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -263,7 +265,11 @@ async def test_user_and_password(
 
     passwords = tmp_path / "passwords"
     passwords.touch()
-    subprocess.run(["mosquitto_passwd", "-b", passwords, "worker", "s3cr3t"], check=True)  # noqa: ASYNC221  before anything runs
+    # Where mosquitto is not installed, it is unpacked beside this Python.
+    places = os.pathsep.join([os.environ["PATH"], str(Path(sys.executable).parent)])
+    subprocess.run(  # noqa: ASYNC221  before anything runs
+        ["mosquitto_passwd", "-b", passwords, "worker", "s3cr3t"], check=True, env={"PATH": places}
+    )
     secret = tmp_path / "secret"
     secret.write_text("s3cr3t\n")
     async with mosquitto(f"allow_anonymous false\npassword_file {passwords}\n") as broker:
