@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from ingest.budget import Budget
 from ingest.config import Settings
@@ -21,7 +21,7 @@ _DETAIL_CHARACTERS = 300
 
 
 class DeadLetter(NamedTuple):
-    """One row of `iov.dead_letter`, in the order of its columns."""
+    """One row of `iov.dead_letter`, in the order of `LETTER_COLUMNS`."""
 
     received_at: datetime
     topic: str
@@ -30,6 +30,10 @@ class DeadLetter(NamedTuple):
     reason: str
     detail: str
     payload: bytes
+    replayed: int | None = None
+    """No column: id of the letter in the database from which this one was made."""
+    same: bool = False
+    """No column: true if it is the letter `replayed` itself, rejected again."""
 
     @property
     def size_bytes(self) -> int:
@@ -40,6 +44,10 @@ class DeadLetter(NamedTuple):
         stream = self.stream or ""
         return len(self.payload) + len(self.topic) + len(stream) + len(self.detail)
 
+    def columns(self) -> dict[str, Any]:
+        """Return the values of its columns, by name."""
+        return dict(zip(LETTER_COLUMNS, self, strict=False))
+
     def plain(self) -> DeadLetter:
         """Return the letter with all texts in ASCII, which every database encoding can hold."""
         return self._replace(
@@ -47,6 +55,10 @@ class DeadLetter(NamedTuple):
             stream=None if self.stream is None else _ascii(self.stream),
             detail=_ascii(self.detail),
         )
+
+
+LETTER_COLUMNS = DeadLetter._fields[: DeadLetter._fields.index("replayed")]
+"""Columns of `iov.dead_letter` that a new letter fills."""
 
 
 def _ascii(text: str) -> str:
@@ -73,8 +85,29 @@ class BatchLimits(NamedTuple):
         return cls(settings.batch_rows, SIZE_BYTES, settings.batch_wait_ms / 1000)
 
 
+class Replayed(Delivery, kw_only=True, eq=False):
+    """A dead letter that goes through the service again, as if it arrived when it first did."""
+
+    id: int
+    """Its key in `iov.dead_letter`."""
+    letter: DeadLetter
+    whole: bool = False
+    """True if it holds one sample or cannot be split: rejected again, it stays as it is."""
+
+
 def dead_letter(delivery: Delivery, rejected: Rejected) -> DeadLetter:
     """Return what the store keeps of a rejection."""
+    letter = _new_letter(delivery, rejected)
+    if not isinstance(delivery, Replayed):
+        return letter
+    if delivery.whole:
+        return delivery.letter._replace(
+            reason=letter.reason, detail=letter.detail, replayed=delivery.id, same=True
+        )
+    return letter._replace(topic=delivery.letter.topic, replayed=delivery.id)
+
+
+def _new_letter(delivery: Delivery, rejected: Rejected) -> DeadLetter:
     return DeadLetter(
         delivery.arrival.at,
         _storable(delivery.topic),
@@ -123,6 +156,8 @@ class Batch:
     """Number of values set aside because the schema refuses them, by stream and reason."""
     described: list[Description] = field(default_factory=list)
     """Descriptions of devices, taken from accepted samples."""
+    replayed: set[int] = field(default_factory=set)
+    """Ids of the dead letters whose content it is, to be taken out; empty for a worker's batch."""
     samples: int = 0
     size_bytes: int = 0
 
@@ -196,6 +231,8 @@ class Written:
     """Samples whose dead letter is not kept: device over budget, or letter refused by the store."""
     letters: list[DeadLetter] = field(default_factory=list)
     """Dead letters that are kept."""
+    staying: set[int] = field(default_factory=set)
+    """Ids of replayed letters that stay: rejected again, or a part of one could not be kept."""
 
     @property
     def good(self) -> bool:
@@ -209,6 +246,7 @@ class Written:
         self.refused += other.refused
         self.suppressed += other.suppressed
         self.letters += other.letters
+        self.staying |= other.staying
 
 
 @dataclass(frozen=True, slots=True)

@@ -228,7 +228,7 @@ class Checker:
         ts = timely(sample, self._bounds)
         if isinstance(ts, Defect):
             return self._rejected(stream, device, sample, ts)
-        seq = sequence(sample, stream.never_stored.without)
+        seq = sequence(sample, stream.storable)
         if isinstance(seq, Defect):
             return self._rejected(stream, device, sample, seq)
         received_at = delivery.arrival.at

@@ -27,6 +27,7 @@ _MODULES = {
     "settings": "commands.settings",
     "schema": "commands.schema",
     "devices": "commands.devices",
+    "dead-letters": "commands.dead_letters",
     "demo": "lab.commands.demo",
     "simulate": "lab.commands.simulate",
     "picture": "lab.commands.picture",

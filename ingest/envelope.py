@@ -92,14 +92,15 @@ def _not_in_milliseconds(unit: str) -> Defect:
     return Defect(Reason.BAD_TIMESTAMP, f"/ts looks like {unit}; a number is milliseconds")
 
 
-def sequence(sample: dict[str, Any], stored: Callable[[Any], Any]) -> int | Defect:
-    """Return the `seq` of a sample; if it is absent, derive it from `stored(sample)`.
+def sequence(sample: dict[str, Any], storable: Callable[[Any], Any]) -> int | Defect:
+    """Return the `seq` of a sample; if it is absent, derive it from `storable(sample)`.
 
-    `stored` removes what must never be stored, so that nobody can guess it from the checksum.
+    `storable` leaves only what may be stored, so that nobody can guess the rest from the checksum.
+    A dead letter has no more than that, so its sample gets the same `seq` when it is replayed.
     """
     seq = sample.get("seq")
     if seq is None:
-        return derived_seq(stored(sample))
+        return derived_seq(storable(sample))
     if type(seq) is float and seq.is_integer():
         seq = int(seq)  # 12.0 is an integer in JSON Schema
     if type(seq) is not int or not 0 <= seq <= MAX_SEQ:

@@ -49,7 +49,7 @@ class Letters:
         text = orjson.dumps(sample)
         if self._keep_unreadable or not stream.never_stored.may_be_in(text):
             return text
-        return _size_and_digest(text)
+        return size_and_digest(text)
 
     def of_message(self, delivery: Delivery, name: str | None) -> bytes:
         """Return what is kept of a message that cannot be split; `name` is its stream's, if known.
@@ -74,12 +74,12 @@ class Letters:
                 pass  # not JSON, or nested too deep
         if self._keep_unreadable or not delivery.payload:
             return delivery.payload
-        return _size_and_digest(delivery.payload)
+        return size_and_digest(delivery.payload)
 
     def _kept(self, stream: Stream | None, sample: Any, *, clean: bool = False) -> Any:
-        private = stream.never_stored if stream else self._of_all
-        kept = sample if clean else private.without(sample)
-        return stream.with_digests(kept) if stream else kept
+        if stream is None:
+            return self._of_all.without(sample)
+        return stream.with_digests(sample) if clean else stream.storable(sample)
 
     def _inflated(self, delivery: Delivery) -> bytes | None:
         """Return what a message says, inflated if it is packed; None if it cannot be read."""
@@ -87,6 +87,6 @@ class Letters:
         return None if isinstance(text, Defect) else text
 
 
-def _size_and_digest(text: bytes) -> bytes:
+def size_and_digest(text: bytes) -> bytes:
     """Return the size and digest that replace a text that cannot be searched."""
     return orjson.dumps({"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()})

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,13 +16,18 @@ import typer
 import uvloop
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ingest import log
 from ingest.config import Settings, load
 from ingest.errors import ConfigError, IngestError, SchemaError
+from ingest.schema.rfc3339 import rfc3339
 
 people = Console(stderr=True)
+
+_SPAN = re.compile(r"(\d{1,9})([smhdw])", re.ASCII)
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="TOML file with `IOV_*` settings.", metavar="FILE")
@@ -101,6 +108,33 @@ def settings_of(config: Path | None, *needs: str) -> Settings:
     settings = load(config, needs=needs)
     log.configure(settings.log_format, settings.log_level)
     return settings
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a bar on standard error while the block runs; call what is yielded with each advance."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    with Progress(*columns, TimeElapsedColumn(), console=people, transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda advanced: bar.advance(task, advanced)
+
+
+def moment(text: str, now: datetime, option: str) -> datetime:
+    """Return the time that an option names: RFC 3339 with a zone, or a span before `now`.
+
+    A span is a number of seconds, minutes, hours, days or weeks: 90s, 15m, 24h, 7d, 2w. Raises
+    ConfigError if the text is neither.
+    """
+    if span := _SPAN.fullmatch(text):
+        try:
+            return now - timedelta(**{_UNITS[span[2]]: int(span[1])})
+        except OverflowError:
+            raise ConfigError([f"{option}: {text} ago is outside the calendar"]) from None
+    try:
+        return rfc3339(text)
+    except (ValueError, OverflowError):
+        hint = "it is like 24h or 2026-01-31T08:00:00Z"
+        raise ConfigError([f"{option}: {text} is no time: {hint}"]) from None
 
 
 def say(account: dict[str, Any], *, as_json: bool) -> None:

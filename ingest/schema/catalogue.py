@@ -11,9 +11,9 @@ import orjson
 
 from ingest.errors import SchemaError
 from ingest.model import GBT32960
-from ingest.schema.digest import Digest, sha256
+from ingest.schema.digest import Digest, once, sha256
 from ingest.schema.plausible import check_rules
-from ingest.schema.private import paths
+from ingest.schema.private import paths, with_room_for_digests
 from ingest.schema.stream import Stream, stream
 
 Catalogue = Mapping[str, Stream]
@@ -36,15 +36,22 @@ def default_directory() -> Path:
     return installed if installed.is_dir() else package.parent / "schemas"
 
 
-def load_catalogue(directory: Path | None = None, digest: Digest = sha256) -> Catalogue:
+def load_catalogue(
+    directory: Path | None = None, digest: Digest = sha256, *, digested: bool = False
+) -> Catalogue:
     """Read every schema; raises SchemaError with the first file that is wrong and why.
 
-    `digest` makes the digests that are stored in place of private values.
+    `digest` makes the digests that are stored in place of private values. With `digested`, a value
+    that is a digest already is valid too and stays as it is: samples that were stored, and dead
+    letters, have digests.
     """
     directory = directory or default_directory()
     rules = load_rules(directory)
     files = schema_files(directory)
     schemas = {name: load_schema(file) for name, file in files.items()}
+    if digested:
+        schemas = {name: with_room_for_digests(schema) for name, schema in schemas.items()}
+        digest = once(digest)
     hashed = {path[-1] for schema in schemas.values() for path in paths(schema, "x-hash")}
     private = private_names(directory)
     return {

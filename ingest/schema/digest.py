@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,10 @@ from pathlib import Path
 from ingest.errors import ConfigError
 
 Digest = Callable[[str], str]
-"""Function from a text to its digest in hexadecimal, 64 characters."""
+"""Function from a text to its digest in hexadecimal, `CHARACTERS` long."""
+CHARACTERS = 64
+"""Length of a digest."""
+_DIGEST = re.compile(rf"[0-9a-f]{{{CHARACTERS}}}")
 LEAST_KEY_BYTES = 32
 """Length of a SHA-256 digest, below which a key is weaker than the digest (RFC 2104, 3)."""
 
@@ -28,6 +32,11 @@ def sha256(text: str) -> str:
 def keyed(key: bytes, text: str) -> str:
     """Return the HMAC-SHA-256 of a text."""
     return hmac.digest(key, text.encode(), "sha256").hex()
+
+
+def once(digest: Digest) -> Digest:
+    """Return a digest that leaves a text as it is if it is a digest already."""
+    return lambda text: text if _DIGEST.fullmatch(text) else digest(text)
 
 
 def digest_of(key_file: Path | None) -> Digest:

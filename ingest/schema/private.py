@@ -16,7 +16,7 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any
 
-from ingest.schema.digest import Digest
+from ingest.schema.digest import CHARACTERS, Digest
 
 Places = Mapping[str, Any]
 """Fields by name, with the fields in them; arrays have no step of their own."""
@@ -32,6 +32,7 @@ _KEYS = re.compile(rb'"([^"\\]*(?:\\.[^"\\]*)*)"\s*:')
 _MOST_PAIRS = 100_000
 _MANY, _AT_ONCE = 16, 2_000
 _NESTED = frozenset({dict, list})
+_OF_TEXTS = frozenset({"pattern", "format", "minLength", "maxLength", "enum", "const"})
 _NOWHERE: Places = {}
 _REMEMBERED, _LONGEST = 4_096, 100
 """Number of cached names and of characters in one: hostile names have megabytes."""
@@ -189,6 +190,20 @@ def paths(schema: Mapping[str, Any], keyword: str) -> Iterator[tuple[str, ...]]:
             yield (name,)
         for inner in (field, field.get("items", {})):
             yield from ((name, *path) for path in paths(inner, keyword))
+
+
+def with_room_for_digests(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of a schema whose fields with `x-hash` also accept a digest."""
+    roomy = dict(schema)
+    if schema.get("x-hash"):
+        roomy = {keyword: value for keyword, value in schema.items() if keyword not in _OF_TEXTS}
+        roomy["maxLength"] = max(CHARACTERS, schema.get("maxLength", CHARACTERS))
+    if "properties" in schema:
+        fields = schema["properties"].items()
+        roomy["properties"] = {name: with_room_for_digests(field) for name, field in fields}
+    if isinstance(schema.get("items"), Mapping):
+        roomy["items"] = with_room_for_digests(schema["items"])
+    return roomy
 
 
 def with_digests(node: Any, where: Places, digest: Digest) -> Any:

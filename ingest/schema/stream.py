@@ -106,6 +106,10 @@ class Stream:
         """Return a sample with digests in place of what is stored as a digest."""
         return with_digests(sample, self.hashed, self.digest)
 
+    def storable(self, sample: Any) -> Any:
+        """Return what may be stored of a sample: no forbidden fields, and digests in place."""
+        return self.with_digests(self.never_stored.without(sample))
+
     def fault(self, sample: dict[str, Any]) -> str | None:
         """Return the first fault that the schema finds in `sample`; None if it is valid.
 

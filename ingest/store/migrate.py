@@ -19,6 +19,7 @@ from ingest.config import Settings
 from ingest.errors import NotReady, Unavailable
 from ingest.schema import Catalogue, Stream
 from ingest.schema.table import add_column, comment_on, create_table, quoted, table_columns
+from ingest.store import dead_letters
 from ingest.store.connect import connect, connected
 from ingest.store.retention import changes, retention_of
 
@@ -48,7 +49,7 @@ _NARROWER = {
 
 
 _SHORT_NAMES = {"timestamp with time zone": "timestamptz"}
-_ROLES = {1: WORKER_ROLE, 4: READER_ROLE}
+_ROLES = {1: WORKER_ROLE, 4: READER_ROLE, 10: dead_letters.ROLE}
 """Roles, by the number of the base migration that makes them."""
 
 
@@ -274,7 +275,26 @@ def _base_grants() -> dict[int, list[str]]:
             _granted("GRANT EXECUTE ON FUNCTION iov.drop_dead_letters(integer)"),
             _granted("GRANT EXECUTE ON FUNCTION iov.analyse(text)"),
         ],
+        10: [
+            _granted("GRANT SELECT (attempts, replayed_at) ON iov.dead_letter", role=READER_ROLE),
+            _granted("GRANT SELECT, UPDATE, DELETE ON iov.dead_letter", role=dead_letters.ROLE),
+            _member(dead_letters.ROLE, WORKER_ROLE),
+        ],
     }
+
+
+def _member(role: str, of: str) -> str:
+    """Return SQL that lets one role do what another may, if both are there."""
+    return f"""
+DO $$ BEGIN
+    IF to_regrole('{role}') IS NOT NULL AND to_regrole('{of}') IS NOT NULL
+            AND NOT pg_has_role('{role}', '{of}', 'USAGE') THEN
+        GRANT {of} TO {role};
+    END IF;
+EXCEPTION
+    WHEN insufficient_privilege THEN
+        RAISE NOTICE 'no right to grant {of} to {role}: an administrator does';
+END $$"""
 
 
 def _granted_temporary() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
@@ -24,6 +25,8 @@ class Part:
     """Refusal of its only row, if this row alone was too much for the server several times."""
     failed_alone: int = 0
     """Number of times its only row was too much for the server, which has stored other rows."""
+    replayed: AbstractSet[int] = frozenset()
+    """Ids of the dead letters to take out, if this part is the last of their content."""
 
     @property
     def size(self) -> int:

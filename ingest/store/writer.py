@@ -31,6 +31,7 @@ from ingest.schema.table import quoted
 from ingest.store.connection import StoreConnection
 from ingest.store.copy import copy
 from ingest.store.days import Days
+from ingest.store.dead_letters import keep, take_out
 from ingest.store.devices import DeviceIds, describe
 from ingest.store.failures import (
     DuplicateKey,
@@ -104,6 +105,9 @@ class Writer:
         parts = [Part(batch.rows, batch.dead_letters, batch.described)]
         kept: dict[int, bool] = {}
         while parts:
+            last = len(parts) == 1
+            # A letter that is replayed goes with the last part, when all of its content is written.
+            parts[-1].replayed = batch.replayed - total.staying if last else frozenset()
             try:
                 async with self.connection.use() as (connection, ids_of):
                     written = await self._attempt(
@@ -194,6 +198,8 @@ class Writer:
         if not proven and not written.good:
             _expect_foreseen(refusals)
         await self._write_letters(connection, written, proven=proven)
+        if gone := part.replayed - written.staying:
+            await take_out(connection, gone)
         return written
 
     async def _write_rows(
@@ -289,16 +295,17 @@ class Writer:
         self, connection: asyncpg.Connection, written: Written, *, proven: bool
     ) -> None:
         """Write the dead letters; on the careful way, retry refused ones in ASCII or drop them."""
-        if not written.letters:
+        letters = written.letters
+        if not letters:
             return
+        written.staying = {one.replayed for one in letters if one.same and one.replayed is not None}
         if not self._careful:
-            await copy(connection, "iov", "dead_letter", DeadLetter._fields, written.letters)
+            await keep(connection, letters)
             return
 
         async def write(letters: Sequence[DeadLetter]) -> None:
-            await copy(connection, "iov", "dead_letter", DeadLetter._fields, letters)
+            await keep(connection, letters)
 
-        letters = written.letters
         refused = await write_what_can_be(connection, letters, write)
         plainer = {place: letters[place].plain() for place in refused}
         lost = await write_what_can_be(connection, list(plainer.values()), write)
@@ -307,7 +314,10 @@ class Writer:
         if gone and not (proven or written.good or len(gone) < len(letters)):
             raise Unforeseen(f"no dead letter can be stored: {next(iter(gone.values()))}")
         for place in gone:
-            written.suppressed[letters[place].stream or OTHER] += 1
+            letter = letters[place]
+            written.suppressed[letter.stream or OTHER] += 1
+            if letter.replayed is not None:
+                written.staying.add(letter.replayed)
         if gone and self._seldom.allows("letters"):
             why = str(next(iter(gone.values())))
             log.error("dead letters refused", why=why, number=len(gone))

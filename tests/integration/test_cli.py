@@ -12,7 +12,6 @@ import signal
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import asyncpg
 import pytest
@@ -23,6 +22,7 @@ from ingest.cli import app
 from ingest.lab.embedded import Mosquitto, Postgres
 from ingest.lab.until import until
 from ingest.schema import Catalogue, default_directory, load_catalogue
+from tests.commands import iov_ingest
 from tests.support import (
     OwnDatabase,
     publish_many,
@@ -31,32 +31,6 @@ from tests.support import (
 )
 
 pytestmark = pytest.mark.slow
-
-
-class Ended(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.out.splitlines()[-1])
-        return found
-
-
-async def iov_ingest(*args: str | Path, **settings: str) -> Ended:
-    process = await child(
-        sys.executable,
-        "-m",
-        "ingest",
-        *map(str, args),
-        env=os.environ | {f"IOV_{name.upper()}": value for name, value in settings.items()},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await process.communicate()
-    assert process.returncode is not None
-    return Ended(process.returncode, out.decode(), err.decode())
 
 
 @pytest.mark.parametrize(
@@ -81,6 +55,11 @@ async def iov_ingest(*args: str | Path, **settings: str) -> Ended:
         "schema diff",
         "devices",
         "devices import",
+        "dead-letters",
+        "dead-letters list",
+        "dead-letters show",
+        "dead-letters replay",
+        "dead-letters purge",
     ],
 )
 def test_every_command_has_help_that_teaches(command: str) -> None:

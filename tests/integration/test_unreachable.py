@@ -34,7 +34,7 @@ from ingest.schema import Catalogue
 from ingest.store import away, connect
 from ingest.trouble import Trouble
 from ingest.worker.service import Service
-from tests.integration.test_cli import iov_ingest
+from tests.commands import iov_ingest
 from tests.support import (
     environment,
 )

@@ -14,7 +14,8 @@ from ingest.config import Settings
 from ingest.errors import ConfigError
 from ingest.model import Rejected, Row
 from ingest.schema import digest_of, load_catalogue
-from ingest.schema.private import places, with_digests
+from ingest.schema.digest import once
+from ingest.schema.private import places, with_digests, with_room_for_digests
 from tests.support import column, delivery
 
 NOW = datetime(2026, 11, 22, 8, 0, tzinfo=UTC)
@@ -76,3 +77,46 @@ def test_a_key_that_is_none_is_told(content: bytes | None, problem: str, tmp_pat
     (told,) = caught.value.problems
     assert told.startswith(f"IOV_DIGEST_KEY_FILE: {file}: {problem}")
     assert "short" not in told
+
+
+def test_what_is_a_digest_already_stays(key_file: Path) -> None:
+    digest = once(digest_of(key_file))
+    assert digest("8986") == hmac_of("8986")
+    assert digest(hmac_of("8986")) == hmac_of("8986")
+
+
+def test_a_field_for_digests_has_room_for_one_and_no_other_field_changes() -> None:
+    schema = {
+        "properties": {
+            "id": {"x-hash": "sha256", "type": "string", "maxLength": 17, "pattern": "^[A-Z]+$"},
+            "long": {"x-hash": "sha256", "type": "string", "maxLength": 100},
+            "name": {"type": "string", "maxLength": 17, "pattern": "^[A-Z]+$"},
+            "parts": {"items": {"properties": {"vin": {"x-hash": "sha256", "minLength": 17}}}},
+        }
+    }
+    assert with_room_for_digests(schema) == {
+        "properties": {
+            "id": {"x-hash": "sha256", "type": "string", "maxLength": 64},
+            "long": {"x-hash": "sha256", "type": "string", "maxLength": 100},
+            "name": {"type": "string", "maxLength": 17, "pattern": "^[A-Z]+$"},
+            "parts": {"items": {"properties": {"vin": {"x-hash": "sha256", "maxLength": 64}}}},
+        }
+    }
+
+
+def test_a_derived_seq_tells_nothing_of_what_is_stored_as_a_digest(key_file: Path) -> None:
+    """Without the key, nobody can find a driver by trying all ids against the checksum."""
+    trip = {"ts": NOW.isoformat(), "driver_hash": "D-4711", "gross_weight_kg": 1}
+    seqs = []
+    for key in (key_file, None):
+        catalogue = load_catalogue(digest=digest_of(key))
+        checker = Checker.of(catalogue, Settings())
+        [row] = checker.check(delivery(trip, "iov/v1/V1/truck", at=NOW)).outcomes
+        assert isinstance(row, Row)
+        seqs.append(column(row, catalogue, "seq"))
+        [other] = checker.check(
+            delivery(trip | {"driver_hash": "D-4712"}, "iov/v1/V1/truck", at=NOW)
+        ).outcomes
+        assert isinstance(other, Row)
+        seqs.append(column(other, catalogue, "seq"))
+    assert len(set(seqs)) == 4
