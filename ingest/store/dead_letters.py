@@ -26,6 +26,7 @@ _WHICH = """
     AND ($3::text[] IS NULL OR device = ANY($3)) AND ($4::bigint[] IS NULL OR id = ANY($4))
     AND ($5::timestamptz IS NULL OR received_at >= $5)
     AND ($6::timestamptz IS NULL OR received_at < $6)
+    AND ($7::integer IS NULL OR attempts <= $7)
 """
 _GROUPS = f"""
 SELECT coalesce(stream, ''), reason, count(*), min(received_at), max(received_at)
@@ -33,14 +34,14 @@ FROM iov.dead_letter WHERE {_WHICH} GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2
 """
 _NEWEST = f"""
 SELECT id, received_at, device, stream, reason, detail, attempts
-FROM iov.dead_letter WHERE {_WHICH} ORDER BY id DESC LIMIT $7
+FROM iov.dead_letter WHERE {_WHICH} ORDER BY id DESC LIMIT $8
 """
 _ONE = (
     f"SELECT {', '.join(LETTER_COLUMNS)}, attempts, replayed_at FROM iov.dead_letter WHERE id = $1"
 )
 _NEXT = f"""
 SELECT id, octet_length(payload) FROM iov.dead_letter
-WHERE {_WHICH} AND id > $7 AND id <= $8 ORDER BY id LIMIT $9
+WHERE {_WHICH} AND id > $8 AND id <= $9 ORDER BY id LIMIT $10
 """
 _THESE = f"""
 SELECT id, {", ".join(LETTER_COLUMNS)} FROM iov.dead_letter WHERE id = ANY($1::bigint[]) ORDER BY id
@@ -49,7 +50,7 @@ _LAST = "SELECT coalesce(max(id), 0) FROM iov.dead_letter"
 _PURGE = f"""
 WITH gone AS (
     DELETE FROM iov.dead_letter WHERE id IN (
-        SELECT id FROM iov.dead_letter WHERE {_WHICH} AND id <= $7 ORDER BY id LIMIT $8
+        SELECT id FROM iov.dead_letter WHERE {_WHICH} AND id <= $8 ORDER BY id LIMIT $9
     ) RETURNING 1
 ) SELECT count(*) FROM gone
 """
@@ -82,6 +83,8 @@ class Which(NamedTuple):
     """Earliest `received_at`."""
     until: datetime | None = None
     """End of `received_at`, not included."""
+    most_attempts: int | None = None
+    """Number of times that a letter was replayed at most."""
 
     @property
     def is_all(self) -> bool:

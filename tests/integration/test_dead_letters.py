@@ -298,6 +298,7 @@ async def test_too_many_failures_stop_it_and_leave_the_rest(database: OwnDatabas
     account = await replay(database, most_failed=0.5)
     assert (account.stopped, account.done, account.letters) == (True, 500, 700)
     assert await database.one("SELECT sum(attempts) FROM iov.dead_letter") == 500
+    assert (await replay(database, Which(most_attempts=0))).letters == 200
     assert not (await replay(database, most_failed=1.0)).stopped
 
 

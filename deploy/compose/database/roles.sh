@@ -7,6 +7,7 @@ psql --set ON_ERROR_STOP=1 --username "$POSTGRES_USER" --dbname "$POSTGRES_DB" \
     --set worker="$WORKER_PASSWORD" --set reader="$READER_PASSWORD" <<'SQL'
 CREATE ROLE iov_worker NOLOGIN;
 CREATE ROLE iov_reader NOLOGIN;
+CREATE ROLE iov_dead_letters NOLOGIN IN ROLE iov_worker;
 CREATE ROLE owner LOGIN PASSWORD :'owner';
 CREATE ROLE worker LOGIN PASSWORD :'worker' IN ROLE iov_worker;
 CREATE ROLE dashboards LOGIN PASSWORD :'reader' IN ROLE iov_reader;

@@ -51,6 +51,10 @@ SinceOption = Annotated[
     str | None,
     typer.Option(help="Received at this time (RFC 3339) or later, or so long ago: 90m, 24h, 7d."),
 ]
+AttemptsOption = Annotated[
+    int | None,
+    typer.Option("--most-attempts", help="Only if replayed at most so often; 0: never.", min=0),
+]
 UntilOption = Annotated[str | None, typer.Option(help="Received before this time; like --since.")]
 
 app = typer.Typer(
@@ -75,6 +79,7 @@ def list_(
     device: DeviceOption = None,
     since: SinceOption = None,
     until: UntilOption = None,
+    most_attempts: AttemptsOption = None,
     limit: Annotated[int, typer.Option(help="Number of letters to list.", min=0)] = 20,
     config: ConfigOption = None,
     as_json: JsonOption = False,
@@ -84,7 +89,7 @@ def list_(
     A user in `iov_reader` may do this: no payload is read.
     """
     with ending():
-        which = _which(reason, stream, device, None, since, until)
+        which = _which(reason, stream, device, None, since, until, most_attempts)
         settings = settings_of(config, "IOV_DATABASE_URL")
         groups, newest = run_async(_list(settings, which, limit))
         if as_json:
@@ -126,6 +131,7 @@ def replay(
     id_: IdOption = None,
     since: SinceOption = None,
     until: UntilOption = None,
+    most_attempts: AttemptsOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would happen, change nothing.")
     ] = False,
@@ -152,7 +158,7 @@ def replay(
     Ends with status 1 if it stopped because too many failed.
     """
     with ending():
-        which = _which(reason, stream, device, id_, since, until)
+        which = _which(reason, stream, device, id_, since, until, most_attempts)
         settings = settings_of(config, "IOV_DATABASE_URL")
         judge = _judge(settings)
         if dry_run:
@@ -165,7 +171,8 @@ def replay(
             report.account(account, dry_run=dry_run)
         if account.stopped:
             left = account.letters - account.done
-            complain("stopped:", f"too many failed; {left} letters are left as they were")
+            hint = "choose by --reason or --most-attempts 0, or raise --most-failed"
+            complain("stopped:", f"too many failed; {left:,} letters are left as they were: {hint}")
             raise typer.Exit(1)
 
 
@@ -177,6 +184,7 @@ def purge(
     id_: IdOption = None,
     since: SinceOption = None,
     until: UntilOption = None,
+    most_attempts: AttemptsOption = None,
     all_: Annotated[bool, typer.Option("--all", help="All letters, whatever they are.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count them, delete nothing.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
@@ -188,7 +196,7 @@ def purge(
     `maintain` deletes old ones by itself: see `[dead_letter]` in `IOV_RETENTION_FILE`.
     """
     with ending():
-        which = _which(reason, stream, device, id_, since, until)
+        which = _which(reason, stream, device, id_, since, until, most_attempts)
         if which.is_all and not all_:
             raise ConfigError(["purge: say which letters, or --all"])
         if not (yes or dry_run or sys.stdin.isatty()):
@@ -211,6 +219,7 @@ def _which(
     id_: list[int] | None,
     since: str | None,
     until: str | None,
+    most_attempts: int | None,
 ) -> Which:
     """Return what the options choose; raises ConfigError if a time cannot be read."""
     now = datetime.now(UTC)
@@ -221,6 +230,7 @@ def _which(
         id_ or None,
         moment(since, now, "--since") if since else None,
         moment(until, now, "--until") if until else None,
+        most_attempts,
     )
 
 

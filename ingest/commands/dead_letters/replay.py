@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from random import Random
 from typing import Any, NamedTuple, Self
 
@@ -101,7 +101,7 @@ class ReplayAccount:
             {**outcome._asdict(), "letters": letters}
             for outcome, letters in self.outcomes.most_common()
         ]
-        return {**asdict(self), "outcomes": outcomes, "done": self.done, "failed": self.failed}
+        return {**vars(self), "outcomes": outcomes, "done": self.done, "failed": self.failed}
 
 
 class Judge:

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import orjson
 import typer
 
-from ingest.commands.common import ConfigOption, JsonOption, complain, ending
+from ingest.commands.common import (
+    ConfigOption,
+    JsonOption,
+    complain,
+    ending,
+    moment,
+    progress,
+    run_async,
+    settings_of,
+)
+from ingest.commands.schema.against import judge, report
 from ingest.commands.schema.diff import diff
 from ingest.commands.schema.docs import page, pages
 from ingest.commands.schema.lint import lint
-from ingest.config import load
+from ingest.config import Settings, load
 from ingest.errors import ConfigError
-from ingest.schema import Catalogue, Stream, default_directory, load_catalogue
+from ingest.schema import Catalogue, Stream, default_directory, digest_of, load_catalogue
 from ingest.schema.catalogue import SUFFIX, load_rules, load_schema, schema_files
 from ingest.schema.stream import stream as build
 from ingest.schema.table import create_table
@@ -97,8 +108,21 @@ def schema_docs(
 
 @app.command(name="diff")
 def schema_diff(
-    old: Annotated[Path, typer.Argument(help="A directory of schemas, or one schema file.")],
-    new: Annotated[Path, typer.Argument(help="Another of the same kind.")],
+    old: Annotated[
+        Path | None, typer.Argument(help="A directory of schemas, or one schema file.")
+    ] = None,
+    new: Annotated[Path | None, typer.Argument(help="Another of the same kind.")] = None,
+    against_last: Annotated[
+        str | None,
+        typer.Option(
+            help="Also judge what was stored and rejected in this span until now: 24h, 7d.",
+            metavar="SPAN",
+        ),
+    ] = None,
+    most: Annotated[
+        int, typer.Option(help="Number of rows of each stream to judge at most.", min=100)
+    ] = 100_000,
+    config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare schemas; say whether NEW may replace OLD, and end with status 1 if it may not.
@@ -106,19 +130,48 @@ def schema_diff(
     NEW is compatible if every sample that OLD accepts is still accepted, if `migrate` can change
     the tables, and if every column keeps its meaning. `git worktree add /tmp/old v1.0` makes an OLD
     to compare with.
+
+    With --against-last, NEW also judges the rows and dead letters of the database: how many it
+    would refuse, and how many it would take that were refused. That changes nothing, and needs a
+    user in `iov_dead_letters`. If only one directory is given, it is NEW, and OLD is what the
+    service uses; if none is given, NEW is what the service uses, and nothing is compared.
     """
     with ending():
-        changes = diff(_either(old), _either(new))
+        judgement = None
+        if against_last is not None:
+            settings = settings_of(config, "IOV_DATABASE_URL")
+            in_use = settings.schema_dir or default_directory()
+            if new is None:
+                old, new = (in_use, old) if old is not None else (None, in_use)
+            until = datetime.now(UTC)
+            since = moment(against_last, until, "--against-last")
+            judgement = run_async(
+                judge(
+                    settings,
+                    _as_stored(old, settings) if old is not None else None,
+                    _as_stored(new, settings),
+                    (since, until),
+                    most,
+                    progress,
+                )
+            )
+        elif old is None or new is None:
+            raise ConfigError(["schema diff: name OLD and NEW, or give --against-last"])
+        changes = diff(_either(old), _either(new)) if old is not None else []
         for change in changes:
             sign = "  " if change.compatible else "✗ "
             typer.echo(f"{sign}{change.where}: {change.what}")
         compatible = all(change.compatible for change in changes)
+        if judgement is not None:
+            report(judgement)
         if as_json:
             listed = [change._asdict() for change in changes]
-            typer.echo(orjson.dumps({"compatible": compatible, "changes": listed}).decode())
-        else:
+            against = {} if judgement is None else {"against": judgement.as_json()}
+            account = {"compatible": compatible, "changes": listed, **against}
+            typer.echo(orjson.dumps(account).decode())
+        elif old is not None:
             typer.echo("compatible" if compatible else "not compatible")
-        if not compatible:
+        if not compatible or (judgement is not None and judgement.is_worse):
             raise typer.Exit(1)
 
 
@@ -133,6 +186,13 @@ def schema_sql(
         for one in [_one(stream, config)] if stream else _catalogue(config).values():
             for statement in create_table(one, partitioned=not hypertable):
                 typer.echo(f"{statement};")
+
+
+def _as_stored(path: Path, settings: Settings) -> Catalogue:
+    """Return the streams of a directory, for samples as they are stored: with digests."""
+    if not path.is_dir():
+        raise ConfigError([f"--against-last needs directories of schemas, and {path} is none"])
+    return load_catalogue(path, digest_of(settings.digest_key_file), digested=True)
 
 
 def _either(path: Path) -> Catalogue:
