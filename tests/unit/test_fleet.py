@@ -62,6 +62,42 @@ def test_what_the_fleet_says_is_accepted_plausible_and_of_all_streams() -> None:
     assert fleet.said["gbt32960"] > 0
 
 
+@pytest.mark.slow
+def test_the_fleet_says_what_the_schemas_have_a_place_for() -> None:
+    """All but what vehicles of these kinds do not have, or send in frames only."""
+    said: set[str] = set()
+
+    def walk(node: Any, path: str) -> None:
+        if isinstance(node, list):
+            for item in node:
+                walk(item, path)
+        elif isinstance(node, dict):
+            for name, value in node.items():
+                if value is not None:
+                    said.add(f"{path}.{name}")
+                    walk(value, f"{path}.{name}")
+        elif path == "v2x.msg_type":
+            said.add(node)
+
+    streams = [name for name in STREAMS if name != "gbt32960"]
+    for _, message in messages(Fleet(60, 5, streams), 40_000):
+        walk(orjson.loads(message.payload), message.topic.split("/")[-1])
+    assert {
+        *("nev.ambient_c", "nev.range_km", "nev.aux_battery_v", "chassis.speed_kmh"),
+        *("battery.charging.voltage_v", "battery.charging.phases", "battery.packs.code"),
+        *("battery.packs.cycles", "battery.packs.rated_capacity_ah"),
+        *("battery.packs.remaining_capacity_ah", "battery.packs.energy_throughput_kwh"),
+        *("battery.packs.capacity_throughput_ah", "battery.packs.internal_resistance_mohm"),
+        *("truck.powertrain.engine_load_pct", "truck.powertrain.dpf_state"),
+        *("ad-state.hmi.hands_off_stage", "ad-state.hmi.locked_out", "ad-state.warnings"),
+        *("ad-state.exposure.by_road_type.automated_km", "mobility.events"),
+        *("v2x.accuracy.semi_major_m", "v2x.brakes.applied", "v2x.path_prediction.radius_m"),
+        *("v2x.road_user", "v2x.hazard.cause_code", "v2x.requests.request_id"),
+        *("v2x.request_states.state", "v2x.rtes.event_types", "v2x.nodes.links.lanes.points"),
+        *("BSM", "RSM", "RSI", "SPAT", "MAP", "STATUS", "PSM", "SRM", "SSM", "CAM", "DENM", "CPM"),
+    } <= said
+
+
 def test_what_the_fleet_says_wrong_is_rejected_and_nothing_else() -> None:
     checker = Checker.of(CATALOGUE, Settings())
     fleet = Fleet(10, 1, STREAMS, 2, Mischief(bad=0.2, duplicate=0.1, late=0.1))
@@ -216,7 +252,7 @@ def test_an_alarm_of_level_3_sends_30_seconds_before_it_again_and_30_after_it() 
     vehicle.raise_alarm(3, ["battery_high_temp"], {"ress": ["0x00000A21"]})
     at = vehicle.clock
     messages_ = list(vehicle.outbox)
-    assert [stream for stream, _ in messages_] == ["alarm", "nev", "ad-event"]
+    assert [stream for stream, _ in messages_] == ["alarm", "nev", "ad-event", "v2x"]
     before = messages_[1][1]
     ages = [round((at - datetime.fromisoformat(s["ts"])).total_seconds()) for s in before]
     assert ages == list(range(BURST_S - 1, -1, -1))
@@ -328,7 +364,7 @@ def test_a_roadside_unit_stays_and_tells_the_lights_cars_obey() -> None:
             light = city.signal(unit.node, True, unit.clock.timestamp())  # noqa: FBT003  along x
             assert phases[0]["state"] == light.state
             assert "stop_and_remain" in {phase["state"] for phase in phases}
-    assert set(seen) == {"RSM", "SPAT", "MAP", "RSI", "STATUS"}
+    assert set(seen) == {"RSM", "SPAT", "MAP", "RSI", "STATUS", "CPM", "PSM", "SSM"}
     assert all(metres((seen["RSM"]["lon"], seen["RSM"]["lat"]),
                       (p["pos"]["lon"], p["pos"]["lat"])) < 130
                for p in seen["RSM"]["participants"])  # fmt: skip

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import NamedTuple
 
-_AMBIENT_C = 24.0
+AMBIENT_C = 24.0
+"""Temperature of the air, everywhere and always."""
 
 
 class Chemistry(NamedTuple):
@@ -37,7 +38,9 @@ class Battery:
     soc_pct: float
     current_a: float = 0.0
     """Positive while discharging."""
-    temp_c: float = _AMBIENT_C
+    temp_c: float = AMBIENT_C
+    drawn_ah: float = 0.0
+    """Charge that was ever drawn from it."""
     offsets_v: list[float] = field(init=False)
     """Difference of each cell's voltage from the mean."""
     probes_c: list[float] = field(init=False)
@@ -76,7 +79,8 @@ class Battery:
     def step(self, seconds: float, watts: float, heat_w: float = 0.0) -> None:
         """Discharge with `watts` for this many seconds; if `watts` is negative, charge."""
         self.current_a = max(-400.0, min(600.0, watts / (self.cells * self.rest_v)))
+        self.drawn_ah += max(0.0, self.current_a) * seconds / 3600
         self.soc_pct -= self.current_a * seconds / 36 / self.capacity_ah
         self.soc_pct = max(1.5, min(100.0, self.soc_pct))
         losses_w = self.current_a**2 * self.resistance_ohm + heat_w
-        self.temp_c += (losses_w - 40 * (self.temp_c - _AMBIENT_C)) * seconds / 300_000
+        self.temp_c += (losses_w - 40 * (self.temp_c - AMBIENT_C)) * seconds / 300_000

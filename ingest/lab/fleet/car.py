@@ -44,6 +44,7 @@ class Car(Vehicle):
         if samples:
             self.outbox.append(("nev", samples))
         self.say_now("ad-event", words.minimum_risk(self))
+        self.say_now("v2x", words.hazard(self))
 
     def alarm_goes_on(self) -> None:
         """Say its current state, with the trigger `alarm`."""
@@ -56,4 +57,5 @@ class Car(Vehicle):
 
     def braked_hard(self) -> None:
         """Offer a recording of the hard braking."""
+        self.say_now("ad-event", words.collision_warning(self))
         self.say_now("ad-event", words.capture(self, "hard_brake"))

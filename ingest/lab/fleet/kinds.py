@@ -70,6 +70,8 @@ class Robotaxi(Car):
         }  # fmt: skip
         if riding or event == "trip_end":
             fields["trip"] = {"id": self.trip_id, "type": "private", "driver_type": "autonomous"}
+        if event == "trip_start":
+            fields["events"] = [event, "trip_enter_jurisdiction"]
         return fields | ({"event": event} if event else {})
 
     def trip_began(self) -> None:
@@ -151,11 +153,28 @@ class Truck(Device):
             "air_circuit_2_kpa": round(self.air_kpa - 6),
             "axles": [{"position": 1, "load_kg": round(self.mass_kg * 0.25)},
                       {"position": 2, "load_kg": round(self.mass_kg * 0.33)}],
+            "powertrain": self._powertrain(),
             "trailers": [{"no": 1, "id": f"{self.name}-T", "type": "semitrailer"}],
             "tell_tales": [{"name": "fuel_level", "state": "yellow"}] if self.fuel_pct < 10 else [],
             "position": {"lon": round(lon, 6), "lat": round(lat, 6), "speed_kmh": kmh,
                          "heading_deg": round(motion.heading_deg, 1)},
             "crs": "WGS84", "sw_version": "tgw-2.8",
+        }  # fmt: skip
+
+    def _powertrain(self) -> dict[str, Any]:
+        """Return what the engine's control unit broadcasts (SAE J1939-71)."""
+        motion = self.motion
+        load = max(0.0, min(1.0, 0.15 + motion.accel_mps2 * self.mass_kg / 20_000))
+        moving = motion.speed_mps > 1
+        return {
+            "engine_load_pct": round(load * 100), "engine_torque_pct": round(load * 90),
+            "fuel_rate_l_h": round(2.2 + load * 55, 2), "accel_pedal_pct": round(load * 80, 1),
+            "brake_pedal_pct": 30.0 if motion.accel_mps2 < -0.5 else 0.0,
+            "gear": min(12, 1 + int(motion.speed_mps / 1.8)) if moving else 0,
+            "oil_pressure_kpa": 380 if moving else 180, "oil_temp_c": round(self.coolant_c + 8),
+            "supply_v": 27.9, "cruise_active": moving and abs(motion.accel_mps2) < 0.05,
+            "cruise_set_kmh": 80, "dpf_state": "not_active",
+            "dpf_soot_pct": round(self.distance_m / 5_000 % 90),
         }  # fmt: skip
 
 

@@ -9,7 +9,9 @@ from typing import Any, ClassVar
 from ingest.lab.fleet import city
 from ingest.lab.fleet.device import Device
 
-_TYPES = ("RSM", "SPAT", "SPAT", "RSM", "STATUS", "MAP", "RSI")
+_TYPES = (
+    "RSM", "SPAT", "SPAT", "RSM", "STATUS", "MAP", "RSI", "SPAT", "CPM", "SPAT", "PSM", "SSM",
+)  # fmt: skip
 
 
 class RoadsideUnit(Device):
@@ -43,7 +45,10 @@ class RoadsideUnit(Device):
         self._turn = (self._turn + 1) % len(_TYPES)
         msg_type = _TYPES[self._turn]
         head = {"msg_type": msg_type, "rsu_id": self.name, "crs": "WGS84"}
-        say = {"RSM": self._rsm, "SPAT": self._spat, "MAP": self._map, "RSI": self._rsi}
+        say = {
+            "RSM": self._rsm, "SPAT": self._spat, "MAP": self._map, "RSI": self._rsi,
+            "CPM": self._rsm, "PSM": self._psm, "SSM": self._ssm,
+        }  # fmt: skip
         return head | say.get(msg_type, self._status)()
 
     def _at(self, east_m: float = 0.0, north_m: float = 0.0) -> dict[str, float]:
@@ -77,7 +82,10 @@ class RoadsideUnit(Device):
             {"name": f"{x}-{y}", "upstream_id": x * 100 + y, "width_cm": 350,
              "speed_limit_mps": round(city.limit_mps((x, y), self.node), 2),
              "points": [self._at((x - self.node[0]) * 100, (y - self.node[1]) * 100), self._at()],
-             "lanes": [{"id": 1, "phase_id": 1 if y == self.node[1] else 2, "maneuvers": 7}]}
+             "lanes": [{"id": 1, "phase_id": 1 if y == self.node[1] else 2, "maneuvers": 7,
+                        "width_cm": 350, "points": [
+                            self._at((x - self.node[0]) * 100, (y - self.node[1]) * 100 + 2),
+                            self._at(north_m=2)]}]}
             for x, y in city.neighbours(self.node)
         ]  # fmt: skip
         number = self.node[0] * 100 + self.node[1]
@@ -85,7 +93,27 @@ class RoadsideUnit(Device):
                            "pos": self._at(), "links": links}]}  # fmt: skip
 
     def _rsi(self) -> dict[str, Any]:
-        return {"rtss": [{"rts_id": 1, "sign_type": 38, "pos": self._at(east_m=-40)}]}
+        works = {"rte_id": 1, "event_type": 513, "event_types": [513, 770], "source": 1}
+        return {
+            "rtss": [{"rts_id": 1, "sign_type": 38, "pos": self._at(east_m=-40)}],
+            "rtes": [works | {"pos": self._at(east_m=80)}],
+        }
+
+    def _psm(self) -> dict[str, Any]:
+        """Say where a pedestrian is, who carries no device."""
+        along, speed = min(self._passers, key=lambda passer: passer[1])
+        return self._at(east_m=along, north_m=4) | {
+            "id": f"ped-{self.name}", "road_user": "pedestrian", "speed_mps": speed,
+            "heading_deg": 90.0,
+            "accuracy": {"semi_major_m": 1.0, "semi_minor_m": 0.6, "orientation_deg": 0.0},
+        }  # fmt: skip
+
+    def _ssm(self) -> dict[str, Any]:
+        """Answer a bus that asked for its light."""
+        number = self.node[0] * 100 + self.node[1]
+        return {"request_states": [
+            {"region": 31, "intersection_id": number, "request_id": 1, "state": "granted"}
+        ]}  # fmt: skip
 
     def _status(self) -> dict[str, Any]:
         uptime = (self.clock - self.began).total_seconds()

@@ -24,6 +24,8 @@ _LEVEL_2_PER_S, _LEVEL_3_PER_S = 1 / 1800, 1 / 3600
 _CHARGE_BELOW_PCT = 60
 _CHARGED_PCT = 80
 _SOC_LOW_PCT = 15
+_RANGE_KM = 400.0
+"""Distance that a full battery is good for."""
 _HARD_BRAKING_MPS2 = -2.9
 
 
@@ -37,6 +39,7 @@ class VehicleState(NamedTuple):
     position: tuple[float, float]
     heading_deg: float
     soc_pct: float
+    range_km: float
     voltage_v: float
     current_a: float
     torque_nm: float
@@ -95,6 +98,7 @@ class Vehicle(Device):
         soc = random.uniform(25, 95)
         self.battery = Battery(random, chemistry, self.cells, self.capacity_ah, soc)
         self.odometer_km = random.uniform(500, 150_000)
+        self.battery.drawn_ah = self.odometer_km * self.capacity_ah / _RANGE_KM
         self.motor_c = 30.0
         self.charging = False
         self.alarm = Alarm()
@@ -104,6 +108,8 @@ class Vehicle(Device):
         self.history: deque[VehicleState] = deque(maxlen=BURST_S)
         self.burst_until: datetime | None = None
         self.vin = _vin(name)
+        self.charges_slowly = crc32(self.vin.encode()) % 3 == 0
+        """True if it is charged with alternating current."""
         self.state: VehicleState = self._state(0.0)
 
     @property
@@ -115,6 +121,11 @@ class Vehicle(Device):
     def trip_id(self) -> str:
         """Identifier of the current trip, or of the last one."""
         return f"{self.name}-{self.trips}"
+
+    @property
+    def charge_kw(self) -> float:
+        """Power with which it is charged."""
+        return 11.0 if self.charges_slowly else 55.0
 
     @property
     def parked(self) -> bool:
@@ -181,7 +192,7 @@ class Vehicle(Device):
         watts = watts / 0.9 if watts > 0 else watts * 0.65
         heat_w = 60_000.0 if self.alarm.level >= 3 else 0.0
         if self.charging:
-            self.battery.step(seconds, -55_000.0, heat_w)
+            self.battery.step(seconds, -1_000 * self.charge_kw, heat_w)
         else:
             self.battery.step(seconds, watts + (150 if self.parked else 900), heat_w)
         self.motor_c += (25 + abs(watts) / 1200 - self.motor_c) * min(1.0, seconds / 240)
@@ -228,6 +239,7 @@ class Vehicle(Device):
         motion, battery = self.motion, self.battery
         return VehicleState(
             self.clock, motion.speed_mps * 3.6, motion.accel_mps2, self.odometer_km,
-            motion.position, motion.heading_deg, battery.soc_pct, battery.voltage_v,
-            battery.current_a, torque_nm, self.motor_c, self.charging, self.parked,
+            motion.position, motion.heading_deg, battery.soc_pct, battery.soc_pct * _RANGE_KM / 100,
+            battery.voltage_v, battery.current_a, torque_nm, self.motor_c,
+            self.charging, self.parked,
         )  # fmt: skip

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ingest.lab.fleet.battery import AMBIENT_C
 from ingest.lab.fleet.device import text
 from ingest.lab.fleet.vehicle import Vehicle, VehicleState
 
 Fields = dict[str, Any]
 _SOFTWARE = "4.2.1+build.20261101"
+_CAR = "passenger_car"
+_WHEELS = ("left_front", "left_rear", "right_front", "right_rear")
 _MODEL = {"name": "lane-net", "version": "7.3.1"}
 
 
@@ -26,7 +29,8 @@ def nev(vehicle: Vehicle, state: VehicleState) -> Fields:
         "soc_pct": round(state.soc_pct), "dcdc": "off" if state.parked else "working",
         "gear": "P" if state.parked else "D",
         "drive_force": moving and not generating, "brake_force": moving and generating,
-        "insulation_kohm": 6_200,
+        "insulation_kohm": 6_200, "ambient_c": AMBIENT_C, "range_km": round(state.range_km),
+        "aux_battery_v": 12.6 if state.parked else 13.9,
         "motors": [{
             "no": 1, "state": motor, "controller_temp_c": round(state.motor_c * 0.9),
             "temp_c": round(state.motor_c),
@@ -53,14 +57,32 @@ def battery(vehicle: Vehicle) -> Fields:
     }  # fmt: skip
     if pack.chemistry.code == "09":
         one |= {"pressure_kpa": 310, "gas_ppm": 0, "interface_resistance_mohm": 4.1}
+    if vehicle.parked:
+        one |= _passport(vehicle)
     fields: Fields = {"packs": [one]}
     if vehicle.charging:
         to_full_s = (100 - pack.soc_pct) * 36 * pack.capacity_ah / max(1.0, -pack.current_a)
         fields["charging"] = {
-            "plug": "locked", "power_kw": 55, "current_a": round(max(0.0, -pack.current_a), 1),
-            "target_soc_pct": 80, "time_to_full_s": round(to_full_s), "inlet": "GBT_DC",
+            "plug": "locked", "power_kw": vehicle.charge_kw, "voltage_v": round(pack.voltage_v, 1),
+            "current_a": round(max(0.0, -pack.current_a), 1), "target_soc_pct": 80,
+            "time_to_full_s": round(to_full_s), "inlet": "GBT_DC",
         }  # fmt: skip
+        if vehicle.charges_slowly:
+            fields["charging"] |= {"inlet": "GBT_AC", "voltage_v": 230.0, "phases": 3}
     return fields
+
+
+def _passport(vehicle: Vehicle) -> Fields:
+    """Return what a battery's passport is kept up with, sent while it is parked."""
+    pack = vehicle.battery
+    return {
+        "code": f"001PE0A{vehicle.vin}", "rated_capacity_ah": pack.capacity_ah,
+        "remaining_capacity_ah": round(pack.capacity_ah * 0.965, 1),
+        "cycles": round(pack.drawn_ah / pack.capacity_ah, 1),
+        "capacity_throughput_ah": round(2 * pack.drawn_ah),
+        "energy_throughput_kwh": round(2 * pack.drawn_ah * pack.cells * pack.rest_v / 1000),
+        "internal_resistance_mohm": round(pack.resistance_ohm * 1000, 1),
+    }  # fmt: skip
 
 
 def alarm(vehicle: Vehicle) -> Fields:
@@ -130,7 +152,8 @@ def chassis(vehicle: Vehicle) -> Fields:
         },
         "accel": {"lon_mps2": round(motion.accel_mps2, 2), "lat_mps2": round(lateral, 2)},
         "rate": {"yaw_dps": round(motion.yaw_dps, 2)},
-        "abs_active": False, "esc_active": False, "redundancy": {"steer": "full", "brake": "full"},
+        "speed_kmh": round(speed, 1), "abs_active": False, "esc_active": False,
+        "redundancy": {"steer": "full", "brake": "full"},
     }  # fmt: skip
 
 
@@ -159,6 +182,21 @@ def ad_state(vehicle: Vehicle) -> Fields:
         "yaw_rate_dps": round(motion.yaw_dps, 2), "accel_lon_mps2": round(motion.accel_mps2, 2),
         "steering_deg": round(max(-500.0, min(500.0, motion.yaw_dps * 14)), 1),
         "model": {**_MODEL, "latency_ms_p50": 31.5, "latency_ms_p99": 48, "fps": 20},
+        "hmi": {
+            "hands_on": vehicle.driven, "hands_off_stage": 0, "eyes_off_stage": 0,
+            "locked_out": stopping,
+        },
+        "warnings": ["forward_collision"] if motion.accel_mps2 < -2.5 else [],
+        "exposure": _exposure(vehicle),
+    }  # fmt: skip
+
+
+def _exposure(vehicle: Vehicle) -> Fields:
+    """Return how far and how long it drove itself: a third of its way, nearly all in the city."""
+    far_km = vehicle.odometer_km / 3
+    return {
+        "automated_km": round(far_km), "automated_h": round(far_km / 30),
+        "by_road_type": [{"road_type": "urban", "automated_km": round(far_km * 0.9)}],
     }  # fmt: skip
 
 
@@ -178,6 +216,11 @@ def capture(vehicle: Vehicle, trigger: str) -> Fields:
             "anonymised": True, "upload_state": "queued",
         },
     }  # fmt: skip
+
+
+def collision_warning(vehicle: Vehicle) -> Fields:
+    """Return the event that the driver is warned of a collision."""
+    return _event(vehicle, "forward_collision_warning")
 
 
 def minimum_risk(vehicle: Vehicle) -> Fields:
@@ -215,23 +258,59 @@ def health(vehicle: Vehicle) -> Fields:
     }  # fmt: skip
 
 
-def bsm(vehicle: Vehicle) -> Fields:
-    """Return a basic safety message."""
+def safety(vehicle: Vehicle) -> Fields:
+    """Return a safety message: nearly always a BSM; a bus also asks for its lights."""
+    count = vehicle.next_seq("bsm")
+    if vehicle.kind == "bus" and count % 4 == 1:
+        return _head(vehicle, "SRM") | {"requests": [{
+            "region": 31, "intersection_id": 101, "request_id": count % 256,
+            "requester_id": vehicle.pseudonym, "kind": "request",
+        }]}  # fmt: skip
+    if count % 16 == 1:
+        return _head(vehicle, "CAM") | {"road_user": "bus" if vehicle.kind == "bus" else _CAR}
+    return _head(vehicle, "BSM") | _bsm(vehicle, count)
+
+
+def hazard(vehicle: Vehicle) -> Fields:
+    """Return the warning that it stands where nobody expects it (cause 94: stationary vehicle)."""
+    return _head(vehicle, "DENM") | {"hazard": {"cause_code": 94, "validity_s": 60}}
+
+
+def _head(vehicle: Vehicle, msg_type: str) -> Fields:
+    """Return what safety messages have in common."""
     motion = vehicle.motion
     lon, lat = motion.position
     return {
-        "msg_type": "BSM", "msg_cnt": vehicle.next_seq("bsm") % 128, "id": vehicle.pseudonym,
+        "msg_type": msg_type, "id": vehicle.pseudonym, "crs": "WGS84",
+        "lat": round(lat, 7), "lon": round(lon, 7), "speed_mps": round(motion.speed_mps, 2),
+        "heading_deg": round(motion.heading_deg, 4) % 360,
+    }  # fmt: skip
+
+
+def _bsm(vehicle: Vehicle, count: int) -> Fields:
+    motion = vehicle.motion
+    braking = motion.accel_mps2 < -0.5
+    return {
+        "msg_cnt": count % 128, "elevation_m": 4.0,
         "sec_mark_ms": vehicle.clock.second * 1000 + vehicle.clock.microsecond // 1000,
-        "lat": round(lat, 7), "lon": round(lon, 7), "elevation_m": 4.0,
-        "speed_mps": round(motion.speed_mps, 2), "heading_deg": round(motion.heading_deg, 4) % 360,
         "accel": {"lon": round(motion.accel_mps2, 2)}, "yaw_rate_dps": round(motion.yaw_dps, 2),
         "size": {"width_cm": 189, "length_cm": 468, "height_cm": 145},
         "transmission": "P" if vehicle.parked else "fwd", "vehicle_class": vehicle.vehicle_class,
-        "events": [0] if vehicle.alarm.level >= 3 else [], "crs": "WGS84",
+        "events": [0] if vehicle.alarm.level >= 3 else [],
+        "accuracy": {"semi_major_m": 1.5, "semi_minor_m": 1.1, "orientation_deg": 0.0},
+        "brakes": {"applied": list(_WHEELS) if braking else [], "abs": "on", "scs": "on"},
+        "path_prediction": {"radius_m": _radius_m(vehicle), "confidence_pct": 80},
     }  # fmt: skip
+
+
+def _radius_m(vehicle: Vehicle) -> float:
+    """Return the radius of the curve that it drives; 0 is straight on."""
+    turning = abs(vehicle.motion.yaw_dps) > 1
+    radius = vehicle.motion.speed_mps / vehicle.motion.yaw_dps * 57.3 if turning else 0.0
+    return round(max(-3_276.7, min(3_276.7, radius)), 1)
 
 
 SAY: dict[str, Callable[[Vehicle], Fields]] = {
     "battery": battery, "alarm": alarm, "session": heartbeat, "cockpit": cockpit,
-    "chassis": chassis, "ad-state": ad_state, "ad-event": ad_event, "health": health, "v2x": bsm,
+    "chassis": chassis, "ad-state": ad_state, "ad-event": ad_event, "health": health, "v2x": safety,
 }  # fmt: skip
