@@ -118,9 +118,11 @@ def nav(vehicle: Vehicle, event: str) -> Fields:
 def cockpit(vehicle: Vehicle) -> Fields:
     """Return the fields of cabin and attention."""
     seats = [vehicle.driven and not vehicle.parked, vehicle.trips % 2 == 1, False, False]
-    return {
-        "event": "hmi_action", "app": "climate", "result": "ok",
-        "latency_ms": round(vehicle.random.uniform(20, 180)),
+    fields: Fields = {}
+    if vehicle.random.random() < 0.5:
+        latency_ms = round(vehicle.random.uniform(20, 180))
+        fields = {"event": "hmi_action", "app": "climate", "result": "ok", "latency_ms": latency_ms}
+    return fields | {
         "cabin": {
             "temp_c": 22.5, "hvac_set_c": 22, "hvac_fan": 40, "occupancy": seats, "belted": seats,
             "doors": [False] * 4,
