@@ -275,7 +275,7 @@ async def test_a_city_is_stored_whole_and_nothing_private_of_it(
                 await publish(message.payload, message.topic)
             now = datetime.now(UTC).isoformat()
             await publish({"ts": now, "event": "media", **private}, "iov/v1/C/cockpit")
-            await publish({"ts": now, "event": "?", **private}, "iov/v1/C/cockpit")
+            await publish({"ts": "now", "event": "media", **private}, "iov/v1/C/cockpit")
         await running.settles(samples + 2)
         assert running.metric("iov_samples_rejected_total") == 1
         assert running.metric("iov_samples_duplicate_total") == 0

@@ -101,7 +101,9 @@ def login(vehicle: Vehicle) -> Fields:
     return {
         "event": "login", "session_seq": vehicle.trips % 65_531 + 1, "bms_count": 1,
         "network": "cellular", "response": "command", "kind": vehicle.kind, "region": "cn",
-        "fleet": "simulated", "vin": vehicle.vin,
+        "fleet": "simulated", "vin": vehicle.vin, "model": f"simulated {vehicle.kind}",
+        "battery_capacity_kwh": round(vehicle.capacity_ah * vehicle.cells * 3.7 / 1000),
+        "load_capacity_kg": round(vehicle.mass_kg / 4), "consumption_kwh_per_100km": 15.4,
     }  # fmt: skip
 
 
