@@ -36,7 +36,8 @@ _OWN_KEYWORDS = {
 _UNITS = {
     UNITY, "%", "°", "°C", "°/s", "A", "A·h", "By", "Hz", "L/100 km", "L/h", "MPa", "N", "N·m",
     "V", "W", "W·h",
-    "cm", "dB", "h", "kPa", "kW", "kWh", "kWh/100 km", "kg", "kg/100 km", "km", "km/h", "kΩ", "m", "m/s", "m/s²",
+    "cm", "dB", "h", "kPa", "kW", "kWh", "kWh/100 km", "kg", "kg/100 km", "km", "km/h", "kΩ", "m",
+    "m/s", "m/s²",
     "mL", "mg/kg", "min", "mm", "ms", "mΩ", "ns", "ppm", "px", "r/min", "s",
 }  # fmt: skip
 _SUFFIXES = {
