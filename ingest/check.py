@@ -237,7 +237,8 @@ class Checker:
         sent = sample
         if row is None:
             sent = stream.never_stored.without(sample)
-            found = self._carefully(stream, ts, seq, received_at, sent)
+            said = stream.vocabulary.translated(sent)
+            found = self._carefully(stream, ts, seq, received_at, said)
             if isinstance(found, str):
                 fault = Defect(Reason.SCHEMA, found)
                 return self._rejected(stream, device, sent, fault, clean=True)

@@ -11,6 +11,7 @@ import orjson
 
 from ingest.errors import SchemaError
 from ingest.model import GBT32960
+from ingest.schema import vocabulary
 from ingest.schema.digest import Digest, once, sha256
 from ingest.schema.plausible import check_rules
 from ingest.schema.private import paths, with_room_for_digests
@@ -54,8 +55,9 @@ def load_catalogue(
         digest = once(digest)
     hashed = {path[-1] for schema in schemas.values() for path in paths(schema, "x-hash")}
     private = private_names(directory)
+    others = vocabularies(directory)
     return {
-        name: stream(name, schema, rules, private, hashed, digest)
+        name: stream(name, schema, rules, private, hashed, digest, others)
         for name, schema in schemas.items()
     }
 
@@ -64,6 +66,15 @@ def private_names(directory: Path) -> list[str]:
     """Return the names that are never stored in any stream, which the envelope lists."""
     file = directory / f"{_SHARED}{SUFFIX}"
     return list(_read(file, {}).get("x-never-stored", ())) if file.is_file() else []
+
+
+def vocabularies(directory: Path) -> dict[str, Any]:
+    """Return the vocabularies beside the schemas, by name; empty if there is no such file."""
+    file = directory / vocabulary.FILE
+    found = _read(file, {}) if file.is_file() else {}
+    if not isinstance(found, dict):
+        raise SchemaError(f"{file}: an object of vocabularies")
+    return found
 
 
 def schema_files(directory: Path) -> dict[str, Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 
 import jsonschema_rs
@@ -19,6 +20,7 @@ from ingest.schema.layout import RESERVED, Layout
 from ingest.schema.plausible import Rules
 from ingest.schema.private import NeverStored, Places, paths, places, with_digests
 from ingest.schema.rfc3339 import rfc3339
+from ingest.schema.vocabulary import Vocabulary, vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,8 @@ class Stream:
     """Divider of a sample into what may be stored and what the schema refuses."""
     device_fields: tuple[str, ...]
     """Fields that describe the device and have no column in the stream's table."""
+    vocabulary: Vocabulary
+    """Other names of its fields."""
 
     @property
     def table(self) -> str:
@@ -125,12 +129,14 @@ def stream(
     private: Iterable[str] = (),
     hashed_elsewhere: Iterable[str] = (),
     digest: Digest = sha256,
+    vocabularies: Mapping[str, Any] = MappingProxyType({}),
 ) -> Stream:
     """Build a stream from its resolved schema; raises SchemaError if that is impossible.
 
     - `private`: names that are never stored in any stream
     - `hashed_elsewhere`: names of fields that other streams store as digests only
     - `digest`: what makes a digest of a text
+    - `vocabularies`: other names of fields, besides those of VSS
     """
     found = columns(schema, name, RESERVED)
     if MEMBER in schema.get("properties", {}):
@@ -169,6 +175,7 @@ def stream(
         digest,
         Aside(schema, never_stored, _validator),
         device_fields(schema),
+        vocabulary(name, schema, vocabularies),
     )
 
 

@@ -73,6 +73,8 @@ def _schema(old: Mapping[str, Any], new: Mapping[str, Any], where: str) -> Itera
 def _keyword(keyword: str, before: Any, after: Any, where: str) -> Iterator[Change]:
     if keyword == "x-hash" and before is None:
         yield Change(where, "stored as a digest from now on", compatible=True)
+    elif keyword == "x-vss" and after is not None:
+        yield Change(where, f"{keyword}: {after}", compatible=True)
     elif keyword == "x-sentinels":
         # A number that stands for no value was never a value.
         yield Change(where, f"{keyword}: {before or []} → {after or []}", compatible=True)

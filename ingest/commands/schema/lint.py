@@ -15,13 +15,20 @@ from typing import Any
 import orjson
 
 from ingest.errors import SchemaError
-from ingest.schema.catalogue import load_rules, load_schema, private_names, schema_files
+from ingest.schema.catalogue import (
+    load_rules,
+    load_schema,
+    private_names,
+    schema_files,
+    vocabularies,
+)
 from ingest.schema.columns import ENVELOPE, UNITY, json_types
 from ingest.schema.fault import pointer
 from ingest.schema.plausible import DEVICE, EVERY_STREAM
 from ingest.schema.siblings import EACH
 from ingest.schema.stream import Stream, stream
 from ingest.schema.variants import variants
+from ingest.schema.vocabulary import FILE, without_field
 
 LEAST_VALID, LEAST_INVALID = 3, 5
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -31,7 +38,7 @@ _MEMORY = "[M]"
 _LIMITS = ("minimum", "maximum", "enum", "pattern", "const")
 _OWN_KEYWORDS = {
     "x-unit", "x-source", "x-hash", "x-column", "x-device", "x-never-stored", "x-sentinels",
-    "x-text", "x-free-text",
+    "x-text", "x-free-text", "x-vss",
 }  # fmt: skip
 _UNITS = {
     UNITY, "%", "°", "°C", "°/s", "A", "A·h", "By", "Hz", "L/100 km", "L/h", "MPa", "N", "N·m",
@@ -62,16 +69,19 @@ def lint(directory: Path) -> list[str]:
         rules = load_rules(directory)
         files = schema_files(directory)
         private = private_names(directory)
+        others = vocabularies(directory)
     except SchemaError as exc:
         return [str(exc)]
     for name, file in files.items():
         try:
-            found[name] = stream(name, load_schema(file), rules, private)
+            found[name] = stream(name, load_schema(file), rules, private, vocabularies=others)
         except SchemaError as exc:
             problems.append(str(exc))
             continue
         problems += [f"{name}: {problem}" for problem in _stream(found[name])]
         problems += [f"{name}: {problem}" for problem in _examples(found[name], directory)]
+        strange = without_field(name, found[name].schema, others)
+        problems += [f"{FILE}: {name}: {other} stands for no field" for other in strange]
     for number, rule in enumerate(rules):
         problems += [f"plausibility rule {number}: {problem}" for problem in _rule(rule, found)]
     return problems
