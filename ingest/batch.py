@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Self
 
 from ingest.budget import Budget
 from ingest.config import Settings
-from ingest.model import Checked, Delivery, Reason, Rejected, Row
+from ingest.model import Checked, Delivery, Kept, Reason, Rejected, Row
 
 _DETAIL_CHARACTERS = 300
 
@@ -30,6 +30,7 @@ class DeadLetter(NamedTuple):
     reason: str
     detail: str
     payload: bytes
+    kept: str | None = Kept.CLEAN.value
     replayed: int | None = None
     """No column: id of the letter in the database from which this one was made."""
     same: bool = False
@@ -101,9 +102,13 @@ def dead_letter(delivery: Delivery, rejected: Rejected) -> DeadLetter:
     if not isinstance(delivery, Replayed):
         return letter
     if delivery.whole:
-        return delivery.letter._replace(
+        again = delivery.letter._replace(
             reason=letter.reason, detail=letter.detail, replayed=delivery.id, same=True
         )
+        # What could not be read then, and can be now, is kept without what is private in it.
+        if again.kept == Kept.RAW and letter.kept == Kept.CLEAN:
+            return again._replace(payload=letter.payload, kept=letter.kept)
+        return again
     return letter._replace(topic=delivery.letter.topic, replayed=delivery.id)
 
 
@@ -117,6 +122,7 @@ def _new_letter(delivery: Delivery, rejected: Rejected) -> DeadLetter:
         # The detail may hold a JSON pointer with names of any length that a vehicle made up.
         _storable(rejected.detail[:_DETAIL_CHARACTERS]),
         rejected.payload,
+        rejected.kept.value,
     )
 
 

@@ -36,6 +36,7 @@ from ingest.model import (
     Checked,
     Defect,
     Delivery,
+    Kept,
     Outcome,
     Reason,
     Rejected,
@@ -168,7 +169,7 @@ class Checker:
             if name not in self._catalogue:
                 fault = Defect(Reason.UNKNOWN_STREAM, "no such schema")
                 kept = self._letters.of_sample(None, sample)
-                outcomes.append(Rejected(OTHER, name, device, *fault, kept))
+                outcomes.append(Rejected(OTHER, name, device, *fault, *kept))
         counts = Counter(o.stream if isinstance(o, Row) else o.label for o in outcomes)
         # A few bits of a frame may become long texts in its samples.
         size_bytes = len(payload) + sum(map(_weight, outcomes))
@@ -209,7 +210,7 @@ class Checker:
         fault = too_much(sample, self._limits)
         if fault is not None:
             kept = self._letters.of_large_sample(stream, sample)
-            return Rejected(stream.name, stream.name, device, *fault, kept)
+            return Rejected(stream.name, stream.name, device, *fault, *kept)
         return self._outcome(delivery, stream, device, sample, *others)
 
     def _outcome(
@@ -281,7 +282,7 @@ class Checker:
         self, stream: Stream, device: str, sample: Any, fault: Defect, *, clean: bool = False
     ) -> Rejected:
         kept = self._letters.of_sample(stream, sample, clean=clean)
-        return Rejected(stream.name, stream.name, device, *fault, kept)
+        return Rejected(stream.name, stream.name, device, *fault, *kept)
 
     def internal_error(self, delivery: Delivery) -> Checked:
         """Return one rejection for a message whose check raised an unexpected error."""
@@ -298,7 +299,7 @@ class Checker:
             "in flight at the last three ends of a worker, so it was not read: "
             f"{len(delivery.payload)} bytes, SHA-256 {told}"
         )
-        rejected = Rejected(label, name, device, Reason.INTERNAL_ERROR, detail, b"")
+        rejected = Rejected(label, name, device, Reason.INTERNAL_ERROR, detail, b"", Kept.DIGEST)
         return Checked(label, [rejected], len(delivery.topic))
 
     def samples_json(self, delivery: Delivery, indexes: Sequence[int]) -> list[bytes]:
@@ -318,7 +319,7 @@ class Checker:
             assert not isinstance(decoded, Defect)
             known = [(name, sample) for sample in decoded.samples]
         kept = (known[index] for index in indexes)
-        return [self._letters.of_sample(self._catalogue[of], sample) for of, sample in kept]
+        return [self._letters.of_sample(self._catalogue[of], one)[0] for of, one in kept]
 
     def _too_large(self, delivery: Delivery) -> Defect | None:
         size, most = len(delivery.payload), self._limits.payload_bytes
@@ -330,7 +331,7 @@ class Checker:
         label = (
             name if name is not None and (name in self._catalogue or name == GBT32960) else OTHER
         )
-        rejected = Rejected(label, name, device, *fault, self._letters.of_message(delivery, name))
+        rejected = Rejected(label, name, device, *fault, *self._letters.of_message(delivery, name))
         # The payload kept of a compressed message may be a thousand times the message's size.
         size_bytes = max(len(delivery.payload), len(rejected.payload)) + len(delivery.topic)
         return Checked(label, [rejected], size_bytes)

@@ -14,8 +14,11 @@ from typing import Any
 import orjson
 
 from ingest.decode import MessageLimits, unpack, values
-from ingest.model import Defect, Delivery
+from ingest.model import Defect, Delivery, Kept
 from ingest.schema import Catalogue, NeverStored, Stream
+
+Payload = tuple[bytes, Kept]
+"""Payload of a dead letter, and how much of what was rejected it is."""
 
 
 class Letters:
@@ -33,25 +36,25 @@ class Letters:
             name for stream in catalogue.values() for name in stream.never_stored.names
         )
 
-    def of_sample(self, stream: Stream | None, sample: Any, *, clean: bool = False) -> bytes:
+    def of_sample(self, stream: Stream | None, sample: Any, *, clean: bool = False) -> Payload:
         """Return what is kept of a sample; `stream` is None if no schema describes it.
 
         `clean` means that what must never be stored is already removed.
         """
-        return orjson.dumps(self._kept(stream, sample, clean=clean))
+        return orjson.dumps(self._kept(stream, sample, clean=clean)), Kept.CLEAN
 
-    def of_large_sample(self, stream: Stream, sample: Any) -> bytes:
+    def of_large_sample(self, stream: Stream, sample: Any) -> Payload:
         """Return what is kept of a sample that is too large to search name by name.
 
         A search of its text takes a tenth of the time. If it finds no forbidden name, the sample
         is kept whole; otherwise its size and digest are kept (but see `keep_unreadable`).
         """
         text = orjson.dumps(sample)
-        if self._keep_unreadable or not stream.never_stored.may_be_in(text):
-            return text
-        return size_and_digest(text)
+        if not stream.never_stored.may_be_in(text):
+            return text, Kept.CLEAN
+        return (text, Kept.RAW) if self._keep_unreadable else size_and_digest(text)
 
-    def of_message(self, delivery: Delivery, name: str | None) -> bytes:
+    def of_message(self, delivery: Delivery, name: str | None) -> Payload:
         """Return what is kept of a message that cannot be split; `name` is its stream's, if known.
 
         Readable JSON is kept without forbidden fields. A message that cannot be read (no JSON, an
@@ -65,15 +68,15 @@ class Letters:
             try:
                 document = orjson.loads(text)
                 if not private.may_be_in(text):
-                    return delivery.payload
+                    return delivery.payload, Kept.CLEAN
                 # Parsing and writing again keeps only one value of a name that occurs twice.
                 if isinstance(document, list):
-                    return orjson.dumps([self._kept(stream, sample) for sample in document])
+                    return orjson.dumps([self._kept(stream, one) for one in document]), Kept.CLEAN
                 return self.of_sample(stream, document)
             except (TypeError, ValueError, RecursionError):
                 pass  # not JSON, or nested too deep
         if self._keep_unreadable or not delivery.payload:
-            return delivery.payload
+            return delivery.payload, Kept.RAW
         return size_and_digest(delivery.payload)
 
     def _kept(self, stream: Stream | None, sample: Any, *, clean: bool = False) -> Any:
@@ -87,6 +90,7 @@ class Letters:
         return None if isinstance(text, Defect) else text
 
 
-def size_and_digest(text: bytes) -> bytes:
+def size_and_digest(text: bytes) -> Payload:
     """Return the size and digest that replace a text that cannot be searched."""
-    return orjson.dumps({"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()})
+    told = {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
+    return orjson.dumps(told), Kept.DIGEST

@@ -57,6 +57,17 @@ class Why(enum.StrEnum):
         return "out_of_range" if outside else "invalid"
 
 
+class Kept(enum.StrEnum):
+    """What a dead letter keeps: the closed list of values of `iov.dead_letter.kept`."""
+
+    CLEAN = "clean"
+    """All of it but what must never be stored; digests in place of what is stored as a digest."""
+    RAW = "raw"
+    """All of it, because it could not be read and the operator wants it unchanged."""
+    DIGEST = "digest"
+    """Its size and a digest, because it could not be read."""
+
+
 class Defect(NamedTuple):
     """Reason of a rejection, with its details."""
 
@@ -142,6 +153,8 @@ class Rejected(NamedTuple):
     """Description of the error and its place; it never quotes a value of the sample."""
     payload: bytes
     """The sample's JSON, or the message if it cannot be split, as far as `Letters` keeps it."""
+    kept: Kept = Kept.CLEAN
+    """How much of what was rejected `payload` is."""
 
 
 Outcome = Row | Rejected

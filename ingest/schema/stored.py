@@ -41,11 +41,23 @@ def sample_of(columns: Iterable[Column], row: Mapping[str, Any]) -> StoredSample
                 place = place.setdefault(step, {})
             place[name] = _as_sent(value, column)
     extra = dict(row["extra"] or {})
-    refused: dict[str, Any] = extra.pop(MEMBER, None) or {}
+    refused = _refused(extra, row["quality"] or {})
+    if refused:
+        del extra[MEMBER]
     _merge(sample, extra)
     for pointer, value in refused.items():
         _put_back(sample, _steps(pointer), value)
     return StoredSample(sample, frozenset(refused))
+
+
+def _refused(extra: Mapping[str, Any], quality: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the refused values by pointer; empty if a field of that name is the vehicle's own.
+
+    The service marks every value that it sets aside.
+    """
+    found = extra.get(MEMBER)
+    ours = isinstance(found, dict) and all(at in quality and at[:1] == "/" for at in found)
+    return dict(found) if ours and isinstance(found, dict) else {}
 
 
 def _as_sent(value: Any, column: Column) -> Any:
@@ -54,8 +66,15 @@ def _as_sent(value: Any, column: Column) -> Any:
         return value.isoformat()
     if column.text:
         # An object that has more than its text can say was kept as JSON.
-        return [orjson.loads(item) if (item or "").startswith("{") else item for item in value]
+        return [_object(item) if (item or "").startswith("{") else item for item in value]
     return value
+
+
+def _object(text: str) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return text  # a vehicle sent it so
 
 
 def _merge(into: dict[str, Any], more: Mapping[str, Any]) -> None:
@@ -74,14 +93,19 @@ def _steps(pointer: str) -> list[str]:
 
 
 def _put_back(node: Any, steps: list[str], value: Any) -> None:
-    """Put a value to its place, if the objects and arrays around it are there."""
+    """Put a value to its place, if that is empty and the objects and arrays around it are there."""
     *around, last = steps
     for step in around:
         if isinstance(node, list):
-            node = node[int(step)] if step.isdecimal() and int(step) < len(node) else None
+            node = node[int(step)] if _is_index(step, node) else None
         elif isinstance(node, dict):
             node = node.setdefault(step, {})
-    if isinstance(node, dict):
+    if isinstance(node, dict) and node.get(last) is None:
         node[last] = value
-    elif isinstance(node, list) and last.isdecimal() and int(last) < len(node):
+    elif isinstance(node, list) and _is_index(last, node) and node[int(last)] is None:
         node[int(last)] = value
+
+
+def _is_index(step: str, items: list[Any]) -> bool:
+    """Return whether a step of a pointer is the place of an item."""
+    return len(step) <= len(str(len(items))) and step.isdecimal() and int(step) < len(items)

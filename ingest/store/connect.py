@@ -203,7 +203,7 @@ def _from_jsonb(wire: bytes) -> Any:
 async def expect_migrated(connection: asyncpg.Connection, catalogue: Catalogue) -> None:
     """Raise NotReady unless every table has the columns the schemas ask for and may be written."""
     wanted = {stream.table: set(stream.column_names) for stream in catalogue.values()}
-    wanted["dead_letter"] = {"payload", "attempts"}
+    wanted["dead_letter"] = {"payload", "kept", "attempts", "replayed_at"}
     wanted["device"] = {"device_id", "kind_at"}
     wanted["worker"] = {"client_id", "leave_requested", "page_address"}
     wanted["guard"] = {"suspects"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 import asyncpg
@@ -17,8 +17,11 @@ ROLE = "iov_dead_letters"
 
 _AGAIN = """
 UPDATE iov.dead_letter d
-SET attempts = attempts + 1, replayed_at = now(), reason = l.reason, detail = l.detail
-FROM unnest($1::bigint[], $2::text[], $3::text[]) AS l (id, reason, detail) WHERE d.id = l.id
+SET attempts = attempts + 1, replayed_at = now(), reason = l.reason, detail = l.detail,
+    kept = l.kept,
+    payload = CASE WHEN d.kept = 'raw' AND l.kept = 'clean' THEN l.payload ELSE d.payload END
+FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::bytea[])
+    AS l (id, reason, detail, kept, payload) WHERE d.id = l.id
 """
 _TAKE_OUT = "DELETE FROM iov.dead_letter WHERE id = ANY($1::bigint[])"
 _WHICH = """
@@ -55,14 +58,12 @@ WITH gone AS (
 ) SELECT count(*) FROM gone
 """
 _KNOWN = """
-SELECT EXISTS (
-    SELECT FROM pg_attribute
-    WHERE attrelid = to_regclass('iov.dead_letter') AND attname = 'attempts'
-)
+SELECT count(*) = 3 FROM pg_attribute
+WHERE attrelid = to_regclass('iov.dead_letter') AND attname IN ('kept', 'attempts', 'replayed_at')
 """
-_MAY = """
-SELECT has_column_privilege('iov.dead_letter', 'payload', 'SELECT')
-    AND has_table_privilege('iov.dead_letter', 'UPDATE')
+_MAY_READ = "SELECT has_column_privilege('iov.dead_letter', 'payload', 'SELECT')"
+_MAY_CHANGE = """
+SELECT has_table_privilege('iov.dead_letter', 'UPDATE')
     AND has_table_privilege('iov.dead_letter', 'DELETE')
 """
 _ALONE = "SELECT pg_try_advisory_lock($1)"
@@ -125,9 +126,18 @@ class Shown(NamedTuple):
 
 async def keep(connection: asyncpg.Connection, letters: Sequence[DeadLetter]) -> None:
     """Write new letters; of letters that were replayed and rejected again, note why and when."""
-    new = [letter[: len(LETTER_COLUMNS)] for letter in letters if not letter.same]
+    new = [letter[: len(LETTER_COLUMNS)] for letter in letters if letter.replayed is None]
     if new:
         await copy(connection, "iov", "dead_letter", LETTER_COLUMNS, new)
+    now = datetime.now(UTC)
+    parts = [
+        (*letter[: len(LETTER_COLUMNS)], 1, now)
+        for letter in letters
+        if letter.replayed is not None and not letter.same
+    ]
+    if parts:
+        columns = (*LETTER_COLUMNS, "attempts", "replayed_at")
+        await copy(connection, "iov", "dead_letter", columns, parts)
     again = [letter for letter in letters if letter.same]
     if again:
         await connection.execute(
@@ -135,6 +145,8 @@ async def keep(connection: asyncpg.Connection, letters: Sequence[DeadLetter]) ->
             [letter.replayed for letter in again],
             [letter.reason for letter in again],
             [letter.detail for letter in again],
+            [letter.kept for letter in again],
+            [letter.payload for letter in again],
         )
 
 
@@ -143,18 +155,30 @@ async def take_out(connection: asyncpg.Connection, ids: Collection[int]) -> None
     await connection.execute(_TAKE_OUT, list(ids))
 
 
-async def expect_letters(connection: asyncpg.Connection, *, may_change: bool) -> None:
-    """Raise NotReady unless the table is up to date and, if `may_change`, may be changed."""
+async def expect_letters(
+    connection: asyncpg.Connection, *, may_read: bool = False, may_change: bool = False
+) -> None:
+    """Raise NotReady unless the table is up to date and this user has the rights that are named.
+
+    `may_read`: to read payloads. `may_change`: to change and delete letters.
+    """
     if not await connection.fetchval(_KNOWN):
-        raise NotReady("iov.dead_letter has no column attempts: run iov-ingest migrate")
-    if may_change and not await connection.fetchval(_MAY):
-        raise NotReady(f"no right to read and change iov.dead_letter: grant {ROLE} to this user")
+        raise NotReady("iov.dead_letter lacks columns: run iov-ingest migrate")
+    for needed, question, what in (
+        (may_read, _MAY_READ, "read the payloads of"),
+        (may_change, _MAY_CHANGE, "change"),
+    ):
+        if needed and not await connection.fetchval(question):
+            raise NotReady(f"no right to {what} iov.dead_letter: grant {ROLE} to this user")
 
 
-async def replay_alone(connection: asyncpg.Connection) -> None:
-    """Keep other replays out while this connection lives; raise Unavailable if one is at work."""
+async def change_alone(connection: asyncpg.Connection) -> None:
+    """Keep other replays and purges out while this connection lives.
+
+    Raises Unavailable if one is at work.
+    """
     if not await connection.fetchval(_ALONE, _LOCK):
-        raise Unavailable("another replay of dead letters is at work here: wait for its end")
+        raise Unavailable("another replay or purge of dead letters is at work: wait for its end")
 
 
 async def groups(connection: asyncpg.Connection, which: Which) -> list[LetterGroup]:

@@ -276,7 +276,9 @@ def _base_grants() -> dict[int, list[str]]:
             _granted("GRANT EXECUTE ON FUNCTION iov.analyse(text)"),
         ],
         10: [
-            _granted("GRANT SELECT (attempts, replayed_at) ON iov.dead_letter", role=READER_ROLE),
+            _granted(
+                "GRANT SELECT (kept, attempts, replayed_at) ON iov.dead_letter", role=READER_ROLE
+            ),
             _granted("GRANT SELECT, UPDATE, DELETE ON iov.dead_letter", role=dead_letters.ROLE),
             _member(dead_letters.ROLE, WORKER_ROLE),
         ],

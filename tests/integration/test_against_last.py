@@ -14,7 +14,6 @@ from ingest.batch import Batch
 from ingest.check import Checker
 from ingest.config import Settings
 from ingest.schema import Catalogue, default_directory
-from ingest.store.rows import SLICES
 from tests.commands import iov_ingest
 from tests.support import OwnDatabase, bad_sample, delivery, plenty, sample, writer_to
 
@@ -70,7 +69,7 @@ async def test_it_counts_what_would_be_refused_and_what_would_be_taken(
     assert ended.status == 1
     assert not ended.json["compatible"]
     [nev] = [one for one in ended.json["against"]["rows"] if one["stream"] == "nev"]
-    assert (nev["rows"], nev["whole"]) == (14, True)
+    assert nev["rows"] == 14
     assert sum(nev["refused"].values()) == 14
 
 
@@ -84,10 +83,10 @@ async def test_a_narrower_range_costs_fields_and_a_wider_one_brings_some_back(
     )
     assert ended.status == 1
     [nev] = [one for one in ended.json["against"]["rows"] if one["stream"] == "nev"]
-    assert nev == {
+    assert nev | {"of": 0} == {
         "stream": "nev",
         "rows": 14,
-        "whole": True,
+        "of": 0,
         "refused": {},
         "set_aside": {"/speed_kmh": 3},
         "taken": {"/soc_pct": 1},
@@ -113,23 +112,65 @@ async def test_the_schemas_that_stored_it_refuse_nothing_of_it(filled: OwnDataba
     assert await filled.one("SELECT sum(attempts) FROM iov.dead_letter") == 0
 
 
-async def test_of_many_rows_some_of_every_part_of_the_span_are_judged(
+async def test_of_many_rows_some_of_all_devices_are_judged(
+    database: OwnDatabase, tmp_path: Path
+) -> None:
+    """A new model of vehicles is the usual reason for new schemas: its rows must be among them."""
+    await database.execute("""
+        INSERT INTO iov.device (device, first_seen_at) SELECT 'D' || n, now()
+        FROM generate_series(1, 200) n;
+        SELECT iov.make_partition('nev', d::date)
+        FROM generate_series(now() - interval '1 day', now(), '12 hours') d;
+        INSERT INTO iov.nev (device_id, ts, seq, received_at, speed_kmh, soc_pct)
+        SELECT device_id, now() - n * interval '86 s', n, now(), 50,
+            CASE WHEN device_id > 100 THEN 90 END
+        FROM iov.device, generate_series(1, 1000) n;
+        ANALYZE iov.nev;
+    """)
+    schemas = tomorrow(tmp_path, soc_pct={"maximum": 80})
+    ended = await iov_ingest(
+        "schema", "diff", schemas, "--against-last", "24h", "--most", "20000", "--json",
+        database_url=database.url,
+    )  # fmt: skip
+    [nev] = [one for one in ended.json["against"]["rows"] if one["stream"] == "nev"]
+    assert 15_000 < nev["rows"] < 40_000
+    assert nev["of"] > 150_000
+    assert 0.4 < nev["set_aside"]["/soc_pct"] / nev["rows"] < 0.6
+
+
+async def test_rows_of_a_stream_that_is_gone_would_be_refused(
+    filled: OwnDatabase, tmp_path: Path
+) -> None:
+    schemas = tomorrow(tmp_path)
+    (schemas / "nev.schema.json").unlink()
+    (schemas / "plausibility.json").unlink()
+    await filled.execute("ANALYZE iov.nev")
+    ended = await iov_ingest(
+        "schema", "diff", "--against-last", "24h", "--json",
+        database_url=filled.url, schema_dir=str(schemas),
+    )  # fmt: skip
+    assert ended.status == 1
+    [gone] = [one for one in ended.json["against"]["rows"] if one["stream"] == "nev"]
+    assert gone["refused"].keys() == {"there is no such schema"}
+
+
+async def test_what_a_vehicle_calls_refused_is_its_own(
     database: OwnDatabase, catalogue: Catalogue
 ) -> None:
-    now = datetime.now(UTC)
     checker, batch = Checker.of(catalogue, Settings()), Batch(0.0)
-    for part in range(8):
-        numbers = range(500 * part, 500 * part + 500)
-        one = delivery([sample(n, now - timedelta(seconds=20 * n)) for n in numbers])
+    long = "/packs/" + "9" * 5_000
+    for number, own in enumerate(("hello", 7, [1], {"/speed_kmh": 999}, {long: 1}, {"a": 1})):
+        one = delivery(sample(number, refused=own))
         batch.add(one, checker.check(one), plenty(), 0.0)
     writer = writer_to(database.url, catalogue)
     await writer.write(batch)
     await writer.connection.close()
     ended = await iov_ingest(
-        "schema", "diff", "--against-last", "24h", "--most", "200", database_url=database.url
+        "schema", "diff", "--against-last", "24h", "--json", database_url=database.url
     )
-    # Of 22 hours and 13 minutes, 89 quarters of an hour have rows.
-    assert f"nev: {89 * (200 // SLICES + 1)} rows of more judged" in ended.out
+    assert ended.status == 0
+    [nev] = [one for one in ended.json["against"]["rows"] if one["stream"] == "nev"]
+    assert (nev["rows"], nev["refused"], nev["set_aside"], nev["taken"]) == (6, {}, {}, {})
 
 
 async def test_wrong_arguments_are_named() -> None:

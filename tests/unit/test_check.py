@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ingest.check import Checker
 from ingest.config import Settings
 from ingest.envelope import derived_seq, instant
-from ingest.model import Defect, Outcome, Reason, Rejected, Row
+from ingest.model import Defect, Kept, Outcome, Reason, Rejected, Row
 from ingest.schema import Catalogue
 from ingest.schema.private import NeverStored
 from ingest.schema.stream import stream
@@ -113,11 +113,14 @@ def test_the_limits_of_age_belong_to_what_is_allowed(edge: timedelta) -> None:
 def test_a_message_that_belongs_nowhere_is_kept_as_far_as_it_can_be_read(
     topic: str, reason: Reason, device: str | None, name: str | None
 ) -> None:
-    for payload, kept in ((b'{"x": 1}', b'{"x": 1}'), (b"raw", digest_of(b"raw"))):
+    for payload, kept, how in (
+        (b'{"x": 1}', b'{"x": 1}', Kept.CLEAN),
+        (b"raw", digest_of(b"raw"), Kept.DIGEST),
+    ):
         checked = CHECKER.check(delivery(payload, topic))
         assert checked.stream == "other"
         (found,) = checked.outcomes
-        assert found == Rejected("other", name, device, reason, found.detail, kept)  # type: ignore[union-attr]  # it is a Rejected, so equal to one
+        assert found == Rejected("other", name, device, reason, found.detail, kept, how)  # type: ignore[union-attr]  # it is a Rejected, so equal to one
 
 
 def digest_of(payload: bytes) -> bytes:

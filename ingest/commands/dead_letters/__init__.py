@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -25,15 +26,17 @@ from ingest.commands.common import (
 from ingest.commands.dead_letters import report
 from ingest.commands.dead_letters.replay import Judge, LetterReplay, ReplayAccount
 from ingest.config import Settings
-from ingest.errors import ConfigError, NotReady
+from ingest.errors import ConfigError, IngestError, NotReady
 from ingest.model import Reason
-from ingest.schema import digest_of, load_catalogue
 from ingest.store import dead_letters
 from ingest.store.connect import connected
 from ingest.store.dead_letters import LetterGroup, Listed, Shown, Which
 
 NAME = "iov-ingest dead-letters"
 """The application_name of its connection to the database."""
+
+_LAST_ID, _MANY = 2**63 - 1, 1_000_000
+"""Largest bigint; more letters or attempts than anybody looks at."""
 
 ReasonOption = Annotated[
     list[Reason] | None, typer.Option("--reason", help="Only with this reason; may be repeated.")
@@ -45,7 +48,8 @@ DeviceOption = Annotated[
     list[str] | None, typer.Option("--device", help="Only of this device; may be repeated.")
 ]
 IdOption = Annotated[
-    list[int] | None, typer.Option("--id", help="Only the letter with this id; may be repeated.")
+    list[int] | None,
+    typer.Option("--id", help="Only the letter with this id; may be repeated.", max=_LAST_ID),
 ]
 SinceOption = Annotated[
     str | None,
@@ -53,9 +57,13 @@ SinceOption = Annotated[
 ]
 AttemptsOption = Annotated[
     int | None,
-    typer.Option("--most-attempts", help="Only if replayed at most so often; 0: never.", min=0),
+    typer.Option(
+        "--most-attempts", help="Only if replayed at most so often; 0: never.", min=0, max=_MANY
+    ),
 ]
-UntilOption = Annotated[str | None, typer.Option(help="Received before this time; like --since.")]
+UntilOption = Annotated[
+    str | None, typer.Option(help="Received before this time, or longer ago than so long.")
+]
 
 app = typer.Typer(
     name="dead-letters",
@@ -80,7 +88,7 @@ def list_(
     since: SinceOption = None,
     until: UntilOption = None,
     most_attempts: AttemptsOption = None,
-    limit: Annotated[int, typer.Option(help="Number of letters to list.", min=0)] = 20,
+    limit: Annotated[int, typer.Option(help="Number of letters to list.", min=0, max=_MANY)] = 20,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -104,7 +112,9 @@ def list_(
 
 @app.command()
 def show(
-    id_: Annotated[int, typer.Argument(metavar="ID", help="Id of the letter, from `list`.")],
+    id_: Annotated[
+        int, typer.Argument(metavar="ID", help="Id of the letter, from `list`.", max=_LAST_ID)
+    ],
     raw: Annotated[
         bool, typer.Option("--raw", help="Write the payload, and nothing else, byte by byte.")
     ] = False,
@@ -138,7 +148,10 @@ def replay(
     most_failed: Annotated[
         float,
         typer.Option(
-            help="Stop if more than this share of 100 letters or more fail.", min=0, max=1
+            help="Stop once more than this share failed; judged after every 500 letters, if 100 or "
+            "more were tried. A letter that is stored in part has not failed.",
+            min=0,
+            max=1,
         ),
     ] = 0.5,
     config: ConfigOption = None,
@@ -148,14 +161,15 @@ def replay(
 
     A letter is checked as when it arrived: its age is judged by the time of its arrival, and that
     stays the `received_at` of its row. It is deleted in the transaction that stores its samples. A
-    letter that is rejected again stays, with the reason of now and one attempt more. Several
-    samples of one message that could not be split become letters of their own if they are rejected.
+    letter of which nothing can be stored stays, with the reason of now and one attempt more. If
+    some samples of a message can be stored, the others become letters of their own.
 
     Letters of which only size and digest were kept cannot come back.
 
     With --dry-run the store is not asked: it may refuse a row, or have it already.
 
-    Ends with status 1 if it stopped because too many failed.
+    Ends with status 1 if it stopped because too many failed, or because nothing could be committed
+    for half a minute; failures alone end with 0.
     """
     with ending():
         which = _which(reason, stream, device, id_, since, until, most_attempts)
@@ -223,30 +237,31 @@ def _which(
 ) -> Which:
     """Return what the options choose; raises ConfigError if a time cannot be read."""
     now = datetime.now(UTC)
+    begins = moment(since, now, "--since") if since else None
+    ends = moment(until, now, "--until") if until else None
+    if begins is not None and ends is not None and begins >= ends:
+        raise ConfigError(["--since is not before --until"])
     return Which(
         [one.value for one in reason] if reason else None,
         stream or None,
         device or None,
         id_ or None,
-        moment(since, now, "--since") if since else None,
-        moment(until, now, "--until") if until else None,
+        begins,
+        ends,
         most_attempts,
     )
 
 
 def _judge(settings: Settings) -> Judge:
-    digest = digest_of(settings.digest_key_file)
-    return Judge.of(load_catalogue(settings.schema_dir, digest, digested=True), settings)
+    return Judge.of(settings.schema_dir, settings)
 
 
 @asynccontextmanager
-async def _connected(
-    settings: Settings, *, may_change: bool = False
-) -> AsyncIterator[asyncpg.Connection]:
+async def _connected(settings: Settings, **rights: bool) -> AsyncIterator[asyncpg.Connection]:
     async with connected(
         settings.database, NAME, command_timeout_s=None, statement_timeout="0"
     ) as connection:
-        await dead_letters.expect_letters(connection, may_change=may_change)
+        await dead_letters.expect_letters(connection, **rights)
         yield connection
 
 
@@ -259,22 +274,26 @@ async def _list(
 
 
 async def _show(settings: Settings, id_: int) -> Shown | None:
-    async with _connected(settings) as connection:
+    async with _connected(settings, may_read=True) as connection:
         return await dead_letters.one(connection, id_)
 
 
 async def _dry_run(settings: Settings, judge: Judge, which: Which) -> ReplayAccount:
-    async with _connected(settings) as connection:
+    async with _connected(settings, may_read=True) as connection:
         return await LetterReplay(connection, which).dry_run(judge, partial(progress, "judging"))
 
 
 async def _replay(
     settings: Settings, judge: Judge, which: Which, most_failed: float
 ) -> ReplayAccount:
-    async with _connected(settings, may_change=True) as connection:
-        await dead_letters.replay_alone(connection)
+    async with _connected(settings, may_read=True, may_change=True) as connection:
+        await dead_letters.change_alone(connection)
         replay = LetterReplay(connection, which)
-        return await replay.run(settings, judge, most_failed, partial(progress, "replaying"))
+        try:
+            return await replay.run(settings, judge, most_failed, partial(progress, "replaying"))
+        except (asyncio.CancelledError, IngestError):
+            report.interrupted(replay.account)
+            raise
 
 
 async def _count(settings: Settings, which: Which) -> tuple[int, int]:
@@ -287,6 +306,7 @@ async def _count(settings: Settings, which: Which) -> tuple[int, int]:
 async def _purge(settings: Settings, which: Which, last: int, letters: int) -> int:
     purged = 0
     async with _connected(settings, may_change=True) as connection:
+        await dead_letters.change_alone(connection)
         with progress("deleting", letters) as advance:
             async for gone in dead_letters.purge(connection, which, last):
                 purged += gone

@@ -11,27 +11,38 @@ The way is that of a message from a broker: checker, batch, writer. What differs
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple, Self
 
 import asyncpg
 import orjson
+import structlog
 
-from ingest.batch import Batch, DeadLetter, Replayed, Written
+from ingest.batch import Batch, BatchLimits, DeadLetter, Replayed, Written
 from ingest.budget import Budget
 from ingest.check import Checker
 from ingest.config import Settings
 from ingest.decode import parse_topic
+from ingest.errors import NotReady, Unavailable
 from ingest.metrics import Metrics
-from ingest.model import Arrival, Checked, Rejected
-from ingest.schema import Catalogue
-from ingest.store import StoreConnection, Writer, dead_letters
+from ingest.model import Arrival, Checked, Delivery, Kept, Reason, Rejected
+from ingest.schema import Catalogue, digest_of, load_catalogue
+from ingest.store import (
+    StoreConnection,
+    Writer,
+    dead_letters,
+    durability_problem,
+    expect_migrated,
+    may_be_accepted,
+)
 from ingest.store.dead_letters import Which
 
 STORED = "stored"
@@ -40,11 +51,17 @@ NOT_KEPT = "its payload was not kept"
 _NAME = "iov-ingest dead-letters replay"
 _MOST_TOLD_BYTES = 200
 """Bytes that size and digest of a message take at most."""
+PATIENCE_S = 30.0
+"""Seconds without a commit after which a replay ends."""
+_LOOK_EVERY_S = 0.2
 _ENOUGH = 100
 """Number of letters before their share of failures is judged."""
 
 Bar = Callable[[int], AbstractContextManager[Callable[[int], None]]]
 """Progress bar for a number of letters; the function that it holds advances it."""
+
+
+log = structlog.get_logger(__name__)
 
 
 class _Broker:
@@ -107,32 +124,59 @@ class ReplayAccount:
 class Judge:
     """What the service says of a letter now."""
 
-    def __init__(self, catalogue: Catalogue, checker: Checker) -> None:
-        """Use a catalogue and a checker that take digests as they are."""
+    def __init__(self, catalogue: Catalogue, clean: Checker, raw: Checker) -> None:
+        """Use the checker `raw` for letters that hold what a vehicle sent, `clean` for others.
+
+        `clean` takes digests as they are; `catalogue` is the one that it knows.
+        """
         self.catalogue = catalogue
-        self.checker = checker
+        self._clean = clean
+        self._raw = raw
 
     @classmethod
-    def of(cls, catalogue: Catalogue, settings: Settings) -> Self:
-        """Return a judge with the limits from the settings."""
-        return cls(catalogue, Checker.of(catalogue, settings))
+    def of(cls, directory: Path | None, settings: Settings) -> Self:
+        """Return a judge by the schemas of a directory and the limits from the settings."""
+        digest = digest_of(settings.digest_key_file)
+        clean = load_catalogue(directory, digest, digested=True)
+        raw = load_catalogue(directory, digest)
+        return cls(clean, Checker.of(clean, settings), Checker.of(raw, settings))
 
     def now(self, id_: int, letter: DeadLetter) -> str:
         """Return the outcome of a letter, as far as it is known without the store."""
-        if is_not_kept(letter.payload):
+        if is_not_kept(letter):
             return NOT_KEPT
         checked = self.check(replayed(id_, letter))
         reasons = [one.reason.value for one in checked.outcomes if isinstance(one, Rejected)]
         return _outcome(reasons, rows=len(checked.outcomes) > len(reasons))
 
     def check(self, delivery: Replayed) -> Checked:
-        """Check a letter again, and note whether it stays one if it is rejected."""
+        """Check a letter again, and note whether it stays one if it is rejected.
+
+        It stays one if nothing of it can be stored, or if a part of it would be kept as size and
+        digest only. Then it has one outcome.
+        """
+        checker = self._of(delivery.letter)
         try:
-            checked = self.checker.check(delivery)
-        except Exception:  # noqa: BLE001  as in the pipeline: any error is this one letter's
-            checked = self.checker.internal_error(delivery)
-        delivery.whole = len(checked.outcomes) == 1
+            checked = checker.check(delivery)
+        except Exception:
+            # As in the pipeline, any error is this one letter's.
+            log.exception("internal error on one letter", letter=delivery.id)
+            checked = checker.internal_error(delivery)
+        rejected = [one for one in checked.outcomes if isinstance(one, Rejected)]
+        told_only = [one for one in rejected if one.kept is Kept.DIGEST]
+        whole = told_only or (rejected if len(rejected) == len(checked.outcomes) else [])
+        delivery.whole = bool(whole) or len(checked.outcomes) == 1
+        if whole:
+            return Checked(checked.stream, [whole[0]], len(delivery.payload))
         return checked
+
+    def samples_json(self, delivery: Delivery, indexes: Sequence[int]) -> list[bytes]:
+        """Return samples of a letter, by index, in the form that dead letters keep."""
+        assert isinstance(delivery, Replayed)
+        return self._of(delivery.letter).samples_json(delivery, indexes)
+
+    def _of(self, letter: DeadLetter) -> Checker:
+        return self._raw if letter.kept == Kept.RAW else self._clean
 
 
 def replayed(id_: int, letter: DeadLetter) -> Replayed:
@@ -150,10 +194,14 @@ def replayed(id_: int, letter: DeadLetter) -> Replayed:
     )
 
 
-def is_not_kept(payload: bytes) -> bool:
-    """Return whether only size and digest of what was rejected were kept, or nothing."""
-    if not payload:
-        return True
+def is_not_kept(letter: DeadLetter) -> bool:
+    """Return whether only size and digest of what was rejected were kept, or nothing.
+
+    Letters that were written before that was noted (`kept` is None) are judged by their looks.
+    """
+    payload = letter.payload
+    if not payload or letter.kept is not None:
+        return not payload or letter.kept == Kept.DIGEST
     if len(payload) > _MOST_TOLD_BYTES or not payload.startswith(b'{"bytes":'):
         return False
     try:
@@ -169,29 +217,80 @@ def _outcome(reasons: list[str], *, rows: bool) -> str:
     return IN_PART if rows else min(reasons)
 
 
+@dataclass
+class _Some:
+    """Letters that are written together."""
+
+    batch: Batch = field(default_factory=lambda: Batch(time.monotonic()))
+    letters: dict[int, DeadLetter] = field(default_factory=dict)
+    samples: dict[int, int] = field(default_factory=dict)
+    """Number of samples of each letter; 1 if it stays whole."""
+
+
+def _without_limit() -> Budget:
+    """Return a budget of dead letters that no device exhausts."""
+    return Budget(sys.maxsize, sys.maxsize)
+
+
+async def _patiently(writer: Writer, batch: Batch, patience_s: float) -> Written:
+    """Write a batch; raise Unavailable once nothing could be committed for `patience_s`."""
+    async with asyncio.TaskGroup() as tasks:
+        write = tasks.create_task(writer.write(batch), name="write letters")
+        watch = tasks.create_task(_trouble_of(writer, patience_s), name="patience")
+        watch.add_done_callback(lambda _: write.cancel())
+        write.add_done_callback(lambda _: watch.cancel())
+    if write.cancelled():
+        raise Unavailable(watch.result())
+    return write.result()
+
+
+async def _trouble_of(writer: Writer, patience_s: float) -> str:
+    """Return the reason why nothing could be committed for `patience_s`, once that is so."""
+    trouble, quiet_s = writer.connection.trouble, time.monotonic()
+    while time.monotonic() - quiet_s <= patience_s:
+        await asyncio.sleep(_LOOK_EVERY_S)  # nobody reports that a trouble lasts
+        if trouble.text is None:
+            quiet_s = time.monotonic()
+    return f"{trouble.server}: {trouble.text}"
+
+
 class LetterReplay:
     """The chosen letters that are there at its start, in the order in which they were kept."""
 
     def __init__(self, connection: asyncpg.Connection, which: Which) -> None:
         """Read letters over `connection`."""
+        self.account = ReplayAccount()
+        """What was done so far."""
         self._connection = connection
         self._which = which
-        self._account = ReplayAccount()
 
     async def dry_run(self, judge: Judge, bar: Bar) -> ReplayAccount:
         """Judge all letters, change nothing."""
         last = await self._begin()
-        with bar(self._account.letters) as advance:
+        with bar(self.account.letters) as advance:
             async for letters in dead_letters.some_at_a_time(self._connection, self._which, last):
                 for id_, letter in letters:
                     self._note(letter, judge.now(id_, letter))
                 advance(len(letters))
-        return self._account
+        return self.account
 
     async def run(
-        self, settings: Settings, judge: Judge, most_failed: float, bar: Bar
+        self,
+        settings: Settings,
+        judge: Judge,
+        most_failed: float,
+        bar: Bar,
+        patience_s: float = PATIENCE_S,
     ) -> ReplayAccount:
-        """Replay the letters until all are done, or until too large a share of them failed."""
+        """Replay the letters until all are done, or until too large a share of them failed.
+
+        Raises NotReady if the database is not migrated to the schemas or must not be written, and
+        Unavailable if nothing can be committed for `patience_s`. What is done stays done.
+        """
+        await expect_migrated(self._connection, judge.catalogue)
+        problem = await durability_problem(self._connection)
+        if problem is not None and not may_be_accepted(problem, settings):
+            raise NotReady(problem)
         last = await self._begin()
         metrics = Metrics(dict.fromkeys(judge.catalogue, ()))
         connection = StoreConnection(
@@ -199,17 +298,16 @@ class LetterReplay:
             Random(),  # noqa: S311  spreads reconnects, protects nothing
             settings.commit_timeout_s,
         )  # fmt: skip
-        without_limit = Budget(sys.maxsize, sys.maxsize)
-        writer = Writer(
-            connection, judge.catalogue, metrics, judge.checker.samples_json, without_limit
-        )
-        account = self._account
+        writer = Writer(connection, judge.catalogue, metrics, judge.samples_json, _without_limit())
+        account, limits = self.account, BatchLimits.of(settings)
         try:
             with bar(account.letters) as advance:
                 async for letters in dead_letters.some_at_a_time(
                     self._connection, self._which, last
                 ):
-                    await self._write(letters, judge, writer, without_limit)
+                    for some in self._batches(letters, judge, limits):
+                        written = await _patiently(writer, some.batch, patience_s)
+                        self._count(some, written)
                     advance(len(letters))
                     if account.tried >= _ENOUGH and account.failed > most_failed * account.tried:
                         account.stopped = account.done < account.letters
@@ -222,42 +320,43 @@ class LetterReplay:
         """Count the chosen letters; return the id of the last that is there."""
         last = await dead_letters.last_id(self._connection)
         found = await dead_letters.groups(self._connection, self._which)
-        self._account.letters = sum(group.letters for group in found)
+        self.account.letters = sum(group.letters for group in found)
         return last
 
-    async def _write(
-        self, letters: list[tuple[int, DeadLetter]], judge: Judge, writer: Writer, budget: Budget
-    ) -> None:
-        """Have some letters stored, in one batch."""
-        batch = Batch(time.monotonic())
-        checked: dict[int, Checked] = {}
+    def _batches(
+        self, letters: Iterable[tuple[int, DeadLetter]], judge: Judge, limits: BatchLimits
+    ) -> Iterator[_Some]:
+        """Yield batches of letters, each as large as a worker's may be."""
+        some, budget = _Some(), _without_limit()
         for id_, letter in letters:
-            if is_not_kept(letter.payload):
+            if is_not_kept(letter):
                 self._note(letter, NOT_KEPT)
                 continue
             delivery = replayed(id_, letter)
-            checked[id_] = judge.check(delivery)
-            batch.add(delivery, checked[id_], budget, 0.0)
-            batch.replayed.add(id_)
-        if not checked:
-            return
-        written = await writer.write(batch)
-        self._account.stored += written.stored.total()
-        self._account.duplicates += written.duplicate.total()
-        self._count(dict(letters), checked, written)
+            checked = judge.check(delivery)
+            some.letters[id_] = letter
+            some.samples[id_] = len(checked.outcomes)
+            some.batch.add(delivery, checked, budget, 0.0)
+            some.batch.replayed.add(id_)
+            if some.batch.samples >= limits.rows or some.batch.size_bytes >= limits.size_bytes:
+                yield some
+                some = _Some()
+        if some.letters:
+            yield some
 
-    def _count(
-        self, letters: dict[int, DeadLetter], checked: dict[int, Checked], written: Written
-    ) -> None:
-        """Note what became of each letter."""
+    def _count(self, some: _Some, written: Written) -> None:
+        """Note what became of each letter of a batch."""
+        self.account.stored += written.stored.total()
+        self.account.duplicates += written.duplicate.total()
         reasons: dict[int, list[str]] = {}
         for letter in written.letters:
             if letter.replayed is not None:
                 reasons.setdefault(letter.replayed, []).append(letter.reason)
-        for id_, outcomes in checked.items():
+        for id_, letter in some.letters.items():
             why = reasons.get(id_, [])
-            rows = len(outcomes.outcomes) > len(why)
-            self._note(letters[id_], _outcome(why, rows=rows))
+            if not why and id_ in written.staying:
+                why = [Reason.REFUSED_BY_STORE.value]  # not even why could be noted
+            self._note(letter, _outcome(why, rows=some.samples[id_] > len(why)))
 
     def _note(self, letter: DeadLetter, now: str) -> None:
-        self._account.outcomes[Outcome(letter.stream or "", letter.reason, now)] += 1
+        self.account.outcomes[Outcome(letter.stream or "", letter.reason, now)] += 1

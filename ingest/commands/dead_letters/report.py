@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,11 +12,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ingest.commands.common import people
 from ingest.commands.dead_letters.replay import ReplayAccount
 from ingest.store.dead_letters import LetterGroup, Listed, Shown
 
 _SHOWN_BYTES = 4_096
 _LINE_BYTES = 16
+_MOST_CHARACTERS = 300
+"""Number of characters of a field that are shown; a vehicle makes names of any length."""
 
 
 def say_json(**account: Any) -> None:
@@ -51,21 +55,24 @@ def letters(groups: Sequence[LetterGroup], newest: Sequence[Listed]) -> None:
 
 def letter(id_: int, shown: Shown, *, now: str, as_json: bool) -> None:
     """Print one letter; `now` is what the service would say of it."""
-    *columns, _ = shown.letter.columns().items()
+    columns = shown.letter.columns()
+    payload = columns.pop("payload")
     fields = {
         "id": id_,
-        **dict(columns),
+        **columns,
         "attempts": shown.attempts,
         "replayed_at": shown.replayed_at,
         "now": now,
     }
-    payload = shown.letter.payload
     if as_json:
-        say_json(**fields, payload=_text(payload), payload_bytes=len(payload))
+        text = _text(payload)
+        as_text = {"payload": text} if text is not None else {"payload_base64": _base64(payload)}
+        say_json(**fields, **as_text, payload_bytes=len(payload))
         return
     for name, value in fields.items():
         if value is not None:
-            typer.echo(f"{name:12} {_plain(str(value))}")
+            typer.echo(f"{name:12} {_plain(str(value))[:_MOST_CHARACTERS]}")
+    typer.echo(f"{'payload':12} {len(payload):,} bytes; --raw writes them as they came")
     typer.echo()
     typer.echo(readable(payload))
 
@@ -88,6 +95,11 @@ def account(replayed: ReplayAccount, *, dry_run: bool) -> None:
     )
 
 
+def interrupted(replayed: ReplayAccount) -> None:
+    """Say what was done before a replay ended early."""
+    people.print(f"{replayed.done:,} of {replayed.letters:,} letters were replayed")
+
+
 def _table(*columns: str) -> Table:
     table = Table(*columns, box=None, header_style="bold", pad_edge=False)
     table.columns[columns.index("letters") if "letters" in columns else 0].justify = "right"
@@ -102,6 +114,10 @@ def _plain(text: str) -> str:
 def _cell(text: str) -> str:
     """Return a text of a vehicle's for a table."""
     return escape(_plain(text))
+
+
+def _base64(payload: bytes) -> str:
+    return b64encode(payload).decode()
 
 
 def _text(payload: bytes) -> str | None:

@@ -109,7 +109,8 @@ def schema_docs(
 @app.command(name="diff")
 def schema_diff(
     old: Annotated[
-        Path | None, typer.Argument(help="A directory of schemas, or one schema file.")
+        Path | None,
+        typer.Argument(help="A directory of schemas, or a schema file. Given alone, it is NEW."),
     ] = None,
     new: Annotated[Path | None, typer.Argument(help="Another of the same kind.")] = None,
     against_last: Annotated[
@@ -120,7 +121,7 @@ def schema_diff(
         ),
     ] = None,
     most: Annotated[
-        int, typer.Option(help="Number of rows of each stream to judge at most.", min=100)
+        int, typer.Option(help="Number of rows of each stream to judge, about.", min=100)
     ] = 100_000,
     config: ConfigOption = None,
     as_json: JsonOption = False,
@@ -132,9 +133,11 @@ def schema_diff(
     to compare with.
 
     With --against-last, NEW also judges the rows and dead letters of the database: how many it
-    would refuse, and how many it would take that were refused. That changes nothing, and needs a
-    user in `iov_dead_letters`. If only one directory is given, it is NEW, and OLD is what the
-    service uses; if none is given, NEW is what the service uses, and nothing is compared.
+    would refuse, and how many it would take that were refused. Columns do not tell null from
+    absent, nor what was sent for a digest or a device, so demands on those are not judged. It
+    changes nothing, and needs a user in `iov_dead_letters`. If only one directory is given, it is
+    NEW, and OLD is what the service uses; if none is given, NEW is what the service uses, and
+    nothing is compared.
     """
     with ending():
         judgement = None
@@ -145,11 +148,13 @@ def schema_diff(
                 old, new = (in_use, old) if old is not None else (None, in_use)
             until = datetime.now(UTC)
             since = moment(against_last, until, "--against-last")
+            if since >= until:
+                raise ConfigError(["--against-last: a span of time until now, like 24h"])
             judgement = run_async(
                 judge(
                     settings,
                     _as_stored(old, settings) if old is not None else None,
-                    _as_stored(new, settings),
+                    _directories(new),
                     (since, until),
                     most,
                     progress,
@@ -188,11 +193,16 @@ def schema_sql(
                 typer.echo(f"{statement};")
 
 
-def _as_stored(path: Path, settings: Settings) -> Catalogue:
-    """Return the streams of a directory, for samples as they are stored: with digests."""
+def _directories(path: Path) -> Path:
+    """Return the path of a directory; raises ConfigError if it is none."""
     if not path.is_dir():
         raise ConfigError([f"--against-last needs directories of schemas, and {path} is none"])
-    return load_catalogue(path, digest_of(settings.digest_key_file), digested=True)
+    return path
+
+
+def _as_stored(path: Path, settings: Settings) -> Catalogue:
+    """Return the streams of a directory, for samples as they are stored: with digests."""
+    return load_catalogue(_directories(path), digest_of(settings.digest_key_file), digested=True)
 
 
 def _either(path: Path) -> Catalogue:

@@ -1,8 +1,8 @@
 """Tomorrow's schemas judge yesterday's rows: how many they would refuse, before `migrate`.
 
-The rows of a span of time are read in many slices of it, evenly, so that a part of them speaks for
-all. A row is judged as the sample that it was. Dead letters of the span are judged as `dead-letters
-replay --dry-run` does.
+Of many rows, pages of the table are judged that are taken at random. A row is judged as the sample
+that it was, as far as columns tell: not if a value was null or absent, nor what was sent in place
+of a digest or for the device. Dead letters are judged as `dead-letters replay --dry-run` does.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -20,13 +20,15 @@ import typer
 from ingest.commands.dead_letters.replay import Judge, LetterReplay, ReplayAccount
 from ingest.commands.dead_letters.report import account as letters_report
 from ingest.config import Settings
-from ingest.schema import Catalogue, Stream
+from ingest.schema import Catalogue, Stream, digest_of, load_catalogue
 from ingest.schema.stored import sample_of
 from ingest.store import dead_letters
 from ingest.store.connect import connected
 from ingest.store.dead_letters import Which
-from ingest.store.rows import SLICES, slices
+from ingest.store.rows import Span, estimate_of, others, rows_of
 
+_FEW_MORE = 1.5
+"""Factor by which an estimate has to be larger than what was read to say anything."""
 _INDEX = re.compile(r"/\d+(?=/|$)", re.ASCII)
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -38,9 +40,9 @@ class Verdict:
 
     stream: str
     rows: int = 0
-    """Number of rows that were read."""
-    whole: bool = True
-    """True if these are all rows of the span."""
+    """Number of rows that were judged."""
+    of: int = 0
+    """Number of rows in the span, as the planner estimates it, if it is more."""
     refused: Counter[str] = field(default_factory=Counter)
     """Samples that would be rejected, by fault."""
     set_aside: Counter[str] = field(default_factory=Counter)
@@ -74,37 +76,50 @@ class Judgement:
 async def judge(
     settings: Settings,
     old: Catalogue | None,
-    new: Catalogue,
-    span: tuple[datetime, datetime],
+    new: Path,
+    span: Span,
     most: int,
     bar: Bar,
 ) -> Judgement:
-    """Judge the rows of a span, at most `most` of each stream, and its dead letters.
+    """Judge the rows of a span, about `most` of each stream or all, and its dead letters.
 
     A row is in the span by its `ts`, a dead letter by its `received_at`. `old` says which field a
-    column holds, if a name has changed; the default is `new`. Both take digests as they are.
+    column holds, if a name has changed; the default is `new`, a directory. `old` takes digests as
+    they are.
     """
-    since, until = span
-    at_once = most // SLICES + 1
-    verdicts: list[Verdict] = []
+    digest = digest_of(settings.digest_key_file)
+    schemas = load_catalogue(new, digest, digested=True)
     async with connected(
         settings.database, "iov-ingest schema diff", command_timeout_s=None, statement_timeout="0"
     ) as connection:
-        await dead_letters.expect_letters(connection, may_change=False)
-        with bar("slices read", SLICES * len(new)) as advance:
-            for name, stream in new.items():
-                was = (old or new).get(name, stream)
+        await dead_letters.expect_letters(connection, may_read=True)
+        verdicts = await _gone(connection, schemas, span)
+        with bar("streams judged", len(schemas)) as advance:
+            for name, stream in schemas.items():
                 verdict = Verdict(name)
-                async for rows in slices(connection, was, span, at_once):
-                    verdict.whole &= len(rows) < at_once
-                    for row in rows:
-                        _judge_row(stream, was, row, settings, verdict)
-                    advance(1)
+                was = (old or schemas).get(name, stream)
+                found = await rows_of(connection, was, span, most)
+                if found is not None:
+                    async for rows in found.some:
+                        for row in rows:
+                            _judge_row(stream, was, row, settings, verdict)
+                    verdict.of = max(found.estimate, verdict.rows)
                 verdicts.append(verdict)
-        which = Which(since=since, until=until)
-        replay = LetterReplay(connection, which)
+                advance(1)
+        replay = LetterReplay(connection, Which(since=span[0], until=span[1]))
         letters = await replay.dry_run(Judge.of(new, settings), lambda n: bar("letters", n))
     return Judgement(verdicts, letters)
+
+
+async def _gone(connection: Any, schemas: Catalogue, span: Span) -> list[Verdict]:
+    """Return a verdict for each table with rows whose stream has no schema any more."""
+    verdicts = []
+    for table in await others(connection, [stream.table for stream in schemas.values()]):
+        number = await estimate_of(connection, table, span)
+        if number:
+            told = Counter({"there is no such schema": number})
+            verdicts.append(Verdict(table, number, number, told))
+    return verdicts
 
 
 def _judge_row(
@@ -134,8 +149,9 @@ def report(judgement: Judgement) -> None:
     for verdict in judgement.rows:
         if not verdict.rows:
             continue
-        rows = f"{verdict.rows:,} rows" if verdict.whole else f"{verdict.rows:,} rows of more"
-        typer.echo(f"{verdict.stream}: {rows} judged, {verdict.refused.total():,} would be refused")
+        more = f" of about {verdict.of:,}" if verdict.of > verdict.rows * _FEW_MORE else ""
+        refused = f"{verdict.refused.total():,} would be refused"
+        typer.echo(f"{verdict.stream}: {verdict.rows:,} rows{more} judged, {refused}")
         for told, found in (
             ("would be refused", verdict.refused),
             ("would be set aside", verdict.set_aside),
