@@ -8,7 +8,7 @@ schemas has the others. A number is multiplied by a factor if the other unit dif
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ingest.errors import SchemaError
@@ -37,6 +37,10 @@ class Vocabulary:
 
     def __bool__(self) -> bool:
         return bool(self._names)
+
+    def names_of(self, path: Sequence[str]) -> list[str]:
+        """Return the other names of a field."""
+        return [name for name, meaning in self._meanings.items() if meaning.path == tuple(path)]
 
     def translated(self, sample: dict[str, Any]) -> dict[str, Any]:
         """Return a sample with our own names; the same object if it uses no other.

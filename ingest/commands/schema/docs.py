@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from ingest.schema.catalogue import Catalogue, private_names
+from ingest.schema.catalogue import Catalogue, private_names, vocabularies
 from ingest.schema.columns import ENVELOPE, UNITY, json_types
 from ingest.schema.stream import Stream
 from ingest.schema.variants import variants
+from ingest.schema.vocabulary import FILE
 
 _EXAMPLE_CHARACTERS = 1_500
 """Number of characters up to which an example is shown; a longer one is tedious to read."""
@@ -44,6 +45,19 @@ besides is read too:
 `ts` is RFC 3339 with a zone, or Unix time in milliseconds. A number that is seconds, microseconds
 or nanoseconds is refused with `bad_timestamp`, and the detail names the unit. A text of more than
 1 MiB is read only if it is JSON as it stands.
+"""
+_VOCABULARIES = """\
+## Other names of fields
+
+A sample may name fields as other vocabularies do, each as one key at its top level:
+`{{"ts": …, "Vehicle.Speed": 46.8}}` is `speed_kmh`. The pages have the other names in the column
+*meaning*. Numbers are converted where the unit differs; what has its own name in the sample too
+stays as an unknown field. The topic says which stream it is, as always.
+
+| vocabulary | where it is listed |
+| --- | --- |
+| COVESA VSS 6.1, paths in dotted form | `x-vss` of the field |
+{others}
 """
 _QUALITY = """\
 ## What `quality` says
@@ -82,12 +96,12 @@ _REGENERATE = "Made by `iov-ingest schema docs --output docs/streams` from `sche
 
 def pages(catalogue: Catalogue, directory: Path) -> dict[str, str]:
     """Return every page by its file name, the index first."""
-    found = {"README.md": index(catalogue, private_names(directory))}
+    found = {"README.md": index(catalogue, private_names(directory), vocabularies(directory))}
     found |= {f"{name}.md": page(stream, directory) for name, stream in catalogue.items()}
     return found
 
 
-def index(catalogue: Catalogue, private: Sequence[str]) -> str:
+def index(catalogue: Catalogue, private: Sequence[str], others: Mapping[str, Any]) -> str:
     """Return the index page: a table row for each stream, and what holds for all of them."""
     lines = [
         "# Streams",
@@ -103,7 +117,18 @@ def index(catalogue: Catalogue, private: Sequence[str]) -> str:
         for name, stream in catalogue.items()
     ]
     names = ", ".join(f"`{name}`" for name in sorted(private))
-    lines += ["", _READING, _QUALITY, _NEVER.format(names=names), _MARKS, "", _REGENERATE]
+    listed = [f"| {said['title']} | `{FILE}`: {said['source']} |" for said in others.values()]
+    names_elsewhere = _VOCABULARIES.format(others="\n".join(listed))
+    lines += [
+        "",
+        _READING,
+        names_elsewhere,
+        _QUALITY,
+        _NEVER.format(names=names),
+        _MARKS,
+        "",
+        _REGENERATE,
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -151,6 +176,8 @@ def _rows(stream: Stream) -> Iterator[str]:
             meaning += " Free text: it may hold personal data."
         if field.get("x-hash"):
             meaning += " Stored as a digest."
+        if others := stream.vocabulary.names_of(path):
+            meaning += f" Also {', '.join(f'`{other}`' for other in others)}."
         unit = field.get("x-unit", "")
         cells = (
             f"`{name}`" + (" (required)" if name in required else ""),
