@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Self
 
 from ingest.budget import Budget
 from ingest.config import Settings
-from ingest.model import Checked, Delivery, Kept, Reason, Rejected, Row
+from ingest.model import Checked, Delivery, KeptAs, Reason, Rejected, Row
 
 _DETAIL_CHARACTERS = 300
 
@@ -30,7 +30,7 @@ class DeadLetter(NamedTuple):
     reason: str
     detail: str
     payload: bytes
-    kept: str | None = Kept.CLEAN.value
+    kept: str | None = KeptAs.CLEAN.value
     replayed: int | None = None
     """No column: id of the letter in the database from which this one was made."""
     same: bool = False
@@ -106,7 +106,7 @@ def dead_letter(delivery: Delivery, rejected: Rejected) -> DeadLetter:
             reason=letter.reason, detail=letter.detail, replayed=delivery.id, same=True
         )
         # What could not be read then, and can be now, is kept without what is private in it.
-        if again.kept == Kept.RAW and letter.kept == Kept.CLEAN:
+        if again.kept == KeptAs.RAW and letter.kept == KeptAs.CLEAN:
             return again._replace(payload=letter.payload, kept=letter.kept)
         return again
     return letter._replace(topic=delivery.letter.topic, replayed=delivery.id)

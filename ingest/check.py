@@ -36,7 +36,7 @@ from ingest.model import (
     Checked,
     Defect,
     Delivery,
-    Kept,
+    KeptAs,
     Outcome,
     Reason,
     Rejected,
@@ -299,7 +299,7 @@ class Checker:
             "in flight at the last three ends of a worker, so it was not read: "
             f"{len(delivery.payload)} bytes, SHA-256 {told}"
         )
-        rejected = Rejected(label, name, device, Reason.INTERNAL_ERROR, detail, b"", Kept.DIGEST)
+        rejected = Rejected(label, name, device, Reason.INTERNAL_ERROR, detail, b"", KeptAs.DIGEST)
         return Checked(label, [rejected], len(delivery.topic))
 
     def samples_json(self, delivery: Delivery, indexes: Sequence[int]) -> list[bytes]:

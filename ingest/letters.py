@@ -14,10 +14,10 @@ from typing import Any
 import orjson
 
 from ingest.decode import MessageLimits, unpack, values
-from ingest.model import Defect, Delivery, Kept
+from ingest.model import Defect, Delivery, KeptAs
 from ingest.schema import Catalogue, NeverStored, Stream
 
-Payload = tuple[bytes, Kept]
+Payload = tuple[bytes, KeptAs]
 """Payload of a dead letter, and how much of what was rejected it is."""
 
 
@@ -41,7 +41,7 @@ class Letters:
 
         `clean` means that what must never be stored is already removed.
         """
-        return orjson.dumps(self._kept(stream, sample, clean=clean)), Kept.CLEAN
+        return orjson.dumps(self._kept(stream, sample, clean=clean)), KeptAs.CLEAN
 
     def of_large_sample(self, stream: Stream, sample: Any) -> Payload:
         """Return what is kept of a sample that is too large to search name by name.
@@ -51,8 +51,8 @@ class Letters:
         """
         text = orjson.dumps(sample)
         if not stream.never_stored.may_be_in(text):
-            return text, Kept.CLEAN
-        return (text, Kept.RAW) if self._keep_unreadable else size_and_digest(text)
+            return text, KeptAs.CLEAN
+        return (text, KeptAs.RAW) if self._keep_unreadable else size_and_digest(text)
 
     def of_message(self, delivery: Delivery, name: str | None) -> Payload:
         """Return what is kept of a message that cannot be split; `name` is its stream's, if known.
@@ -68,15 +68,15 @@ class Letters:
             try:
                 document = orjson.loads(text)
                 if not private.may_be_in(text):
-                    return delivery.payload, Kept.CLEAN
+                    return delivery.payload, KeptAs.CLEAN
                 # Parsing and writing again keeps only one value of a name that occurs twice.
                 if isinstance(document, list):
-                    return orjson.dumps([self._kept(stream, one) for one in document]), Kept.CLEAN
+                    return orjson.dumps([self._kept(stream, one) for one in document]), KeptAs.CLEAN
                 return self.of_sample(stream, document)
             except (TypeError, ValueError, RecursionError):
                 pass  # not JSON, or nested too deep
         if self._keep_unreadable or not delivery.payload:
-            return delivery.payload, Kept.RAW
+            return delivery.payload, KeptAs.RAW
         return size_and_digest(delivery.payload)
 
     def _kept(self, stream: Stream | None, sample: Any, *, clean: bool = False) -> Any:
@@ -93,4 +93,4 @@ class Letters:
 def size_and_digest(text: bytes) -> Payload:
     """Return the size and digest that replace a text that cannot be searched."""
     told = {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
-    return orjson.dumps(told), Kept.DIGEST
+    return orjson.dumps(told), KeptAs.DIGEST

@@ -57,7 +57,7 @@ class Why(enum.StrEnum):
         return "out_of_range" if outside else "invalid"
 
 
-class Kept(enum.StrEnum):
+class KeptAs(enum.StrEnum):
     """What a dead letter keeps: the closed list of values of `iov.dead_letter.kept`."""
 
     CLEAN = "clean"
@@ -85,6 +85,13 @@ class Acknowledger(Protocol):
         Packet identifiers belong to the connection they came by (MQTT 5, 2.2.1): after a
         reconnect the same number names another message.
         """
+
+
+class Nobody:
+    """Acknowledger of messages that came by no connection."""
+
+    def acknowledge(self, _packet_ids: Sequence[int]) -> None:
+        """Do nothing."""
 
 
 class Arrival(NamedTuple):
@@ -153,7 +160,7 @@ class Rejected(NamedTuple):
     """Description of the error and its place; it never quotes a value of the sample."""
     payload: bytes
     """The sample's JSON, or the message if it cannot be split, as far as `Letters` keeps it."""
-    kept: Kept = Kept.CLEAN
+    kept: KeptAs = KeptAs.CLEAN
     """How much of what was rejected `payload` is."""
 
 

@@ -10,7 +10,7 @@ import gzip
 import time
 import zlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from ingest.commands.publisher import Publisher
 from ingest.decode import too_deep
 from ingest.envelope import instant
 from ingest.errors import ConfigError
-from ingest.model import Arrival, Delivery, Rejected
+from ingest.model import Arrival, Delivery, Nobody, Rejected
 
 _GZIP = b"\x1f\x8b"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -136,13 +136,6 @@ def _instant(ts: Any) -> datetime | None:
     return found if isinstance(found, datetime) else None
 
 
-class _Nobody:
-    """Acknowledger of messages that are only checked."""
-
-    def acknowledge(self, _packet_ids: Sequence[int]) -> None:
-        """Do nothing: there is no connection."""
-
-
 class Replay:
     """One run through a recording."""
 
@@ -227,7 +220,7 @@ class Replay:
         checked = self._checker.check(
             Delivery(
                 message.topic, message.payload, message.encoding, message.content_type,
-                None, arrival, _Nobody(),
+                None, arrival, Nobody(),
             )
         )  # fmt: skip
         for outcome in checked.outcomes:

@@ -56,8 +56,11 @@ def _refused(extra: Mapping[str, Any], quality: Mapping[str, Any]) -> dict[str, 
     The service marks every value that it sets aside.
     """
     found = extra.get(MEMBER)
-    ours = isinstance(found, dict) and all(at in quality and at[:1] == "/" for at in found)
-    return dict(found) if ours and isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        return {}
+    marked = [at for at in found if at[:1] == "/" and at in quality]
+    theirs = {*found} - {*marked, f"/{MEMBER}"}
+    return dict(found) if marked and not theirs else {}
 
 
 def _as_sent(value: Any, column: Column) -> Any:

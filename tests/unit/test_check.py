@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ingest.check import Checker
 from ingest.config import Settings
 from ingest.envelope import derived_seq, instant
-from ingest.model import Defect, Kept, Outcome, Reason, Rejected, Row
+from ingest.model import Defect, KeptAs, Outcome, Reason, Rejected, Row
 from ingest.schema import Catalogue
 from ingest.schema.private import NeverStored
 from ingest.schema.stream import stream
@@ -114,8 +114,8 @@ def test_a_message_that_belongs_nowhere_is_kept_as_far_as_it_can_be_read(
     topic: str, reason: Reason, device: str | None, name: str | None
 ) -> None:
     for payload, kept, how in (
-        (b'{"x": 1}', b'{"x": 1}', Kept.CLEAN),
-        (b"raw", digest_of(b"raw"), Kept.DIGEST),
+        (b'{"x": 1}', b'{"x": 1}', KeptAs.CLEAN),
+        (b"raw", digest_of(b"raw"), KeptAs.DIGEST),
     ):
         checked = CHECKER.check(delivery(payload, topic))
         assert checked.stream == "other"

@@ -114,7 +114,7 @@ def test_what_the_fleet_says_wrong_is_rejected_and_nothing_else() -> None:
             assert all(o.resend for o in checked.outcomes if isinstance(o, Row)), "resend"
         kinds[message.kind] += 1
         first.add(message.payload[:1] if message.kind == "dirty" else b"")
-    assert first == {b"", b"{", b"[", b"\xef", b"\x1e"}
+    assert first == {b"", b"{", b"[", b"\xef", b"\x1e", b"\x1f"}
     assert set(kinds) == {"good", "bad", "dirty", "duplicate", "late"}
     assert 80 < kinds["dirty"] < 220
     assert 80 < kinds["bad"] < 220

@@ -33,7 +33,7 @@ from ingest.config import Settings
 from ingest.decode import parse_topic
 from ingest.errors import NotReady, Unavailable
 from ingest.metrics import Metrics
-from ingest.model import Arrival, Checked, Delivery, Kept, Reason, Rejected
+from ingest.model import Arrival, Checked, Delivery, KeptAs, Nobody, Reason, Rejected
 from ingest.schema import Catalogue, digest_of, load_catalogue
 from ingest.store import (
     StoreConnection,
@@ -62,13 +62,6 @@ Bar = Callable[[int], AbstractContextManager[Callable[[int], None]]]
 
 
 log = structlog.get_logger(__name__)
-
-
-class _Broker:
-    """No broker: a letter was acknowledged when it was written."""
-
-    def acknowledge(self, packet_ids: Any) -> None:
-        """Do nothing."""
 
 
 class Outcome(NamedTuple):
@@ -163,7 +156,7 @@ class Judge:
             log.exception("internal error on one letter", letter=delivery.id)
             checked = checker.internal_error(delivery)
         rejected = [one for one in checked.outcomes if isinstance(one, Rejected)]
-        told_only = [one for one in rejected if one.kept is Kept.DIGEST]
+        told_only = [one for one in rejected if one.kept is KeptAs.DIGEST]
         whole = told_only or (rejected if len(rejected) == len(checked.outcomes) else [])
         delivery.whole = bool(whole) or len(checked.outcomes) == 1
         if whole:
@@ -176,7 +169,7 @@ class Judge:
         return self._of(delivery.letter).samples_json(delivery, indexes)
 
     def _of(self, letter: DeadLetter) -> Checker:
-        return self._raw if letter.kept == Kept.RAW else self._clean
+        return self._raw if letter.kept == KeptAs.RAW else self._clean
 
 
 def replayed(id_: int, letter: DeadLetter) -> Replayed:
@@ -190,7 +183,7 @@ def replayed(id_: int, letter: DeadLetter) -> Replayed:
         topic = f"iov/v1/{letter.device}/{letter.stream}"
     arrival = Arrival(letter.received_at, time.monotonic())
     return Replayed(
-        topic, letter.payload, None, None, None, arrival, _Broker(), id=id_, letter=letter
+        topic, letter.payload, None, None, None, arrival, Nobody(), id=id_, letter=letter
     )
 
 
@@ -201,7 +194,7 @@ def is_not_kept(letter: DeadLetter) -> bool:
     """
     payload = letter.payload
     if not payload or letter.kept is not None:
-        return not payload or letter.kept == Kept.DIGEST
+        return not payload or letter.kept == KeptAs.DIGEST
     if len(payload) > _MOST_TOLD_BYTES or not payload.startswith(b'{"bytes":'):
         return False
     try:

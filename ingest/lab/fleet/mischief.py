@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 from codecs import BOM_UTF8
@@ -39,6 +40,8 @@ def soiled(sample: dict[str, Any], chance: Random) -> dict[str, Any]:
 def written(samples: Sequence[dict[str, Any]], chance: Random) -> bytes:
     """Return a payload of samples as some software of vehicles writes it: not quite JSON."""
     texts = [json.dumps(sample).encode() for sample in samples]
+    if chance.random() < 0.2:
+        texts = [text.replace(b"+00:00", b"+0000") for text in texts]
     plain = texts[0] if len(texts) == 1 else b"[" + b",".join(texts) + b"]"
     forms = (
         plain,
@@ -46,6 +49,7 @@ def written(samples: Sequence[dict[str, Any]], chance: Random) -> bytes:
         plain + b"\0",
         b"".join(text + b"\n" for text in texts),
         b"".join(b"\x1e" + text + b"\n" for text in texts),
+        gzip.compress(plain),
     )
     return chance.choice(forms)
 
