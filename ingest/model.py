@@ -87,7 +87,7 @@ class Acknowledger(Protocol):
         """
 
 
-class Nobody:
+class NoConnection:
     """Acknowledger of messages that came by no connection."""
 
     def acknowledge(self, _packet_ids: Sequence[int]) -> None:

@@ -23,7 +23,7 @@ from ingest.commands.publisher import Publisher
 from ingest.decode import too_deep
 from ingest.envelope import instant
 from ingest.errors import ConfigError
-from ingest.model import Arrival, Delivery, Nobody, Rejected
+from ingest.model import Arrival, Delivery, NoConnection, Rejected
 
 _GZIP = b"\x1f\x8b"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -220,7 +220,7 @@ class Replay:
         checked = self._checker.check(
             Delivery(
                 message.topic, message.payload, message.encoding, message.content_type,
-                None, arrival, Nobody(),
+                None, arrival, NoConnection(),
             )
         )  # fmt: skip
         for outcome in checked.outcomes:

@@ -33,7 +33,7 @@ from ingest.config import Settings
 from ingest.decode import parse_topic
 from ingest.errors import NotReady, Unavailable
 from ingest.metrics import Metrics
-from ingest.model import Arrival, Checked, Delivery, KeptAs, Nobody, Reason, Rejected
+from ingest.model import Arrival, Checked, Delivery, KeptAs, NoConnection, Reason, Rejected
 from ingest.schema import Catalogue, digest_of, load_catalogue
 from ingest.store import (
     StoreConnection,
@@ -183,7 +183,7 @@ def replayed(id_: int, letter: DeadLetter) -> Replayed:
         topic = f"iov/v1/{letter.device}/{letter.stream}"
     arrival = Arrival(letter.received_at, time.monotonic())
     return Replayed(
-        topic, letter.payload, None, None, None, arrival, Nobody(), id=id_, letter=letter
+        topic, letter.payload, None, None, None, arrival, NoConnection(), id=id_, letter=letter
     )
 
 
