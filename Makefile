@@ -52,7 +52,7 @@ debian: setup ## README's and start.md's commands in a bare Debian, as root, som
 	DEBIAN_ROOT=$(or $(DEBIAN_ROOT),/var/tmp/iov-debian) $(BIN)/python -m pytest -s tests/integration/test_debian.py $(ARGS)
 
 lowest: mosquitto ## Tests with the lowest versions pyproject.toml allows; ARGS="tests" for all of them
-	@PYTHON=$(PYTHON) .ci/lowest $(or $(ARGS),-m "not slow" tests/unit $(addprefix tests/integration/test_,service.py store.py source.py))
+	@PATH="$$PATH:$(CURDIR)/$(BIN)" PYTHON=$(PYTHON) .ci/lowest $(or $(ARGS),-m "not slow" tests/unit $(addprefix tests/integration/test_,service.py store.py source.py))
 
 lint: $(STAMP) ## ruff: rules and format
 	$(BIN)/ruff check .
