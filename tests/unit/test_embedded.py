@@ -1,11 +1,20 @@
 from __future__ import annotations
 
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from ingest.lab.embedded import free_port, neighbouring_ports, patiently
+
+
+def next_of(answers: list[BaseException | str]) -> str:
+    """Return the next answer, or raise it if it is an error."""
+    answer = answers.pop(0)
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer
 
 
 def test_a_free_port_is_none_that_a_connection_may_take_before_its_server_starts() -> None:
@@ -22,27 +31,20 @@ def test_a_free_port_is_none_that_a_connection_may_take_before_its_server_starts
 
 
 def test_a_database_server_that_recovers_for_long_is_waited_for() -> None:
-    answers = [subprocess.TimeoutExpired("pg_ctl", 10), AssertionError(), "ready"]
-
-    def start() -> str:
-        answer = answers.pop(0)
-        if isinstance(answer, BaseException):
-            raise answer
-        return str(answer)
-
-    assert patiently(start) == "ready"
+    answers: list[BaseException | str] = [
+        subprocess.TimeoutExpired("pg_ctl", 10),
+        AssertionError(),
+        "ready",
+    ]
+    assert patiently(partial(next_of, answers)) == "ready"
 
 
 def test_two_that_start_at_once_on_a_new_machine_make_one_user_of_the_system() -> None:
-    answers = [subprocess.CalledProcessError(9, ["useradd", "-s", "/bin/bash", "name"]), "ready"]
-
-    def start() -> str:
-        answer = answers.pop(0)
-        if isinstance(answer, BaseException):
-            raise answer
-        return str(answer)
-
-    assert patiently(start) == "ready"
+    answers: list[BaseException | str] = [
+        subprocess.CalledProcessError(9, ["useradd", "-s", "/bin/bash", "name"]),
+        "ready",
+    ]
+    assert patiently(partial(next_of, answers)) == "ready"
 
 
 @pytest.mark.parametrize(
@@ -55,8 +57,5 @@ def test_two_that_start_at_once_on_a_new_machine_make_one_user_of_the_system() -
 def test_a_failure_that_will_not_pass_is_reported_at_once(
     failure: subprocess.CalledProcessError,
 ) -> None:
-    def start() -> str:
-        raise failure
-
     with pytest.raises(subprocess.CalledProcessError):
-        patiently(start)
+        patiently(partial(next_of, [failure]))
