@@ -361,7 +361,7 @@ def _timed(frame: gbt32960.Frame, received_at: datetime) -> list[tuple[str, dict
 
 def _siblings(samples: Iterable[tuple[Stream, Any]]) -> Siblings:
     return Siblings(
-        (stream.name, ts, sample)
+        (stream.name, ts, stream.vocabulary.translated(sample))
         for stream, sample in samples
         if isinstance(sample, dict) and isinstance(ts := instant(sample.get("ts")), datetime)
     )

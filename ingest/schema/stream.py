@@ -158,6 +158,9 @@ def stream(
         },
         exempt,
     )
+    other_names = vocabulary(name, schema, vocabularies)
+    if secret := sorted(filter(never_stored.bans, other_names.fields)):
+        raise SchemaError(f"{name}: other names for {', '.join(secret)}, which is never stored")
     made = functions(schema, layout, digest)
     if any(map(never_stored.bans, own - {path[-1] for path in exempt})):
         made = made._replace(exact=never_sure)
@@ -175,7 +178,7 @@ def stream(
         digest,
         Aside(schema, never_stored, _validator),
         device_fields(schema),
-        vocabulary(name, schema, vocabularies),
+        other_names,
     )
 
 

@@ -7,11 +7,13 @@ schemas has the others. A number is multiplied by a factor if the other unit dif
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ingest.errors import SchemaError
+from ingest.schema.columns import ENVELOPE, json_types
 
 KEYWORD = "x-vss"
 FILE = "vocabularies.json"
@@ -27,6 +29,10 @@ class Meaning(NamedTuple):
     factor: float
     """What a number is multiplied by to be in our unit."""
 
+    def __str__(self) -> str:
+        """Return its JSON pointer, and the factor if there is one."""
+        return f"/{'/'.join(self.path)}" + (f" by {self.factor}" if self.factor != 1 else "")
+
 
 class Vocabulary:
     """Other names of one stream's fields. Falsy if there are none."""
@@ -37,6 +43,16 @@ class Vocabulary:
 
     def __bool__(self) -> bool:
         return bool(self._names)
+
+    @property
+    def fields(self) -> set[str]:
+        """Names of the fields that have other names."""
+        return {meaning.path[-1] for meaning in self._meanings.values()}
+
+    @property
+    def meanings(self) -> Mapping[str, Meaning]:
+        """Fields by their other names."""
+        return self._meanings
 
     def names_of(self, path: Sequence[str]) -> list[str]:
         """Return the other names of a field."""
@@ -59,10 +75,11 @@ class Vocabulary:
                 others.append((meaning, name, value))
         for meaning, name, value in others:
             place = _place(ours, sample, meaning.path)
-            if place is None or meaning.path[-1] in place:
+            converted = _in_our_unit(value, meaning.factor)
+            if place is None or meaning.path[-1] in place or converted is None:
                 ours[name] = value
             else:
-                place[meaning.path[-1]] = _in_our_unit(value, meaning.factor)
+                place[meaning.path[-1]] = converted
         return ours
 
 
@@ -88,9 +105,14 @@ def _place(
 
 
 def _in_our_unit(value: Any, factor: float) -> Any:
+    """Return a value in our unit; None if that is no number any more."""
     if factor == 1 or type(value) not in {int, float}:
         return value
-    return float(f"{value * factor:.{_DIGITS}g}")
+    try:
+        product = float(f"{value * factor:.{_DIGITS}g}")
+    except OverflowError:
+        return None
+    return product + 0.0 if math.isfinite(product) else None  # + 0.0: no negative zero
 
 
 def vocabulary(name: str, schema: Mapping[str, Any], others: Mapping[str, Any]) -> Vocabulary:
@@ -100,6 +122,7 @@ def vocabulary(name: str, schema: Mapping[str, Any], others: Mapping[str, Any]) 
     not have is left out.
     """
     meanings: dict[str, Meaning] = {}
+    own = {*schema.get("properties", {}), *ENVELOPE}
     for path, said in _vss(schema):
         vss, factor = _said(said, "path")
         if not isinstance(vss, str) or not _VSS_PATH.fullmatch(vss):
@@ -108,9 +131,29 @@ def vocabulary(name: str, schema: Mapping[str, Any], others: Mapping[str, Any]) 
     for other, said in _listed(name, others):
         to, factor = _said(said, "field")
         path = tuple(to.split("/")[1:]) if isinstance(to, str) else ()
+        if other in own:
+            raise SchemaError(f"{FILE}: {name}: {other} is a name of our own")
         if _has(schema, path):
             _add(meanings, name, other, path, factor)
+    for other, meaning in meanings.items():
+        if fault := _fault(schema, meaning):
+            raise SchemaError(f"{name}: {other} must not stand for {meaning}: {fault}")
     return Vocabulary(meanings)
+
+
+def _fault(schema: Mapping[str, Any], meaning: Meaning) -> str | None:
+    """Return why no other name may stand for a field; None if one may."""
+    field = dict(schema)
+    for step in meaning.path:
+        field = field["properties"][step]
+    if meaning.path[0] in ENVELOPE or "properties" in field or "items" in field:
+        return "it is no single value of the sample's own"
+    if field.get("x-hash") or field.get("x-device"):
+        # A dead letter has what a vehicle sent under another name as it came.
+        return "it is stored as a digest, or with the device"
+    if meaning.factor != 1 and not {"number", "integer"} & json_types(field):
+        return "a factor is for numbers"
+    return None
 
 
 def without_field(name: str, schema: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:
@@ -124,9 +167,11 @@ def without_field(name: str, schema: Mapping[str, Any], others: Mapping[str, Any
 
 def _listed(name: str, others: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield (other name, what it stands for) of one stream, from every vocabulary."""
-    for listed in others.values():
-        if isinstance(listed, dict):
-            yield from listed.get("fields", {}).get(name, {}).items()
+    for vocabulary_, listed in others.items():
+        fields = listed.get("fields") if isinstance(listed, dict) else None
+        if not isinstance(fields, dict) or not all(isinstance(of, dict) for of in fields.values()):
+            raise SchemaError(f"{FILE}: {vocabulary_} has no fields by stream")
+        yield from fields.get(name, {}).items()
 
 
 def _said(said: Any, key: str) -> tuple[Any, Any]:

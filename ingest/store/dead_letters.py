@@ -169,7 +169,8 @@ async def expect_letters(
         (may_change, _MAY_CHANGE, "change"),
     ):
         if needed and not await connection.fetchval(question):
-            raise NotReady(f"no right to {what} iov.dead_letter: grant {ROLE} to this user")
+            hint = f"grant {ROLE} to this user; if the role is new, run iov-ingest migrate"
+            raise NotReady(f"no right to {what} iov.dead_letter: {hint}")
 
 
 async def change_alone(connection: asyncpg.Connection) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -39,9 +39,9 @@ class Rows(NamedTuple):
 
     estimate: int
     """Number of rows that the planner expects there."""
-    some: AsyncIterator[Sequence[Mapping[str, Any]]]
+    some: AsyncGenerator[Sequence[Mapping[str, Any]], None]
     """The rows, some at a time: all of them, or pages taken at random. A row maps names of columns
-    to values, jsonb as Python has it."""
+    to values, jsonb as Python has it. Close it (`aclosing`) if it is not read to its end."""
 
 
 async def rows_of(
@@ -84,7 +84,7 @@ async def others(connection: asyncpg.Connection, known: Collection[str]) -> list
 
 async def _fetched(
     connection: asyncpg.Connection, statement: str, span: Span
-) -> AsyncIterator[Sequence[Mapping[str, Any]]]:
+) -> AsyncGenerator[Sequence[Mapping[str, Any]], None]:
     async with connection.transaction(readonly=True):
         cursor = await connection.cursor(statement, *span)
         while rows := await cursor.fetch(_AT_ONCE):

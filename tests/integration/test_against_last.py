@@ -87,6 +87,7 @@ async def test_a_narrower_range_costs_fields_and_a_wider_one_brings_some_back(
         "stream": "nev",
         "rows": 14,
         "of": 0,
+        "stopped": False,
         "refused": {},
         "set_aside": {"/speed_kmh": 3},
         "taken": {"/soc_pct": 1},
@@ -186,3 +187,39 @@ async def test_wrong_arguments_are_named() -> None:
         )
         assert ended.status == 2
         assert words in ended.err
+
+
+async def test_with_old_statistics_it_stops_and_says_so(database: OwnDatabase) -> None:
+    await database.execute("""
+        INSERT INTO iov.device (device, first_seen_at) VALUES ('D1', now());
+        SELECT iov.make_partition('nev', d::date)
+        FROM generate_series(now() - interval '2 hours', now(), '1 hour') d;
+        INSERT INTO iov.nev (device_id, ts, seq, received_at, speed_kmh)
+        SELECT device_id, now() - interval '1 hour' - n * interval '10 ms', n, now(), 50
+        FROM iov.device, generate_series(1, 30000) n;
+        ANALYZE iov.nev;
+        INSERT INTO iov.nev (device_id, ts, seq, received_at, speed_kmh)
+        SELECT device_id, now() - n * interval '10 ms', n, now(), 50
+        FROM iov.device, generate_series(1, 30000) n;
+    """)
+    ended = await iov_ingest(
+        "schema", "diff", "--against-last", "1h", "--most", "1000", database_url=database.url
+    )
+    assert "of many more" in ended.out, ended.out
+    assert "nev: 30,000 rows judged" not in ended.out
+
+
+async def test_names_that_a_vocabulary_gets_are_read_in_what_was_kept(
+    filled: OwnDatabase, tmp_path: Path
+) -> None:
+    await filled.execute("""UPDATE iov.nev SET extra = '{"o.brake": 5000}' WHERE seq = 3""")
+    schemas = tomorrow(tmp_path)
+    file = schemas / "vocabularies.json"
+    others = orjson.loads(file.read_bytes())
+    others["own"] = {"fields": {"nev": {"o.brake": "/brake_pedal_pct"}}}
+    file.write_bytes(orjson.dumps(others))
+    ended = await iov_ingest(
+        "schema", "diff", schemas, "--against-last", "24h", "--json", database_url=filled.url
+    )
+    [nev] = [one for one in ended.json["against"]["rows"] if one["stream"] == "nev"]
+    assert nev["set_aside"] == {"/brake_pedal_pct": 1}

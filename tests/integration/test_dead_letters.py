@@ -26,8 +26,8 @@ from ingest.commands.dead_letters.replay import (
 from ingest.config import load
 from ingest.errors import NotReady, TooMuch, Unavailable
 from ingest.model import Delivery
-from ingest.schema import default_directory, digest_of, load_catalogue
-from ingest.store import Writer, dead_letters
+from ingest.schema import Catalogue, default_directory, digest_of, load_catalogue
+from ingest.store import Writer, dead_letters, migrate
 from ingest.store.connect import connected
 from ingest.store.dead_letters import Which
 from ingest.store.part import Part
@@ -535,3 +535,16 @@ async def test_an_operator_sees_what_was_rejected_and_brings_it_back(
     assert "24h" in wrong.err
     gone = await iov_ingest("dead-letters", "show", str(first["id"]), **settings)
     assert (gone.status, "no dead letter" in gone.err) == (1, True)
+
+
+async def test_a_role_that_was_made_later_gets_its_rights_by_the_next_migrate(
+    database: OwnDatabase, catalogue: Catalogue
+) -> None:
+    settings = load(environ={"IOV_DATABASE_URL": database.url})
+    await database.execute("REVOKE ALL ON iov.dead_letter FROM iov_dead_letters")
+    steps = await migrate(settings, catalogue)
+    assert [step.what for step in steps] == ["grant what iov_dead_letters needs"]
+    assert not await migrate(settings, catalogue)
+    operator = await database.user("replays_later", "iov_dead_letters")
+    await kept(database, [delivery(one_bad_field(1))])
+    assert (await replay(database, url=operator)).stored == 1

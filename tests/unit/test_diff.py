@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from ingest.commands.schema.diff import Change, diff
-from ingest.schema.stream import stream
+from ingest.schema import default_directory
+from ingest.schema.catalogue import vocabularies
+from ingest.schema.stream import Stream, stream
 from tests.support import CATALOGUE
 
 NEW_FIELD = {"type": ["number", "null"], "title": "X", "minimum": 0}
@@ -24,7 +26,10 @@ def changed(name: str, pointer: str, value: Any) -> list[Change]:
         del node[last]
     else:
         node[last] = value
-    return diff(CATALOGUE, {**CATALOGUE, name: stream(name, schema)})
+    return diff(
+        CATALOGUE,
+        {**CATALOGUE, name: stream(name, schema, vocabularies=vocabularies(default_directory()))},
+    )
 
 
 def test_a_catalogue_is_compatible_with_itself() -> None:
@@ -91,3 +96,22 @@ def test_a_smaller_integer_fits_the_column_that_is_there() -> None:
     found = changed("battery", cell, field)
     (column,) = [change for change in found if "column" in change.what]
     assert column.compatible
+
+
+def test_another_name_may_be_added_and_not_changed_or_taken_away() -> None:
+    def with_names(vss: Any, others: dict[str, str]) -> dict[str, Stream]:
+        schema = {
+            "type": "object",
+            "properties": {"ts": {}, "a_km": {"type": "number", "x-vss": vss}},
+        }
+        return {"s": stream("s", schema, vocabularies={"o": {"fields": {"s": others}}})}
+
+    before = with_names("Vehicle.A", {"o.a": "/a_km"})
+    more = with_names("Vehicle.A", {"o.a": "/a_km", "o.b": "/a_km"})
+    assert [(c.what, c.compatible) for c in diff(before, more)] == [("o.b stands for /a_km", True)]
+    fewer = with_names({"path": "Vehicle.A", "factor": 2}, {})
+    told = {c.what for c in diff(before, fewer) if not c.compatible}
+    assert told == {
+        "Vehicle.A stands for /a_km by 2, not /a_km",
+        "o.a stands for nothing, not /a_km",
+    }

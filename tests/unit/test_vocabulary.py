@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import orjson
@@ -24,7 +24,8 @@ BATTERY = "Vehicle.Powertrain.TractionBattery"
 SCHEMA: dict[str, Any] = {
     "properties": {
         "speed_kmh": {"x-vss": "Vehicle.Speed"},
-        "range_km": {"x-vss": {"path": "Vehicle.Range", "factor": 0.001}},
+        "range_km": {"type": "number", "x-vss": {"path": "Vehicle.Range", "factor": 0.001}},
+        "far_m": {"type": "number", "x-vss": {"path": "Vehicle.Far", "factor": 1000}},
         "place": {"properties": {"lon": {"x-vss": "Vehicle.Lon"}, "lat": {"x-vss": "Vehicle.Lat"}}},
     }
 }
@@ -55,7 +56,7 @@ def values(sample: dict[str, Any], stream: str = "nev") -> dict[str, Any]:
         ("chassis", {"Vehicle.ADAS.ABS.IsEngaged": True}, {"abs_active": True}),
         ("nev", {"v.p.speed": 46.8, "v.b.12v.voltage": 12.3},
          {"speed_kmh": 46.8, "aux_battery_v": 12.3}),
-        ("battery", {"v.c.duration.full": 25}, {"charging_time_to_full_s": 1500}),
+        ("battery", {"TimeToFullCharge": 0.5}, {"charging_time_to_full_s": 1800}),
         ("nev", {"VehicleSpeed": 50, "Soc": 71.5}, {"speed_kmh": 80.4672, "soc_pct": 71.5}),
     ],
 )  # fmt: skip
@@ -92,6 +93,29 @@ def test_names_that_are_never_stored_stay_so_in_every_vocabulary() -> None:
     assert "extra" not in found
 
 
+def test_a_current_of_zero_has_no_sign() -> None:
+    found = values({f"{BATTERY}.CurrentCurrent": 0.0})
+    assert str(found["pack_current_a"]) == "0.0"
+
+
+def test_samples_of_one_message_are_compared_whatever_they_call_their_fields() -> None:
+    sent = [
+        {"ts": (NOW - timedelta(seconds=3 - n)).isoformat(), "v.p.odometer": km}
+        for n, km in enumerate((1_000, 900, 1_001))
+    ]
+    rows = CHECKER.check(delivery(sent, at=NOW)).outcomes
+    flags = [row.flags for row in rows if isinstance(row, Row)]
+    assert flags == [(), ["odometer_backwards"], ()]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Vehicle.Driver.Identifier.Subject", "Vehicle.Occupant.Row1.DriverSide.Identifier.Issuer"],
+)
+def test_who_somebody_is_in_vss_is_never_stored(name: str) -> None:
+    assert "extra" not in values({name: "7331677", "soc_pct": 50})
+
+
 def test_the_sample_itself_is_not_changed() -> None:
     place = {"lon": 1.0}
     sample = {"place": place, "Vehicle.Lat": 2.0, "speed_kmh": 3}
@@ -110,6 +134,8 @@ def test_the_sample_itself_is_not_changed() -> None:
         ({"place": 7, "Vehicle.Lat": 2}, {"place": 7, "Vehicle.Lat": 2}),
         ({"place": None, "Vehicle.Lat": 2}, {"place": {"lat": 2}}),
         ({"place": {"lat": 1}, "Vehicle.Lat": 2}, {"place": {"lat": 1}, "Vehicle.Lat": 2}),
+        ({"Vehicle.Far": 1e308}, {"Vehicle.Far": 1e308}),
+        ({"Vehicle.Far": 10**400}, {"Vehicle.Far": 10**400}),
     ],
 )
 def test_odd_values_are_left_to_the_schema(sent: dict[str, Any], read: dict[str, Any]) -> None:
@@ -129,6 +155,14 @@ def test_a_name_for_a_field_that_is_not_there_stands_for_nothing() -> None:
         ({"x-vss": {"factor": 2}}, {}, "no path of VSS"),
         ({"x-vss": {"path": "Vehicle.A", "factor": 0}}, {}, "not 0"),
         ({"x-vss": {"path": "Vehicle.A", "factor": "2"}}, {}, "not 0"),
+        ({"x-vss": {"path": "Vehicle.A", "factor": 2}, "type": "string"}, {}, "for numbers"),
+        ({"x-vss": "Vehicle.A", "x-hash": "sha256"}, {}, "as a digest"),
+        ({"x-vss": "Vehicle.A", "x-device": True}, {}, "as a digest"),
+        ({"x-vss": "Vehicle.A", "items": {}}, {}, "no single value"),
+        ({}, {"o": {"fields": {"s": {"speed": "/speed"}}}}, "a name of our own"),
+        ({}, {"o": 1}, "no fields by stream"),
+        ({}, {"o": {"fields": []}}, "no fields by stream"),
+        ({}, {"o": {"fields": {"s": 7}}}, "no fields by stream"),
         ({}, {"o": {"fields": {"s": {"a.b": "/speed"}}}, "p": {"fields": {"s": {"a.b": "/speed"}}}},
          "two fields"),
     ],

@@ -53,16 +53,22 @@ IdOption = Annotated[
 ]
 SinceOption = Annotated[
     str | None,
-    typer.Option(help="Received at this time (RFC 3339) or later, or so long ago: 90m, 24h, 7d."),
+    typer.Option(
+        help="Received at this time (RFC 3339) or later, or within the last 90m, 24h, 7d."
+    ),
 ]
 AttemptsOption = Annotated[
     int | None,
     typer.Option(
-        "--most-attempts", help="Only if replayed at most so often; 0: never.", min=0, max=_MANY
+        "--most-attempts",
+        help="Only letters replayed at most this many times; 0: never.",
+        min=0,
+        max=_MANY,
     ),
 ]
 UntilOption = Annotated[
-    str | None, typer.Option(help="Received before this time, or longer ago than so long.")
+    str | None,
+    typer.Option(help="Received before this time (RFC 3339), or at least this long ago: 30d."),
 ]
 
 app = typer.Typer(
@@ -76,7 +82,7 @@ app = typer.Typer(
 def dead_letters_() -> None:
     """Look at rejected samples, bring them back after the cause is mended, or delete them.
 
-    `replay` and `purge` need a database user in the role `iov_dead_letters`.
+    All but `list` need a database user in the role `iov_dead_letters`.
     """
 
 
@@ -94,7 +100,7 @@ def list_(
 ) -> None:
     """Count dead letters by stream and reason, and list the newest of them.
 
-    A user in `iov_reader` may do this: no payload is read.
+    A user in the role `iov_reader` may do this, because no payload is read.
     """
     with ending():
         which = _which(reason, stream, device, None, since, until, most_attempts)
@@ -157,7 +163,7 @@ def replay(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Take dead letters through the service again, and print “reason then → outcome now”.
+    """Process dead letters again, and print “reason then → outcome now”.
 
     A letter is checked as when it arrived: its age is judged by the time of its arrival, and that
     stays the `received_at` of its row. It is deleted in the transaction that stores its samples. A
@@ -166,10 +172,10 @@ def replay(
 
     Letters of which only size and digest were kept cannot come back.
 
-    With --dry-run the store is not asked: it may refuse a row, or have it already.
+    --dry-run does not ask the database, which may still refuse a row or already have it.
 
     Ends with status 1 if it stopped because too many failed, or because nothing could be committed
-    for half a minute; failures alone end with 0.
+    for half a minute; letters that are rejected again do not change the status.
     """
     with ending():
         which = _which(reason, stream, device, id_, since, until, most_attempts)

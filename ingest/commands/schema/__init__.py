@@ -26,7 +26,13 @@ from ingest.commands.schema.lint import lint
 from ingest.config import Settings, load
 from ingest.errors import ConfigError
 from ingest.schema import Catalogue, Stream, default_directory, digest_of, load_catalogue
-from ingest.schema.catalogue import SUFFIX, load_rules, load_schema, schema_files
+from ingest.schema.catalogue import (
+    SUFFIX,
+    load_rules,
+    load_schema,
+    schema_files,
+    vocabularies,
+)
 from ingest.schema.stream import stream as build
 from ingest.schema.table import create_table
 
@@ -110,7 +116,9 @@ def schema_docs(
 def schema_diff(
     old: Annotated[
         Path | None,
-        typer.Argument(help="A directory of schemas, or a schema file. Given alone, it is NEW."),
+        typer.Argument(
+            help="A directory of schemas, or a schema file; NEW if alone and with --against-last."
+        ),
     ] = None,
     new: Annotated[Path | None, typer.Argument(help="Another of the same kind.")] = None,
     against_last: Annotated[
@@ -210,7 +218,8 @@ def _either(path: Path) -> Catalogue:
     if path.is_dir():
         return load_catalogue(path)
     name = path.name.removesuffix(SUFFIX)
-    return {name: build(name, load_schema(path), load_rules(path.parent))}
+    rules, others = load_rules(path.parent), vocabularies(path.parent)
+    return {name: build(name, load_schema(path), rules, vocabularies=others)}
 
 
 def _directory(given: Path | None, config: Path | None) -> Path:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from ingest.store.connect import connected
 from ingest.store.dead_letters import Which
 from ingest.store.rows import Span, estimate_of, others, rows_of
 
+_MOST_TIMES = 2
+"""Factor by which more rows than asked for are judged, if there are more than was estimated."""
 _FEW_MORE = 1.5
 """Factor by which an estimate has to be larger than what was read to say anything."""
 _INDEX = re.compile(r"/\d+(?=/|$)", re.ASCII)
@@ -43,6 +45,8 @@ class Verdict:
     """Number of rows that were judged."""
     of: int = 0
     """Number of rows in the span, as the planner estimates it, if it is more."""
+    stopped: bool = False
+    """True if there were many more rows than the planner estimated, and the rest was left out."""
     refused: Counter[str] = field(default_factory=Counter)
     """Samples that would be rejected, by fault."""
     set_aside: Counter[str] = field(default_factory=Counter)
@@ -100,9 +104,14 @@ async def judge(
                 was = (old or schemas).get(name, stream)
                 found = await rows_of(connection, was, span, most)
                 if found is not None:
-                    async for rows in found.some:
-                        for row in rows:
-                            _judge_row(stream, was, row, settings, verdict)
+                    async with aclosing(found.some) as some:
+                        async for rows in some:
+                            for row in rows:
+                                _judge_row(stream, was, row, settings, verdict)
+                            # If statistics are older than the rows, there are more than expected.
+                            if verdict.rows >= _MOST_TIMES * most:
+                                verdict.stopped = True
+                                break
                     verdict.of = max(found.estimate, verdict.rows)
                 verdicts.append(verdict)
                 advance(1)
@@ -118,7 +127,7 @@ async def _gone(connection: Any, schemas: Catalogue, span: Span) -> list[Verdict
         number = await estimate_of(connection, table, span)
         if number:
             told = Counter({"there is no such schema": number})
-            verdicts.append(Verdict(table, number, number, told))
+            verdicts.append(Verdict(table, number, number, refused=told))
     return verdicts
 
 
@@ -128,7 +137,7 @@ def _judge_row(
     """Judge one row; `was` is the stream that it was stored by."""
     verdict.rows += 1
     stored = sample_of(was.columns, row)
-    sample = stream.storable(stored.sample)
+    sample = stream.vocabulary.translated(stream.storable(stored.sample))
     taken = stored.refused
     if stream.known(row["ts"], row["seq"], row["received_at"], sample) is None:
         divided = stream.set_aside(sample)
@@ -150,6 +159,7 @@ def report(judgement: Judgement) -> None:
         if not verdict.rows:
             continue
         more = f" of about {verdict.of:,}" if verdict.of > verdict.rows * _FEW_MORE else ""
+        more = " of many more (ANALYZE would tell how many)" if verdict.stopped else more
         refused = f"{verdict.refused.total():,} would be refused"
         typer.echo(f"{verdict.stream}: {verdict.rows:,} rows{more} judged, {refused}")
         for told, found in (

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 from ingest.schema.columns import Column
 from ingest.schema.stream import Stream
+from ingest.schema.vocabulary import Vocabulary
 
-_WORDS = {"x-free-text", "title", "description", "x-source", "$id", "$schema", "$comment"}
+_WORDS = {"x-vss", "x-free-text", "title", "description", "x-source", "$id", "$schema", "$comment"}
 """Keywords that only explain; a change of them is compatible."""
 _UPPER = {"maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties"}
 _LOWER = {"minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties"}
@@ -43,6 +44,7 @@ def diff(old: Mapping[str, Stream], new: Mapping[str, Stream]) -> list[Change]:
         else:
             changes += _schema(old[name].schema, new[name].schema, name)
             changes += _columns(old[name].columns, new[name].columns, name)
+            changes += _other_names(old[name].vocabulary, new[name].vocabulary, name)
     return changes
 
 
@@ -73,8 +75,6 @@ def _schema(old: Mapping[str, Any], new: Mapping[str, Any], where: str) -> Itera
 def _keyword(keyword: str, before: Any, after: Any, where: str) -> Iterator[Change]:
     if keyword == "x-hash" and before is None:
         yield Change(where, "stored as a digest from now on", compatible=True)
-    elif keyword == "x-vss" and after is not None:
-        yield Change(where, f"{keyword}: {after}", compatible=True)
     elif keyword == "x-sentinels":
         # A number that stands for no value was never a value.
         yield Change(where, f"{keyword}: {before or []} → {after or []}", compatible=True)
@@ -115,6 +115,17 @@ def _members(value: Any) -> set[str]:
     if value is None:
         return set()
     return {str(item) for item in (value if isinstance(value, list) else [value])}
+
+
+def _other_names(old: Vocabulary, new: Vocabulary, where: str) -> Iterator[Change]:
+    """Yield changes of what other names stand for; one that is gone sends values to `extra`."""
+    for name, meaning in old.meanings.items():
+        now = new.meanings.get(name)
+        if now != meaning:
+            what = f"{name} stands for {now or 'nothing'}, not {meaning}"
+            yield Change(where, what, compatible=False)
+    for name in sorted(new.meanings.keys() - old.meanings.keys()):
+        yield Change(where, f"{name} stands for {new.meanings[name]}", compatible=True)
 
 
 def _columns(old: list[Column], new: list[Column], where: str) -> Iterator[Change]:

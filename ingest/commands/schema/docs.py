@@ -49,10 +49,13 @@ or nanoseconds is refused with `bad_timestamp`, and the detail names the unit. A
 _VOCABULARIES = """\
 ## Other names of fields
 
-A sample may name fields as other vocabularies do, each as one key at its top level:
-`{{"ts": …, "Vehicle.Speed": 46.8}}` is `speed_kmh`. The pages have the other names in the column
-*meaning*. Numbers are converted where the unit differs; what has its own name in the sample too
-stays as an unknown field. The topic says which stream it is, as always.
+A sample may name fields as other vocabularies do, each as one key at its top level, in exactly that
+spelling: `{{"ts": …, "Vehicle.Speed": 46.8}}` fills `speed_kmh`. The pages have the other names in
+the column *meaning*. Numbers are converted where unit or sign differs, also those that are then
+refused. If a sample also has our own name for the field, ours counts (even if it is null), and the
+other stays in `extra`; of two other names the first counts. Positions in VSS are WGS 84; say so in
+`crs`. Booleans that a vocabulary writes as words have no name here, nor have fields whose sign or
+quantity is another than ours. The topic says which stream it is, as always.
 
 | vocabulary | where it is listed |
 | --- | --- |
