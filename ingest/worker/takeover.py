@@ -28,9 +28,16 @@ from ingest.worker.leave import quiet
 from ingest.worker.service import Service
 
 RETRY_S = 600.0
-"""Seconds that a session is left alone after an adoption of it that did not come to its end."""
+"""Seconds that a session is left alone after an adoption of it that did not come to its end.
+
+If the broker was not reached, it is asked again with the next look.
+"""
 
 log = structlog.get_logger(__name__)
+
+
+class NotReached(Unavailable):
+    """The broker was away before the session could be taken over."""
 
 
 async def take_over(
@@ -76,7 +83,11 @@ async def _emptied(service: Service, subscription: str) -> int:
     finally:
         await service.connection.close()
     if not done:
-        raise session.result()
+        why = session.result()
+        # An owner that is back takes the session away; who never had it has not met one.
+        if source.found_session.done() or isinstance(why, NoSession):
+            raise why
+        raise NotReached(str(why)) from why
     if source.stage < Stage.LEFT:
         log.warning("session not ended", hint="it is empty, and expires by itself")
     return source.inbox.taken
@@ -127,6 +138,9 @@ class Adoption:
             log.warning("adopting", client_id=gone.client_id, silent_s=self._after_s)
             try:
                 messages = await take_over(self._settings, self._catalogue, opened, gone)
+            except NotReached as exc:
+                del self._left_alone[gone.client_id]
+                log.warning("not adopted yet", client_id=gone.client_id, why=str(exc))
             except Unavailable as exc:
                 log.warning("not adopted", client_id=gone.client_id, why=str(exc))
             except Exception:  # otherwise one session would end all its adopters, one by one

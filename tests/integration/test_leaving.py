@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import asyncpg
 import mqtt5
@@ -218,6 +219,26 @@ async def test_who_comes_back_while_another_session_is_drained_is_left_alone(
         async with register.opened(settings.database, settings.broker) as opened:
             await adoption._adopt_all(opened)
     assert len(taken) == 1
+
+
+async def test_a_broker_that_is_away_during_an_adoption_is_asked_again(
+    database: OwnDatabase, broker: Mosquitto, catalogue: Catalogue
+) -> None:
+    """Otherwise what waits in the session waits ten minutes more."""
+    async with working(broker.url, database.url, catalogue) as victim:
+        await victim.kill()
+    await publish_many(broker.url, [sample(seq) for seq in range(300)])
+    settings = settings_of(broker, database, mqtt_client_id="worker-2", adopt_after_s="60")
+    nobody: Any = None  # not asked here
+    adoption = Adoption(settings, catalogue, nobody)
+    adoption._after_s = 0
+    async with register.opened(settings.database, settings.broker) as opened:
+        await broker.stop()
+        await adoption._adopt_all(opened)
+        assert await database.count() == 0
+        await broker.start()
+        await adoption._adopt_all(opened)
+    assert await database.count() == 300
 
 
 async def somebody_else(database: OwnDatabase, url: str) -> None:
