@@ -7,7 +7,8 @@ for a worker that never comes. There are two kinds of takeover:
 - A running worker starts it by itself, which is called adoption. One worker at a time may adopt.
 
 An owner that comes back takes its session from the adopter by connecting. The adopter then leaves
-the session alone for `RETRY_S`.
+the session alone for `RETRY_S`. If the broker was not reached at all, it is asked again with the
+next look.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ from ingest.store.register import Register, Registered
 from ingest.worker.leave import quiet
 from ingest.worker.service import Service
 
-RETRY_S = 600.0
+RETRY_S = 60.0
 """Seconds that a session is left alone after an adoption of it that did not come to its end.
 
-If the broker was not reached, it is asked again with the next look.
+Emptying a session takes seconds, so an owner that is back is not disturbed for long; and what waits
+in a session does not wait long if the broker closed the connection for another reason.
 """
 
 log = structlog.get_logger(__name__)

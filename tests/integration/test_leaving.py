@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import asyncpg
@@ -11,6 +12,7 @@ import pytest
 import structlog
 
 from ingest.config import Settings, load
+from ingest.errors import Unavailable
 from ingest.lab.embedded import Mosquitto, amqtt
 from ingest.lab.proxy import Proxy
 from ingest.lab.until import until
@@ -19,7 +21,7 @@ from ingest.source import Stage
 from ingest.store import register
 from ingest.store.register import Register, Registered
 from ingest.worker.leave import QUIET_S, Leave
-from ingest.worker.takeover import Adoption, take_over
+from ingest.worker.takeover import RETRY_S, Adoption, take_over
 from tests.support import (
     OwnDatabase,
     environment,
@@ -219,6 +221,32 @@ async def test_who_comes_back_while_another_session_is_drained_is_left_alone(
         async with register.opened(settings.database, settings.broker) as opened:
             await adoption._adopt_all(opened)
     assert len(taken) == 1
+
+
+async def test_an_adoption_that_was_interrupted_is_tried_again_a_while_later(
+    database: OwnDatabase, broker: Mosquitto, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_of(broker, database, mqtt_client_id="worker-2", adopt_after_s="60")
+    await database.execute(
+        "INSERT INTO iov.worker (client_id, broker, subscription, heartbeat_at) "
+        f"VALUES ('gone', '127.0.0.1:{broker.port}', '{FILTER}', now() - interval '1 day')"
+    )
+    tried: list[float] = []
+
+    async def take(*_: Any) -> int:
+        tried.append(time.monotonic())
+        raise Unavailable("connection closed by broker")
+
+    monkeypatch.setattr("ingest.worker.takeover.take_over", take)
+    assert Settings().adopt_after_s / 10 >= RETRY_S, "nothing waits long"
+    monkeypatch.setattr("ingest.worker.takeover.RETRY_S", 0.5)
+    nobody: Any = None  # not asked here
+    adoption = Adoption(settings, catalogue, nobody)
+    async with register.opened(settings.database, settings.broker) as opened:
+        while len(tried) < 2:
+            await adoption._adopt_all(opened)
+            await asyncio.sleep(0.05)  # how often a worker looks; nobody reports a silence
+    assert tried[1] - tried[0] >= 0.5
 
 
 async def test_a_broker_that_is_away_during_an_adoption_is_asked_again(
