@@ -58,7 +58,7 @@ class Why(enum.StrEnum):
 
 
 class KeptAs(enum.StrEnum):
-    """What a dead letter keeps: the closed list of values of `iov.dead_letter.kept`."""
+    """Form of a dead letter's payload: the closed list of values of `iov.dead_letter.kept`."""
 
     CLEAN = "clean"
     """All of it but what must never be stored; digests in place of what is stored as a digest."""
@@ -161,7 +161,7 @@ class Rejected(NamedTuple):
     payload: bytes
     """The sample's JSON, or the message if it cannot be split, as far as `Letters` keeps it."""
     kept: KeptAs = KeptAs.CLEAN
-    """How much of what was rejected `payload` is."""
+    """Form of `payload`."""
 
 
 Outcome = Row | Rejected

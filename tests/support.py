@@ -20,6 +20,7 @@ import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from ingest.batch import Batch
 from ingest.budget import Budget
 from ingest.cancelled import unless_cancelled
 from ingest.check import Checker
@@ -174,6 +175,14 @@ def writer_to(url: str, catalogue: Catalogue, commit_timeout_s: int = 60) -> Wri
     )
     samples_json = Checker.of(catalogue, Settings()).samples_json
     return Writer(connection, catalogue, metrics, samples_json, plenty())
+
+
+def batch_of(catalogue: Catalogue, deliveries: list[Delivery]) -> Batch:
+    """Return the batch of what a worker with the default settings makes of deliveries."""
+    checker, batch = Checker.of(catalogue, Settings()), Batch(0.0)
+    for one in deliveries:
+        batch.add(one, checker.check(one), plenty(), 0.0)
+    return batch
 
 
 def environment(mqtt_url: str, database_url: str, **settings: str) -> dict[str, str]:

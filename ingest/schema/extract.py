@@ -299,9 +299,14 @@ def _at(node: Any, path: Path) -> Any:
     return node
 
 
+def _plain(member: Any) -> Any:
+    """Return an integral float as the integer that it is in JSON Schema."""
+    return int(member) if type(member) is float and member.is_integer() else member
+
+
 def as_text(value: dict[str, Any], parts: Sequence[str]) -> str:
     """Return an object as text: the parts whose member it has, or its JSON if it has others."""
-    said = {name: member for name, member in value.items() if member is not None}
+    said = {name: _plain(member) for name, member in value.items() if member is not None}
     written = {part: name for part in parts for name in _NAMED.findall(part)}
     if not said.keys() <= set(written.values()):
         return orjson.dumps(value).decode()

@@ -27,7 +27,7 @@ class Meaning(NamedTuple):
 
     path: tuple[str, ...]
     factor: float
-    """What a number is multiplied by to be in our unit."""
+    """Factor that brings a number into our unit."""
 
     def __str__(self) -> str:
         """Return its JSON pointer, and the factor if there is one."""
@@ -35,14 +35,11 @@ class Meaning(NamedTuple):
 
 
 class Vocabulary:
-    """Other names of one stream's fields. Falsy if there are none."""
+    """Other names of one stream's fields."""
 
     def __init__(self, meanings: Mapping[str, Meaning]) -> None:
         self._meanings = dict(meanings)
         self._names = frozenset(meanings)
-
-    def __bool__(self) -> bool:
-        return bool(self._names)
 
     @property
     def fields(self) -> set[str]:

@@ -53,7 +53,9 @@ _NARROWER = {
 
 
 _SHORT_NAMES = {"timestamp with time zone": "timestamptz"}
-_ROLES = {1: WORKER_ROLE, 4: READER_ROLE, 10: dead_letters.ROLE}
+_LETTERS = 10
+"""Number of the base migration for dead letters that come back."""
+_ROLES = {1: WORKER_ROLE, 4: READER_ROLE, _LETTERS: dead_letters.ROLE}
 """Roles, by the number of the base migration that makes them."""
 
 
@@ -172,8 +174,8 @@ async def _base(connection: asyncpg.Connection) -> AsyncIterator[Step]:
         statements += _base_grants().get(version, [])
         yield Step(f"apply {file.name}", statements)
     # A role that was made after the migration that grants it something gets that now.
-    if 10 in applied and await connection.fetchval(_LACKS_GRANTS, dead_letters.ROLE):  # noqa: PLR2004  its number
-        yield Step(f"grant what {dead_letters.ROLE} needs", _base_grants()[10])
+    if _LETTERS in applied and await connection.fetchval(_LACKS_GRANTS, dead_letters.ROLE):
+        yield Step(f"grant what {dead_letters.ROLE} needs", _base_grants()[_LETTERS])
 
 
 async def _hypertables(connection: asyncpg.Connection, settings: Settings) -> bool:
@@ -282,7 +284,7 @@ def _base_grants() -> dict[int, list[str]]:
             _granted("GRANT EXECUTE ON FUNCTION iov.drop_dead_letters(integer)"),
             _granted("GRANT EXECUTE ON FUNCTION iov.analyse(text)"),
         ],
-        10: [
+        _LETTERS: [
             _granted(
                 "GRANT SELECT (kept, attempts, replayed_at) ON iov.dead_letter", role=READER_ROLE
             ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,15 @@ from typing import Any
 import orjson
 import pytest
 
-from ingest.batch import Batch
-from ingest.check import Checker
-from ingest.config import Settings
 from ingest.schema import Catalogue, default_directory
 from tests.commands import iov_ingest
-from tests.support import OwnDatabase, bad_sample, delivery, plenty, sample, writer_to
+from tests.support import OwnDatabase, bad_sample, batch_of, delivery, sample, writer_to
+
+
+async def store(database: OwnDatabase, catalogue: Catalogue, sent: Sequence[Any]) -> None:
+    writer = writer_to(database.url, catalogue)
+    await writer.write(batch_of(catalogue, [delivery(payload) for payload in sent]))
+    await writer.connection.close()
 
 
 @pytest.fixture
@@ -30,13 +34,7 @@ async def filled(database: OwnDatabase, catalogue: Catalogue) -> OwnDatabase:
         bad_sample(9, now, soc_pct=-50),
         [bad_sample(10, now, speed_kmh="fast")],
     ]
-    checker, batch = Checker.of(catalogue, Settings()), Batch(0.0)
-    for payload in sent:
-        one = delivery(payload)
-        batch.add(one, checker.check(one), plenty(), 0.0)
-    writer = writer_to(database.url, catalogue)
-    await writer.write(batch)
-    await writer.connection.close()
+    await store(database, catalogue, sent)
     assert (await database.count(), await database.count("dead_letter")) == (15, 2)
     return database
 
@@ -158,14 +156,10 @@ async def test_rows_of_a_stream_that_is_gone_would_be_refused(
 async def test_what_a_vehicle_calls_refused_is_its_own(
     database: OwnDatabase, catalogue: Catalogue
 ) -> None:
-    checker, batch = Checker.of(catalogue, Settings()), Batch(0.0)
     long = "/packs/" + "9" * 5_000
-    for number, own in enumerate(("hello", 7, [1], {"/speed_kmh": 999}, {long: 1}, {"a": 1})):
-        one = delivery(sample(number, refused=own))
-        batch.add(one, checker.check(one), plenty(), 0.0)
-    writer = writer_to(database.url, catalogue)
-    await writer.write(batch)
-    await writer.connection.close()
+    own: list[Any] = ["hello", 7, [1], {"/speed_kmh": 999}, {long: 1}, {"a": 1}]
+    sent = [sample(number, refused=what) for number, what in enumerate(own)]
+    await store(database, catalogue, sent)
     ended = await iov_ingest(
         "schema", "diff", "--against-last", "24h", "--json", database_url=database.url
     )

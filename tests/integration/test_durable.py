@@ -17,9 +17,10 @@ from ingest.lab.until import until
 from ingest.schema import Catalogue
 from ingest.source import connection as fast
 from ingest.store import migrate
-from tests.integration.test_store import batch_of, writing
+from tests.integration.test_store import writing
 from tests.support import (
     OwnDatabase,
+    batch_of,
     delivery,
     publish_many,
     sample,

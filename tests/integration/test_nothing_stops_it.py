@@ -21,9 +21,10 @@ from ingest.lab.embedded import Mosquitto, Postgres
 from ingest.lab.until import until
 from ingest.schema import Catalogue
 from ingest.store import migrate
-from tests.integration.test_store import batch_of, writing
+from tests.integration.test_store import writing
 from tests.support import (
     OwnDatabase,
+    batch_of,
     delivery,
     may_not,
     publish_many,

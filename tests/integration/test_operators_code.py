@@ -25,9 +25,10 @@ from ingest.store import migrate
 from ingest.store.devices import DeviceIds
 from ingest.store.part import Part
 from tests.integration.test_nothing_stops_it import raising
-from tests.integration.test_store import batch_of, writing
+from tests.integration.test_store import writing
 from tests.support import (
     OwnDatabase,
+    batch_of,
     delivery,
     publish_many,
     sample,

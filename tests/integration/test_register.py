@@ -17,9 +17,10 @@ from ingest.model import Delivery
 from ingest.schema import Catalogue
 from ingest.store import register
 from ingest.store.heartbeat import Heartbeat
-from tests.integration.test_store import batch_of, writing
+from tests.integration.test_store import writing
 from tests.support import (
     OwnDatabase,
+    batch_of,
     delivery,
     environment,
     may_not,

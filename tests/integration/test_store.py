@@ -30,6 +30,7 @@ from ingest.store.partitions import make_ahead
 from tests.support import (
     OwnDatabase,
     bad_sample,
+    batch_of,
     delivery,
     may_not,
     plenty,
@@ -47,13 +48,6 @@ async def writing(
         yield writer
     finally:
         await writer.connection.close()
-
-
-def batch_of(catalogue: Catalogue, deliveries: list[Delivery]) -> Batch:
-    checker, batch = Checker.of(catalogue, Settings()), Batch(0.0)
-    for one in deliveries:
-        batch.add(one, checker.check(one), plenty(), 0.0)
-    return batch
 
 
 async def test_a_batch_of_several_streams_and_dead_letters_is_one_transaction(

@@ -62,6 +62,12 @@ def test_so_does_any_row(name: str, data: st.DataObject) -> None:
     expect_the_same_again(sample | {"ts": NOW.isoformat()}, name)
 
 
+def test_an_integral_float_in_a_code_is_written_as_the_integer_that_it_is() -> None:
+    row = stored({"ts": NOW.isoformat(), "dtcs": [{"spn": 639.0, "fmi": 9}]}, "alarm")
+    assert row is not None
+    assert row["dtcs"] == ["SPN639-FMI9"]
+
+
 def test_what_was_refused_is_back_at_its_place() -> None:
     sample = {
         "ts": NOW.isoformat(),

@@ -65,7 +65,7 @@ log = structlog.get_logger(__name__)
 
 
 class Outcome(NamedTuple):
-    """What was said of a letter, and what is said of it now."""
+    """Verdict on a letter, when it was kept and now."""
 
     stream: str
     then: str
@@ -102,8 +102,7 @@ class ReplayAccount:
     @property
     def tried(self) -> int:
         """Number of letters whose payload was kept."""
-        kept = (n for outcome, n in self.outcomes.items() if outcome.now != NOT_KEPT)
-        return sum(kept)
+        return sum(n for outcome, n in self.outcomes.items() if outcome.now != NOT_KEPT)
 
     def as_json(self) -> dict[str, Any]:
         """Return the keys of `--json`."""
@@ -115,7 +114,7 @@ class ReplayAccount:
 
 
 class Judge:
-    """What the service says of a letter now."""
+    """Judge of letters: two checkers, by the schemas and limits of now."""
 
     def __init__(self, catalogue: Catalogue, clean: Checker, raw: Checker) -> None:
         """Use the checker `raw` for letters that hold what a vehicle sent, `clean` for others.
@@ -253,7 +252,7 @@ class LetterReplay:
     def __init__(self, connection: asyncpg.Connection, which: Which) -> None:
         """Read letters over `connection`."""
         self.account = ReplayAccount()
-        """What was done so far."""
+        """Account of the letters so far."""
         self._connection = connection
         self._which = which
 

@@ -38,7 +38,7 @@ Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 @dataclass
 class Verdict:
-    """What new schemas say of the rows of one stream."""
+    """Verdict of new schemas on the rows of one stream."""
 
     stream: str
     rows: int = 0
@@ -62,7 +62,7 @@ class Verdict:
 
 @dataclass
 class Judgement:
-    """What new schemas say of everything in a span of time."""
+    """Verdicts of new schemas on everything in a span of time."""
 
     rows: list[Verdict]
     letters: ReplayAccount
